@@ -1,0 +1,259 @@
+"""Datasets of Examples: local JSON, JSONL and CSV files, Hugging Face datasets, and weighted mixtures of them.
+
+Nothing is decoded here: a picture's path is checked against the image folders and becomes a `Path` for the collator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from vlchat.data import readers
+from vlchat.data.formats import Example, to_example
+from vlchat.errors import ConfigError, DataError, PathEscapeError
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where rows come from.
+
+    Attributes:
+        path: a .json, .jsonl, .csv or .parquet file, a folder written by `save_to_disk`, or a Hub id
+            (`owner/name`, or `owner/name:subset`).
+        format: a name of `FORMATS`; None looks at each row's keys.
+        images: the folder that pictures may be read from; None means the data file's folder and its `images/`.
+        split: which split of a Hugging Face dataset; None takes `train`, or the only one there is.
+        weight: how many times an epoch shows each row (0.5: half of the rows, the other half in the next epoch).
+        limit: keep the first so many rows.
+        name: what messages call this source; None takes the file's name.
+    """
+
+    path: str
+    format: str | None = None
+    images: str | None = None
+    split: str | None = None
+    weight: float = 1.0
+    limit: int | None = None
+    name: str | None = None
+
+
+class Source:
+    """A map-style dataset of Examples over any sequence of rows.
+
+    Args:
+        rows: the raw rows; a row that cannot be read may raise DataError when it is asked for.
+        name: what messages call this source.
+        roots: the folders that pictures may be read from, in order of preference; empty refuses every path.
+        format: a name of `FORMATS`; None looks at each row's keys.
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], *, name: str = "rows", roots: Sequence[Path] = (), format: str | None = None
+    ) -> None:
+        self.rows = rows
+        self.name = name
+        self.roots = [Path(root) for root in roots]
+        self.format = format
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """The Example at `index` (from 0), its pictures' paths resolved.
+
+        Raises:
+            DataError: the row cannot be used, or a picture's file is missing; names file and row.
+            PathEscapeError: a picture's path leads out of the image folders.
+        """
+        example = self.example(index)
+        for part in _image_parts(example):
+            try:
+                path = resolve_image(part["image"], self.roots)
+                if path is None:
+                    looked = ", ".join(str(root) for root in self.roots)
+                    raise DataError(f'image "{part["image"]}" was not found in {looked}')
+            except DataError as error:
+                raise type(error)(f'{self.name}: row "{example.id}": {error}') from error
+            part["image"] = path
+        return example
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def example(self, index: int) -> Example:
+        """The Example at `index` with its pictures' paths as the row spells them."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        try:
+            row = self.rows[index]
+            return to_example(row, self._row_id(row, index), self.format)
+        except DataError as error:
+            raise type(error)(f"{self.name}: {error}") from error
+
+    def _row_id(self, row: Any, index: int) -> str:
+        if isinstance(row, dict):
+            for key in ("id", "question_id"):
+                if row.get(key) is not None:
+                    return str(row[key])
+        return f"#{index + 1}"  # people count rows, and editors lines, from 1
+
+
+def load_source(config: SourceConfig) -> Source:
+    """Opens a source; rows are parsed and pictures looked up when they are asked for.
+
+    Raises:
+        DataError: the file is missing, empty, not what its suffix says, or has no such split.
+        ConfigError: a limit or weight that makes no sense.
+    """
+    if config.limit is not None and config.limit < 1:
+        raise ConfigError(f"limit is {config.limit} for {config.path}; it must be at least 1")
+    rows = readers.read_rows(config.path, split=config.split)
+    if len(rows) == 0:
+        raise DataError(f"{config.path} has no rows")
+    if config.limit is not None and config.limit < len(rows):
+        rows = readers.FirstRows(rows, config.limit)
+    return Source(rows, name=config.name or Path(config.path).name, roots=_roots(config), format=config.format)
+
+
+def resolve_image(value: str, roots: Sequence[Path]) -> Path | None:
+    """A row's path as a file inside one of `roots`, or None where there is no such file.
+
+    Raises:
+        PathEscapeError: `..` in the path, an absolute path outside of the roots, or a symlink that leads out of them.
+    """
+    parts = re.split(r"[\\/]", value)
+    if ".." in parts or "\0" in value or re.match(r"[A-Za-z]:", value):
+        raise PathEscapeError(f'image path "{value}" leads out of the image folder; name it relative to that folder')
+    escaped = bool(Path(value).is_absolute())
+    for root in roots:
+        inside = root.resolve()
+        candidate = root / value  # an absolute value replaces the root, and is then held to the same rule
+        try:
+            real = candidate.resolve()
+            found = candidate.is_file()
+        except (OSError, RuntimeError) as error:  # a name too long for the file system, a loop of links
+            raise DataError(f'image path "{value[:120]}" cannot be opened: {type(error).__name__}') from error
+        if not real.is_relative_to(inside):
+            escaped = True
+        elif found:
+            return candidate
+        elif Path(value).is_absolute():
+            escaped = False  # inside of a root, only missing
+            break
+    if escaped:
+        allowed = ", ".join(str(root) for root in roots) or "none"
+        raise PathEscapeError(
+            f'image path "{value}" leads out of the image folder (allowed: {allowed}); '
+            "name the folder that pictures may be read from as `images`"
+        )
+    return None
+
+
+class Mixture:
+    """Sources mixed by weight: a map-style dataset whose order depends on (seed, epoch, index) alone.
+
+    An epoch shows each row of a source `weight` times. A fraction is filled from a shuffled order that goes on in the
+    next epoch, so that two epochs at weight 0.5 show every row once.
+
+    Args:
+        sources: the datasets, none of them empty.
+        weights: one positive number a source; None is 1 for each.
+        seed: fixes the order of every epoch.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if not sources or len(weights) != len(sources):
+            raise ConfigError(f"a mixture needs one weight a source; there are {len(weights)} and {len(sources)}")
+        for source, weight in zip(sources, weights, strict=True):
+            if not 0 < weight < float("inf"):
+                raise ConfigError(f"the weight of {source.name} is {weight}; it must be a positive number")
+            if len(source) == 0:
+                raise DataError(f"{source.name} has no rows")
+        self.sources = list(sources)
+        self.seed = seed
+        self.counts = [max(1, round(weight * len(source))) for source, weight in zip(sources, weights, strict=True)]
+        self._epoch = -1
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws the order of `epoch` (from 0). Call it before the workers of a data loader start."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = self._draw(epoch)
+
+    def __getitem__(self, index: int) -> Example:
+        source, row = self.locate(index)
+        return self.sources[source][row]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(number of the source, row in it) that position `index` of the current epoch shows."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"position {index} of {len(self)}")
+        source, row = self._order[index]
+        return int(source), int(row)
+
+    def _draw(self, epoch: int) -> numpy.ndarray:
+        columns = []
+        for number, (source, count) in enumerate(zip(self.sources, self.counts, strict=True)):
+            rows = _endless_rows(len(source), epoch * count, count, (self.seed, number))
+            columns.append(numpy.stack([numpy.full(count, number), rows], axis=1))
+        order = numpy.concatenate(columns)  # (positions, 2)
+        # The leading 1 keeps this stream of random numbers apart from those of `_endless_rows`.
+        return order[numpy.random.default_rng([1, self.seed, epoch]).permutation(len(order))]
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a data file, or of the names and sizes in a folder; for a Hub id, of the id itself."""
+    file = Path(path)
+    digest = hashlib.sha256()
+    if file.is_file():
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    elif file.is_dir():
+        for entry in sorted(file.rglob("*")):
+            if entry.is_file():
+                digest.update(f"{entry.relative_to(file)} {entry.stat().st_size}\n".encode())
+    else:
+        digest.update(str(path).encode())
+    return digest.hexdigest()
+
+
+def _endless_rows(length: int, start: int, count: int, seed: tuple[int, int]) -> numpy.ndarray:
+    """Positions start .. start+count of an endless run of permutations of `length` rows."""
+    passes = range(start // length, (start + count - 1) // length + 1)
+    drawn = [numpy.random.default_rng([0, *seed, number]).permutation(length) for number in passes]
+    first = start - passes.start * length
+    return numpy.concatenate(drawn)[first : first + count]
+
+
+def _image_parts(example: Example) -> list[dict[str, Any]]:
+    """The image parts that are still paths written in the row."""
+    parts = [part for message in example.messages for part in message["content"]]
+    return [part for part in parts if part["type"] == "image" and isinstance(part["image"], str)]
+
+
+def _roots(config: SourceConfig) -> list[Path]:
+    if config.images is not None:
+        folder = Path(config.images)
+        if not folder.is_dir():
+            raise DataError(f"the image folder {config.images} does not exist or is not a folder")
+        return [folder]
+    path = Path(config.path)
+    if not path.exists():
+        return readers.cache_folders()
+    folder = path if path.is_dir() else path.parent
+    # The sub-folder must itself lie inside: a link named `images` that leads elsewhere needs `images` set by the user.
+    inner = folder / "images"
+    inside = inner.is_dir() and inner.resolve().is_relative_to(folder.resolve())
+    return [folder, inner] if inside else [folder]
