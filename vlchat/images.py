@@ -1,0 +1,244 @@
+"""Untrusted bytes -> an RGB picture: the one place where pictures are decoded.
+
+Header first, pixels last: the format, the pixel count and the shape are judged before anything is decompressed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
+
+from vlchat.errors import ImageError
+
+# Decoders are the attack surface, so the list is short; each is a long-fuzzed C library.
+SIGNATURES = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "WEBP": (b"RIFF",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+}
+FORMATS_IN_WORDS = "JPEG, PNG, WebP and GIF"
+# Refused all the same; naming what a file is tells people what to convert.
+_OTHER_SIGNATURES = {
+    "TIFF": (b"II*\x00", b"MM\x00*"),
+    "PDF": (b"%PDF",),
+    "EPS": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "SVG": (b"<svg", b"<?xml"),
+    "BMP": (b"BM",),
+}
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"hevc": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused before a pixel is read.
+
+    Attributes:
+        max_bytes: size of the file.
+        max_pixels: width x height; decoded RGB takes three bytes each.
+        max_side_ratio: long side / short side. Image processors scale the short side to a fixed length, so a
+            20000 x 1 picture of 138 bytes would grow to gigabytes.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 64_000_000
+    max_side_ratio: float = 100.0
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode(
+    source: bytes | str | Path | Image.Image,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    name: str | None = None,
+    mime: str | None = None,
+) -> Image.Image:
+    """Opens a picture as people see it: upright, RGB, eight bits, transparency laid on white.
+
+    Args:
+        source: the file's bytes, a path, or a PIL image of any mode. The source itself is left as it is.
+        limits: see `ImageLimits`.
+        name: what messages call the picture; a server gives one so that its own paths stay private.
+        mime: the content type that a client declared; refused when the bytes are something else.
+
+    Returns:
+        A new PIL image of mode RGB.
+
+    Raises:
+        ImageError: with `code` and `status` `invalid_image` 400 (missing, empty, damaged, or an extreme shape),
+            `image_too_large` 413 (bytes or pixels) or `unsupported_image` 415 (format, moving picture, mime).
+    """
+    if isinstance(source, Image.Image):
+        called = _called(name)
+        return _pixels(source, called, limits)
+    called = _called(name if name is not None or isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else _read(source, called, limits)
+    if len(data) > limits.max_bytes:
+        raise _too_many_bytes(called, len(data), limits)
+    expected = _sniff(data, called)
+    _check_mime(mime, expected, called)
+    try:
+        image = Image.open(io.BytesIO(data), formats=[expected])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{called} has far more than the {limits.max_pixels / 1e6:.0f} million pixels accepted. Make it smaller.",
+            code="image_too_large",
+            status=413,
+        ) from error
+    except Exception as error:  # decoders raise far more than OSError: SyntaxError, ValueError, struct.error, ...
+        raise _damaged(called, expected) from error
+    with image:
+        _check_stills(image, data, called)
+        return _pixels(image, called, limits)
+
+
+def _called(name: str | None) -> str:
+    if name is None:
+        return "The picture"
+    readable = "".join(character if character.isprintable() else "?" for character in name)
+    return f'The picture "{readable[:200]}"'
+
+
+def _read(path: str | Path, called: str, limits: ImageLimits) -> bytes:
+    # One descriptor for looking and reading: the file cannot change its kind in between, and a pipe cannot hang us.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"{called} is not there: no such file. Check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the path is not valid"
+        raise ImageError(f"{called} cannot be read: {reason}.") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{called} is not a file. Give the path of one picture.")
+        if status.st_size > limits.max_bytes:
+            raise _too_many_bytes(called, status.st_size, limits)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limits.max_bytes + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _sniff(data: bytes, called: str) -> str:
+    if not data:
+        raise ImageError(f"{called} is empty (0 bytes). Save or upload it again.")
+    head = data[:16]
+    for format_name, signatures in SIGNATURES.items():
+        if head.startswith(signatures) and (format_name != "WEBP" or head[8:12] in (b"WEBP", b"")):
+            return format_name
+    # Fewer bytes than a signature are a cut-off file, not another format.
+    if any(signature.startswith(data) for signatures in SIGNATURES.values() for signature in signatures):
+        raise ImageError(f"{called} is damaged or cut short: only {len(data)} bytes. Save or upload it again.")
+    found = _BRANDS.get(head[8:12], "") if head[4:8] == b"ftyp" else ""
+    text = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for format_name, signatures in _OTHER_SIGNATURES.items():
+        if not found and text.startswith(signatures):
+            found = format_name
+    what = f"is a {found} file" if found else "is not a picture in a known format"
+    raise _unsupported(f"{called} {what}; accepted are {FORMATS_IN_WORDS}. Save it as PNG or JPEG.")
+
+
+def _check_mime(mime: str | None, actual: str, called: str) -> None:
+    if mime is None:
+        return
+    declared = mime.split(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
+    if declared not in ("application/octet-stream", f"image/{actual.lower()}"):
+        raise _unsupported(f"{called} was declared as {_printable(declared)} but is image/{actual.lower()}.")
+
+
+def _check_stills(image: Image.Image, data: bytes, called: str) -> None:
+    # Phones write MPO: a JPEG with a second picture (depth, preview) behind it. The first one is the photograph.
+    if image.format == "MPO":
+        return
+    # Where an animation's header is broken, Pillow falls back to the still picture and only warns.
+    if isinstance(image, PngImageFile) and b"acTL" in data.partition(b"IDAT")[0]:
+        if image.get_format_mimetype() != "image/apng":
+            raise _damaged(called, "PNG")
+    try:
+        moving = getattr(image, "is_animated", False)
+    except Exception as error:  # the second frame of a GIF is looked for here
+        raise _damaged(called, str(image.format)) from error
+    if moving:
+        raise _unsupported(f"{called} is a moving picture; only stills are accepted. Save one frame as PNG.")
+
+
+def _pixels(image: Image.Image, called: str, limits: ImageLimits) -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{called} is {width} x {height} pixels: there is nothing to see.")
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"{called} is {width} x {height} pixels ({width * height / 1e6:.0f} million); at most "
+            f"{limits.max_pixels / 1e6:.0f} million are accepted. Make it smaller.",
+            code="image_too_large",
+            status=413,
+        )
+    ratio = max(width, height) / min(width, height)
+    if ratio > limits.max_side_ratio:
+        raise ImageError(
+            f"{called} is {width} x {height} pixels, a side ratio of {ratio:.0f}; at most {limits.max_side_ratio:.0f} "
+            "is accepted. Crop it."
+        )
+    try:
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # as above: the set of exceptions that decoders raise is open
+        raise _damaged(called, image.format or "PIL") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image).convert("RGB")
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats, scaled to eight bits: `convert` alone would clip it to white."""
+    values = np.asarray(image).astype(np.float64)
+    transparent: Any = image.info.get("transparency")
+    shown = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    peak = shown.max()  # "I;16" has its range in its name; for "I" and "F" only the values tell it
+    if image.mode.startswith("I;16") or peak > 255:
+        grey = shown / 257
+    elif image.mode == "F" and peak <= 1:
+        grey = shown * 255
+    else:
+        grey = shown
+    if isinstance(transparent, int):
+        grey = np.where(values == transparent, 255.0, grey)
+    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)[:80]
+
+
+def _damaged(called: str, format_name: str) -> ImageError:
+    return ImageError(f"{called} is damaged or cut short: its {format_name} data cannot be decoded. Save it again.")
+
+
+def _unsupported(message: str) -> ImageError:
+    return ImageError(message, code="unsupported_image", status=415)
+
+
+def _too_many_bytes(called: str, size: int, limits: ImageLimits) -> ImageError:
+    return ImageError(
+        f"{called} has {size:,} bytes; at most {limits.max_bytes:,} are accepted. Make it smaller.",
+        code="image_too_large",
+        status=413,
+    )
