@@ -1,0 +1,143 @@
+"""Tiny real models, tokenizers and pictures, made on the spot; no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; nothing here may ask a server
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "<image>",
+]  # fmt: skip
+WORDS = [
+    "What is in the picture? A red circle is left of the blue square.",
+    "How many cats are there? There are two cats and one dog.",
+    "USER: is it green? ASSISTANT: no, it is yellow. system user assistant",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data that is not part of the repository; the test is skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/data, which is not part of the repository")
+    return SHARED
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE with ChatML and Llama 3 control tokens, and `<image>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(WORDS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        bos_token="<|begin_of_text|>",
+    )
+
+
+@pytest.fixture
+def tiny_clip() -> CLIPVisionModel:
+    """A CLIP tower for 24-pixel pictures: 4 patches and a class token, 32 wide, 3 layers."""
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=24,
+        patch_size=12,
+        projection_dim=16,
+    )
+    return CLIPVisionModel(config).eval()
+
+
+@pytest.fixture
+def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama 64 wide with 2 layers, grouped queries, and the tiny tokenizer's vocabulary."""
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():  # spread out, so that argmax and comparisons are not decided by rounding
+        for parameter in model.parameters():
+            parameter.mul_(3.0) if parameter.ndim > 1 else None
+    return model
+
+
+@pytest.fixture
+def tiny_model(
+    tiny_clip: CLIPVisionModel, tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Any]:
+    """A factory: `tiny_model(connector, **options of from_backbones)`."""
+    from vlchat import VLChatForConditionalGeneration
+
+    def make(connector: dict | None = None, **options: Any) -> VLChatForConditionalGeneration:
+        torch.manual_seed(3)
+        return VLChatForConditionalGeneration.from_backbones(
+            tiny_clip,
+            tiny_llama,
+            connector or {"type": "mlp", "depth": 2},
+            tokenizer=tiny_tokenizer,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def tiny_processor(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The processor that goes with `tiny_model()`: 4 image tokens per picture, ChatML."""
+    from vlchat import VLChatProcessor
+    from vlchat.towers import clip_image_processor
+
+    return VLChatProcessor.from_backbones(clip_image_processor(24), tiny_tokenizer, 4, "chatml")
+
+
+@pytest.fixture
+def picture() -> Callable[..., Image.Image]:
+    """A factory: `picture(seed, size=(24, 24))` gives an RGB picture of coloured noise."""
+
+    def make(seed: int = 0, size: tuple[int, int] = (24, 24)) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make

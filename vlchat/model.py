@@ -1,0 +1,330 @@
+"""The model: a vision tower, a connector and a language model, in the shape of transformers' Llava."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from vlchat.config import VLChatConfig
+from vlchat.connectors import QFormerConnector, build_connector
+from vlchat.errors import VLChatError
+from vlchat.towers import num_patches, select_features
+
+@dataclass
+class VLChatModelOutput(BaseModelOutputWithPast):
+    """`image_hidden_states`: the connector's output, (images, image_tokens, hidden), or None without images."""
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class VLChatCausalLMOutput(ModelOutput):
+    """`loss` over the supervised tokens, `logits` (batch, sequence, vocabulary), and the language model's extras."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+class VLChatPreTrainedModel(PreTrainedModel):
+    config: VLChatConfig
+    config_class = VLChatConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QFormerConnector):
+            # A bare Parameter, which the general rule does not reach. transformers.initialization leaves loaded
+            # tensors alone; torch.nn.init would overwrite them.
+            from transformers import initialization
+
+            initialization.normal_(module.query_tokens, mean=0.0, std=module.qformer.config.initializer_range)
+
+
+class VLChatModel(VLChatPreTrainedModel):
+    """Tower, connector and language model without the language modelling head."""
+
+    def __init__(self, config: VLChatConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.connector = build_connector(
+            config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size  # type: ignore[union-attr]
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        instruction_input_ids: torch.Tensor | None = None,
+        instruction_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Pictures as the language model sees them.
+
+        Args:
+            pixel_values: (images, channels, height, width).
+            instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
+            instruction_attention_mask: (images, tokens), 1 where a token counts.
+
+        Returns:
+            The tower's output, with `pooler_output` a list of one (image_tokens, hidden) tensor per image.
+        """
+        config = self.config
+        layers = config.vision_feature_layer
+        tower = self.vision_tower
+        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+        if frozen and tower.training:
+            tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        depth = getattr(tower.config, "num_hidden_layers", None)
+        # Only the wanted states are kept. Older releases don't resolve negative indices here, so it is done first.
+        keep = True if depth is None else [index + depth + 1 if index < 0 else index for index in wanted]
+        # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
+        with torch.no_grad() if frozen else nullcontext():
+            pixel_values = pixel_values.to(tower.device, tower.dtype)
+            outputs = tower(pixel_values, output_hidden_states=keep, return_dict=True, **kwargs)
+            states = [outputs.hidden_states[index] for index in wanted]
+            if config.vision_feature_select_strategy != "full":
+                patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
+                states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
+            features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
+        connector_device = next(self.connector.parameters()).device
+        features = self.connector(features.to(connector_device), instruction_input_ids, instruction_attention_mask)
+        outputs.pooler_output = list(features)
+        return outputs
+
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the image tokens stand, (batch, sequence, 1).
+
+        Raises:
+            VLChatError: when their number differs from that of the features, (image tokens, hidden).
+        """
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            mask = (input_ids == self.config.image_token_id).to(inputs_embeds.device)
+        if not torch.compiler.is_compiling():
+            places, features = int(mask.sum()), image_features.shape[0]
+            if places != features:
+                raise VLChatError(
+                    f"The prompt has {places} image tokens but the pictures give {features} features "
+                    f"({self.config.image_seq_length} for each picture). Build both with the model's own processor."
+                )
+        return mask.unsqueeze(-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        instruction_input_ids: torch.Tensor | None = None,
+        instruction_attention_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> VLChatModelOutput:
+        """See `VLChatForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is not None and pixel_values is not None:
+            raise ValueError("Pass either pixel_values or mm_encoder_outputs, not both.")
+        if pixel_values is not None:
+            images = self.get_image_features(
+                pixel_values, instruction_input_ids, instruction_attention_mask, return_dict=True
+            )
+        features = None
+        if images is not None:
+            features = torch.cat(list(images.pooler_output), dim=0).to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, features)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return VLChatModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=features,
+        )
+
+
+class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
+    """A language model that is shown pictures. Works with `generate`, PEFT, `device_map` and the Auto classes."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: VLChatConfig) -> None:
+        super().__init__(config)
+        self.model = VLChatModel(config)
+        text = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)  # type: ignore[union-attr]
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings  # type: ignore[assignment]
+
+    def get_decoder(self) -> nn.Module:
+        return self.model.language_model
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        instruction_input_ids: torch.Tensor | None = None,
+        instruction_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """See `VLChatModel.get_image_features`."""
+        return self.model.get_image_features(
+            pixel_values, instruction_input_ids, instruction_attention_mask, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        instruction_input_ids: torch.Tensor | None = None,
+        instruction_attention_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> VLChatCausalLMOutput:
+        """One pass over a batch of conversations.
+
+        Args:
+            input_ids: (batch, sequence), each image written as `image_seq_length` image tokens.
+            pixel_values: (images, channels, height, width), all pictures of the batch in reading order; absent where
+                there are none.
+            labels: (batch, sequence) token ids to learn, -100 elsewhere.
+            logits_to_keep: as in transformers: only the last so many positions, or these positions, get logits.
+            instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
+            mm_encoder_outputs: `{"image": get_image_features(...)}` from an earlier call, instead of `pixel_values`.
+            kwargs: `num_items_in_batch` goes to the loss, the rest to the language model.
+
+        Raises:
+            VLChatError: when image tokens and image features differ in number.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            instruction_input_ids=instruction_input_ids,
+            instruction_attention_mask=instruction_attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **{name: value for name, value in kwargs.items() if name != "return_dict"},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return VLChatCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str | Path | PreTrainedModel,
+        language: str | Path | PreTrainedModel,
+        connector: dict,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        quantize: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        vision_feature_layer: int | list[int] = -2,
+        vision_feature_select_strategy: str = "patch",
+        image_token: str = "<image>",
+    ) -> VLChatForConditionalGeneration:
+        """See `vlchat.backbones.compose`."""
+        from vlchat.backbones import compose
+
+        return compose(
+            cls,
+            vision,
+            language,
+            connector,
+            tokenizer=tokenizer,
+            quantize=quantize,
+            dtype=dtype,
+            device_map=device_map,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            image_token=image_token,
+        )
+
+
+AutoModel.register(VLChatConfig, VLChatModel)
+AutoModelForImageTextToText.register(VLChatConfig, VLChatForConditionalGeneration)

@@ -1,0 +1,422 @@
+"""The processor: messages with pictures in, tensors for the model out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    AddedToken,
+    AutoProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from vlchat import prompt
+from vlchat.config import VLChatConfig
+from vlchat.errors import ConfigError, VLChatError, nearest
+from vlchat.towers import load_image_processor
+
+IMAGE_TOKEN = "<image>"
+TEMPLATES = Path(__file__).parent / "templates"
+# Put before a text-only template, so that it can be given lists of parts like any other.
+_FLATTEN = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set text = namespace(value='') -%}"
+    "{%- if message['content'] is string -%}{%- set text.value = message['content'] -%}{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- set text.value = text.value + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}\n"
+)
+
+
+class VLChatProcessor(ProcessorMixin):
+    """Image processor, tokenizer and chat template in one.
+
+    Args:
+        image_processor: prepares pictures for the vision tower.
+        tokenizer: the language model's tokenizer; `image_token` is added to it where it is missing.
+        image_seq_length: image tokens per picture, as in the model's configuration.
+        image_token: stands for one picture in a rendered prompt and is repeated `image_seq_length` times.
+        instruction_length: for an instruction-aware Q-Former: at most so many tokens of the text beside each picture
+            go to it; None sends none.
+        chat_template: Jinja source.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_seq_length: int = 576,
+        image_token: str = IMAGE_TOKEN,
+        instruction_length: int | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.image_seq_length = image_seq_length
+        self.image_token = image_token
+        self.instruction_length = instruction_length
+        if tokenizer is not None:
+            add_image_token(tokenizer, image_token)
+            self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_backbones(
+        cls,
+        image_processor: BaseImageProcessor | str | Path,
+        tokenizer: PreTrainedTokenizerBase | str | Path,
+        image_seq_length: int,
+        template: str | Path | None = "chatml",
+        *,
+        image_token: str = IMAGE_TOKEN,
+        instruction_length: int | None = None,
+    ) -> VLChatProcessor:
+        """A processor for two backbones.
+
+        Args:
+            image_processor: of the vision tower, or the path or Hub id to load it from.
+            tokenizer: of the language model, or the path or Hub id to load it from.
+            template: a name from `vlchat/templates`, the path of a `.jinja` file, or None for the tokenizer's own.
+
+        Raises:
+            ConfigError: for an unknown template, or one whose control tokens the tokenizer does not have.
+        """
+        if not isinstance(image_processor, BaseImageProcessor):
+            image_processor = load_image_processor(image_processor)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        source = _template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
+        missing = [name for name in _written_tokens(source) if name not in tokenizer.get_vocab()]
+        if missing:
+            raise ConfigError(
+                f"The template {str(template)!r} writes {', '.join(missing)}, which this tokenizer has no tokens for. "
+                f"Choose another template: {', '.join(template_names())}."
+            )
+        if template is not None and "eos_token" in source and tokenizer.eos_token is None:
+            raise ConfigError(f"The template {str(template)!r} ends answers with eos_token, which this tokenizer lacks.")
+        return cls(
+            image_processor,
+            tokenizer,
+            image_seq_length=image_seq_length,
+            image_token=image_token,
+            instruction_length=instruction_length,
+            chat_template=source,
+        )
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token that closes an assistant's turn in this template, at which generation should stop."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        conversation = [prompt.validate(turns)]
+        rendered, spans = prompt.render(conversation, self._template(), self.tokenizer, mark=True, mask=True)
+        ids, offsets = prompt.encode(self.tokenizer, rendered[0])
+        masked = [i for i, mask in zip(ids, _mask(offsets, spans[0]), strict=True) if mask]
+        return masked[-1] if masked and masked[-1] in self.tokenizer.added_tokens_decoder else None
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        processor_kwargs: dict | None = None,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Renders one conversation, or a list of them, and tokenizes it.
+
+        Pictures are `{"type": "image", "image": picture}` parts holding decoded pictures (PIL, array or tensor), never
+        a path or an address: nothing is opened here. With `tokenize=True`, control tokens and `<image>` in people's
+        text stay the characters they are. With `tokenize=False` the plain string comes back, in which they can't be
+        told apart any more.
+
+        Returns:
+            A string or a list of strings; or token ids; or, with `return_dict`, `input_ids` and `attention_mask`
+            (batch, sequence), `pixel_values` (images, channels, height, width) where there are pictures, and
+            `assistant_masks` (batch, sequence) on request: 1 on what the assistant wrote and the token that ends it.
+            Batches with a generation prompt are padded on the left.
+
+        Raises:
+            VLChatError: for malformed messages, a picture too few or too many, or a template that refuses them.
+        """
+        options = {"padding": padding, "truncation": truncation, "max_length": max_length, **(processor_kwargs or {})}
+        side = padding_side or options.pop("padding_side", None)
+        if side is None and (add_generation_prompt or continue_final_message):
+            side = "left"
+        return_tensors = options.pop("return_tensors", return_tensors)
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        conversations = [prompt.validate(c) for c in (conversation if batched else [conversation])]
+        rendered, spans = prompt.render(
+            conversations,
+            chat_template or self._template(),
+            self.tokenizer,
+            mark=tokenize,
+            mask=return_assistant_tokens_mask,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **kwargs,
+        )
+        if not tokenize:
+            return rendered if batched else rendered[0]
+        if return_assistant_tokens_mask and not self.tokenizer.is_fast:
+            raise VLChatError("Assistant masks need a fast tokenizer (one with a tokenizer.json).")
+        pictures = [_pictures(c) for c in conversations]
+        batch = []
+        for index, text in enumerate(rendered):
+            ids, offsets = prompt.encode(self.tokenizer, text)
+            mask = _mask(offsets, spans[index]) if return_assistant_tokens_mask else [0] * len(ids)
+            batch.append(self._expand(ids, mask, len(pictures[index]), f"Conversation {index + 1}" if batched else ""))
+        images = [picture for some in pictures for picture in some]
+        data = self._collate(batch, images, return_tensors, side, return_assistant_tokens_mask, **options)
+        if images and self.instruction_length is not None:
+            data.update(self._instructions(conversations, return_tensors))
+        return data if return_dict else data["input_ids"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        padding: bool | str = False,
+        padding_side: str | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        text_kwargs: dict | None = None,
+        images_kwargs: dict | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenizes finished prompts in which each `image_token` stands for one of `images`, in reading order.
+
+        For text that people wrote use `apply_chat_template`, where they can't write an `image_token` of their own.
+
+        Raises:
+            VLChatError: when images and places differ in number.
+        """
+        pictures = _flat_pictures(images)
+        images_kwargs = {**kwargs, **(images_kwargs or {})}
+        if text is None:
+            if not pictures:
+                raise VLChatError("There is nothing to process: pass text, images or both.")
+            return self.image_processor(pictures, return_tensors=return_tensors, **images_kwargs)
+        texts = [text] if isinstance(text, str) else list(text)
+        options = {
+            "padding": padding, "truncation": truncation, "max_length": max_length,
+            "add_special_tokens": add_special_tokens, "padding_side": padding_side, **(text_kwargs or {}),
+        }  # fmt: skip
+        special, side = options.pop("add_special_tokens"), options.pop("padding_side")
+        bos = self.tokenizer.bos_token
+        batch = []
+        for one in texts:
+            one = prompt.clean(one)
+            ids, _ = prompt.encode(
+                self.tokenizer, one, add_special_tokens=special and not (bos and one.startswith(bos))
+            )
+            batch.append((ids, [0] * len(ids)))
+        places = sum(ids.count(self.image_token_id) for ids, _ in batch)
+        if places != len(pictures):
+            raise _mismatch(places, len(pictures), "The prompt" if len(texts) == 1 else f"The {len(texts)} prompts")
+        batch = [self._expand(ids, mask, ids.count(self.image_token_id), "") for ids, mask in batch]
+        return self._collate(batch, pictures, return_tensors, side, False, images_kwargs=images_kwargs, **options)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = ["input_ids", "attention_mask", "pixel_values"]
+        return names if self.instruction_length is None else [*names, *_INSTRUCTION_NAMES]
+
+    def _template(self) -> str:
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if not template:
+            raise VLChatError("This processor has no chat template: build it with VLChatProcessor.from_backbones.")
+        return template
+
+    def _expand(self, ids: list[int], mask: list[int], pictures: int, where: str) -> tuple[list[int], list[int]]:
+        """Repeats each image token to the length of an image."""
+        places = ids.count(self.image_token_id)
+        if places != pictures:
+            raise _mismatch(places, pictures, where or "The prompt")
+        lengths = [self.image_seq_length if token == self.image_token_id else 1 for token in ids]
+        repeated = zip(ids, mask, lengths, strict=True)
+        expanded = [(token, bit) for token, bit, length in repeated for _ in range(length)]
+        return [token for token, _ in expanded], [bit for _, bit in expanded]
+
+    def _collate(
+        self,
+        batch: list[tuple[list[int], list[int]]],
+        images: list[Any],
+        return_tensors: str | None,
+        padding_side: str | None,
+        with_mask: bool,
+        *,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        images_kwargs: dict | None = None,
+    ) -> BatchFeature:
+        if truncation and max_length is not None:
+            batch = [self._truncate(ids, mask, max_length) for ids, mask in batch]
+        lengths = [len(ids) for ids, _ in batch]
+        length = max(lengths)
+        if padding == "max_length" and max_length is not None:
+            length = max(length, max_length)
+        elif not padding or padding == "do_not_pad":
+            if return_tensors is not None and len(set(lengths)) > 1:
+                raise VLChatError(f"The conversations have {min(lengths)} to {length} tokens: pass padding=True.")
+            length = 0
+        side = padding_side or self.tokenizer.padding_side
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        data: dict[str, Any] = {
+            "input_ids": [_pad(ids, length, pad, side) for ids, _ in batch],
+            "attention_mask": [_pad([1] * len(ids), length, 0, side) for ids, _ in batch],
+        }
+        if with_mask:
+            data["assistant_masks"] = [_pad(mask, length, 0, side) for _, mask in batch]
+        features = BatchFeature(data, tensor_type=return_tensors)
+        if images:
+            features.update(self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {})))
+        return features
+
+    def _truncate(self, ids: list[int], mask: list[int], max_length: int) -> tuple[list[int], list[int]]:
+        if self.image_token_id in ids[max_length:]:
+            raise VLChatError(
+                f"Cutting {len(ids)} tokens to {max_length} would cut through a picture, which takes "
+                f"{self.image_seq_length} tokens: allow more tokens or use fewer pictures."
+            )
+        return ids[:max_length], mask[:max_length]
+
+    def _instructions(self, conversations: list[list[dict]], return_tensors: str | None) -> BatchFeature:
+        """For each picture the text of the message it stands in, tokenized without control tokens."""
+        control = prompt.control_tokens(self.tokenizer, self._template())
+        rows = []
+        for conversation in conversations:
+            for message in conversation:
+                text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+                ids = prompt.encode(self.tokenizer, prompt.protect(text, control))[0][: self.instruction_length]
+                rows += [ids or [self._filler()] for part in message["content"] if part["type"] == "image"]
+        length = max(map(len, rows))
+        pad = self._filler()
+        data = {
+            _INSTRUCTION_NAMES[0]: [_pad(ids, length, pad, "right") for ids in rows],
+            _INSTRUCTION_NAMES[1]: [_pad([1] * len(ids), length, 0, "right") for ids in rows],
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _filler(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+
+_INSTRUCTION_NAMES = ("instruction_input_ids", "instruction_attention_mask")
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN) -> int:
+    """Makes `image_token` a special token of the tokenizer, if it is not one yet, and returns its id.
+
+    Special, so that it survives whole in a prompt, and so that people's text is known to need protection from it.
+    """
+    known = tokenizer.added_tokens_encoder.get(image_token)
+    if known is None or not tokenizer.added_tokens_decoder[known].special:
+        token = AddedToken(image_token, special=True, normalized=False)
+        tokenizer.add_tokens([token], special_tokens=True)
+    return tokenizer.convert_tokens_to_ids(image_token)
+
+
+def template_names() -> list[str]:
+    """The templates that ship with vlchat."""
+    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+
+
+def _template_source(template: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    if template is None:
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        if own is None:
+            raise ConfigError(f"This tokenizer has no chat template; choose one of {', '.join(template_names())}.")
+        return own if IMAGE_TOKEN in own else _FLATTEN + own
+    if str(template) in template_names():
+        return (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    path = Path(template)
+    if path.suffix == ".jinja" and path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise ConfigError(
+        f"There is no chat template {str(template)!r}: give a .jinja file that exists or one of "
+        f"{', '.join(template_names())}{nearest(str(template), template_names())}"
+    )
+
+
+def _written_tokens(source: str) -> list[str]:
+    """Tokens such as `<|im_end|>` that a template writes out in full."""
+    return sorted(set(re.findall(r"<\|[a-z_]+\|>", re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL))))
+
+
+def _mask(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """1 for every token that shares a character with one of the spans; tokens without characters share none."""
+    return [
+        int(any(start < span_end and end > span_start for span_start, span_end in spans)) for start, end in offsets
+    ]
+
+
+def _pictures(conversation: list[dict]) -> list[Any]:
+    parts = [part for message in conversation for part in message["content"] if part["type"] == "image"]
+    pictures = [part["image"] for part in parts if part.get("image") is not None]
+    if len(pictures) != len(parts):
+        raise _mismatch(len(parts), len(pictures), "The conversation")
+    for picture in pictures:
+        _check_picture(picture)
+    return pictures
+
+
+def _flat_pictures(images: Any) -> list[Any]:
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return [picture for some in images for picture in _flat_pictures(some)]
+    _check_picture(images)
+    return [images]
+
+
+def _check_picture(picture: Any) -> None:
+    # Paths and addresses would be opened by transformers' helpers; what is opened is decided elsewhere.
+    if not isinstance(picture, (Image.Image, np.ndarray, torch.Tensor)):
+        raise VLChatError(
+            f"A picture here is a {type(picture).__name__}, not a decoded image: open it with vlchat.images.decode."
+        )
+
+
+def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
+    padding = [filler] * (length - len(values))
+    return padding + values if side == "left" else values + padding
+
+
+def _mismatch(places: int, pictures: int, where: str) -> VLChatError:
+    return VLChatError(
+        f"{where} has places for {places} image{'' if places == 1 else 's'} but {pictures} "
+        f"{'image was' if pictures == 1 else 'images were'} given."
+    )
+
+
+AutoProcessor.register(VLChatConfig, VLChatProcessor)
+
+__all__ = ["IMAGE_TOKEN", "VLChatProcessor", "add_image_token", "template_names"]

@@ -1,0 +1,202 @@
+"""From messages to token ids in which people's text can't write control tokens.
+
+A chat template joins its own control tokens and people's words into one string, where the two look alike. So control
+tokens found in people's words are marked before rendering, and the marked ones are then tokenized in pieces, as the
+plain characters they are. Text without any goes through the tokenizer in one call, with the ids it always had.
+(transformers has `sanitize_control_tokens` for this from 5.23 on, but not together with the assistant mask.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from vlchat.errors import VLChatError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# Two code points that Unicode reserves for such internal use; text that has them all the same gets U+FFFD instead.
+_START, _END = "\ufdd0", "\ufdd1"
+
+
+def validate(conversation: Any) -> list[dict]:
+    """The conversation with every content a list of parts, `{"type": "text"|"image", ...}`.
+
+    Raises:
+        VLChatError: for anything else, naming the message.
+    """
+    if not isinstance(conversation, (list, tuple)) or not conversation:
+        raise VLChatError("A conversation is a list of at least one message.")
+    messages = []
+    for index, message in enumerate(conversation):
+        where = f"Message {index + 1}"
+        if not isinstance(message, Mapping):
+            raise VLChatError(f'{where} is not {{"role": ..., "content": ...}}.')
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise VLChatError(f"{where} has a role that is not one of {', '.join(ROLES)}.")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if not isinstance(content, (list, tuple)):
+            raise VLChatError(f"{where} has no content: it must be a text or a list of parts.")
+        parts = []
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                parts.append({"type": "text", "text": part["text"]})
+            elif kind == "image":
+                parts.append(dict(part))
+            else:
+                raise VLChatError(
+                    f'{where} has a part that is neither {{"type": "text", "text": ...}} nor '
+                    '{"type": "image", "image": ...}.'
+                )
+        messages.append({**message, "content": parts})
+    return messages
+
+
+def clean(text: str) -> str:
+    """Text every tokenizer takes: surrogate pairs joined, lone ones and our own markers replaced by U+FFFD."""
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace(_START, "\ufffd").replace(_END, "\ufffd")
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
+    """The special tokens, and those added tokens that the template writes (`<tool_call>` and such)."""
+    return tuple(
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content in template and not token.content.isspace())
+    )
+
+
+def protect(text: str, tokens: tuple[str, ...]) -> str:
+    """Cleaned text with each of `tokens` in it marked, for `encode`."""
+    return _pattern(tokens).sub(lambda match: f"{_START}{match[0]}{_END}", clean(text))
+
+
+def render(
+    conversations: Sequence[list[dict]],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    mark: bool,
+    mask: bool = False,
+    **options: Any,
+) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """Renders validated conversations; with `mask`, also the character spans the assistant wrote.
+
+    Raises:
+        VLChatError: when the template refuses a conversation, or can't tell the assistant's words apart.
+    """
+    if mask and not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        raise VLChatError(
+            "This chat template does not mark the assistant's words with {% generation %}, so there is nothing to "
+            "learn from: use one of vlchat's own templates, or add the marks to a copy of this one."
+        )
+    control = control_tokens(tokenizer, template) if mark else ()
+    protected = [
+        [
+            {
+                **message,
+                "content": [
+                    {"type": "text", "text": protect(part["text"], control)} if part["type"] == "text" else {"type": "image"}
+                    for part in message["content"]
+                ],
+            }
+            for message in conversation
+        ]
+        for conversation in conversations
+    ]
+    # Templates write the tokenizer's tokens by name; one that is missing (Qwen has no BOS) is simply not written.
+    names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    try:
+        return render_jinja_template(
+            conversations=protected,
+            chat_template=template,
+            return_assistant_tokens_mask=mask,
+            **{**tokenizer.special_tokens_map, **names, **options},
+        )
+    except jinja2.TemplateError as error:
+        raise VLChatError(f"The chat template refuses this conversation: {error}") from error
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a rendered text and the span of characters of each; marked control tokens become plain characters.
+
+    Raises:
+        VLChatError: when the tokenizer has no way of writing a control token as plain text.
+    """
+    added = tuple(tokenizer.added_tokens_encoder)
+    if _START not in text and _END not in text:
+        return _encode_plain(tokenizer, text, add_special_tokens)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for match in re.finditer(f"{_START}([^{_END}]*){_END}|[{_START}{_END}]|$", text):
+        _append(tokenizer, text[position : match.start()], position, ids, spans, add_special_tokens and not ids)
+        if match[1]:
+            forbidden = tokenizer.convert_tokens_to_ids(match[1])
+            before = len(ids)
+            for start, piece in _broken(match[1], _pattern(added)):
+                _append(tokenizer, piece, match.start(1) + start, ids, spans, False)
+            if forbidden in ids[before:]:
+                raise VLChatError(f"The tokenizer can't write {match[1]!r} as plain text; leave it out.")
+        position = match.end()
+    return ids, spans
+
+
+def _append(
+    tokenizer: PreTrainedTokenizerBase,
+    piece: str,
+    start: int,
+    ids: list[int],
+    spans: list[tuple[int, int]],
+    add_special_tokens: bool,
+) -> None:
+    if not piece:
+        return
+    if ids:
+        # SentencePiece puts a space before the start of a text; after a line break it does not.
+        piece_ids, piece_spans = _encode_plain(tokenizer, "\n" + piece, False)
+        kept = [index for index, (_, end) in enumerate(piece_spans) if end > 1]
+        if kept and piece_spans[kept[0]][0] >= 1:
+            ids.extend(piece_ids[index] for index in kept)
+            spans.extend((piece_spans[index][0] - 1 + start, piece_spans[index][1] - 1 + start) for index in kept)
+            return
+    piece_ids, piece_spans = _encode_plain(tokenizer, piece, add_special_tokens)
+    ids.extend(piece_ids)
+    spans.extend((first + start, last + start) for first, last in piece_spans)
+
+
+def _encode_plain(
+    tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    if not tokenizer.is_fast:
+        ids = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return ids, [(0, 0)] * len(ids)
+    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
+    return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+
+
+def _broken(text: str, added: re.Pattern[str]) -> list[tuple[int, str]]:
+    """`text` cut after the first character of every added token in it, so that no piece holds a whole one."""
+    pieces, start = [], 0
+    while match := added.search(text, start):
+        pieces.append((start, text[start : match.start() + 1]))
+        start = match.start() + 1
+    pieces.append((start, text[start:]))
+    return pieces
+
+
+@lru_cache
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
