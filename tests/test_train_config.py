@@ -1,0 +1,69 @@
+"""Configurations: every shipped one parses, and every mistake is answered with a sentence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from train.config import construct, load_config
+from vlchat.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text("run: out\nobjective: {type: clip}\ntrainable: {connector: 1e-3}\nloop: {steps: 3}\ndata: [{path: a.json}]\n")
+    return file
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_parses(path: Path) -> None:
+    from train.objectives import OBJECTIVES
+
+    config = load_config(path)
+    assert config.objective["type"] in OBJECTIVES
+    assert config.run == yaml.safe_load(path.read_text())["run"]
+
+
+def test_overrides_reach_into_lists_and_read_yaml(base: Path) -> None:
+    config = load_config(base, ["data.0.path=mine.json", "data.1.path=other.json", "loop.steps=7", "optim.warmup=1e-1"])
+    assert config.data == [{"path": "mine.json"}, {"path": "other.json"}]
+    assert (config.loop.steps, config.optim.warmup, config.trainable) == (7, 0.1, {"connector": 0.001})
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("loop.stepz=3", r'Unknown key "stepz".*Did you mean "steps"'),
+    ("optimm.clip=1", r'Unknown key "optimm".*Did you mean "optim"'),
+    ("loop.steps=many", r"loop: steps must be int or null, not 'many'"),
+    ("loop.batch=true", "batch must be int"),
+    ("loop.steps", r"not an override"),
+    ("run.x=3", "plain value"),
+    ("data.5.path=x", "list position from 0 to 1"),
+])
+def test_mistakes_are_answered_with_a_sentence(base: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(base, [override])
+
+
+def test_missing_file_and_missing_key_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no configuration file nowhere.yaml"):
+        load_config("nowhere.yaml")
+    file = tmp_path / "a.yaml"
+    file.write_text("run: out\n")
+    with pytest.raises(ConfigError, match="lacks objective"):
+        load_config(file)
+
+
+def test_construct_refuses_unknown_types_and_keys() -> None:
+    def maker(size: int, depth: int = 1) -> tuple[int, int]:
+        return size, depth
+
+    assert construct({"maker": maker}, {"type": "maker", "size": 2}, "here") == (2, 1)
+    with pytest.raises(ConfigError, match='unknown type "makr".*Did you mean "maker"'):
+        construct({"maker": maker}, {"type": "makr"}, "here")
+    with pytest.raises(ConfigError, match='Unknown key "sise" in here.*Did you mean "size"'):
+        construct({"maker": maker}, {"type": "maker", "sise": 2}, "here")
+    with pytest.raises(ConfigError, match="lacks size"):
+        construct({"maker": maker}, {"type": "maker"}, "here")

@@ -1,0 +1,1 @@
+"""Training: one Accelerate loop for every objective."""

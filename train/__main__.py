@@ -1,0 +1,66 @@
+"""`vlchat train CONFIG.yaml [key=value ...]`: a run, told as a story."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from train import checkpoint
+from train.config import construct, load_config
+from train.loop import fit
+from train.objectives import OBJECTIVES
+from vlchat.errors import ConfigError, VLChatError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a training from the command line. Returns 0, or raises VLChatError for a person's mistake."""
+    parser = argparse.ArgumentParser(prog="vlchat train", description="Train from a YAML file.")
+    parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as loop.steps=100")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="auto|FOLDER", help="go on from the newest checkpoint, or this one")
+    parser.add_argument("--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints")
+    arguments = parser.parse_args(argv)
+
+    # 1. What to do.
+    config = load_config(arguments.config, arguments.overrides)
+    run = Path(config.run)
+    resume = _resume(run, arguments.resume, arguments.overwrite)
+
+    # 2. The model and its loss.
+    torch.manual_seed(config.seed)
+    given = {"data": config.data} if config.data else {}
+    objective = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, **given)
+    run.mkdir(parents=True, exist_ok=True)
+    if resume is None:
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+    (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+
+    # 3. How long.
+    steps = config.loop.steps or objective.steps(config.loop.epochs, config.loop.batch)
+
+    # 4. Train.
+    last = fit(objective, config, steps, resume)
+    print(f"Done: {last}")
+    return 0
+
+
+def _resume(run: Path, wanted: str | None, overwrite: bool) -> Path | None:
+    found = checkpoint.saved(run)
+    if wanted is None:
+        if found and not overwrite:
+            raise ConfigError(f"{run} already holds checkpoints, the newest {found[-1].name}. "
+                              "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER.")
+        return None
+    if wanted != "auto":
+        return Path(wanted)
+    return found[-1] if found else None
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except VLChatError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,27 @@
+"""Batches as a pure function of (seed, step): a resumed run sees what it would have seen."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+
+class BatchSource(Protocol):
+    """Makes the batch of one step."""
+
+    def batch(self, step: int) -> dict[str, Any]: ...
+
+
+class _Steps(Dataset):
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        return self.source.batch(step)
+
+
+def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator[dict[str, Any]]:
+    """The batches of steps start .. stop - 1, made ahead in `workers` processes."""
+    loader: DataLoader = DataLoader(_Steps(source), batch_size=None, sampler=range(start, stop), num_workers=workers,
+                                    prefetch_factor=3 if workers else None)
+    return iter(loader)

@@ -1,0 +1,122 @@
+"""A run's checkpoints: staged, flushed, renamed. Safetensors and JSON only; no pickle is written or read."""
+
+import json
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from train.config import RunConfig
+from vlchat.errors import CheckpointError
+
+STATE = "training_state"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+
+def write(run: Path, progress: Progress, objective: Any, optimizer: torch.optim.Optimizer, config: RunConfig,
+          keep: int) -> Path:
+    """Save step `progress.step` as RUN/step-N; the older ones go only when the new one is whole.
+
+    The folder holds what `objective.save` writes (a folder to chat with, tune or evaluate) and the training state.
+    """
+    final = run / f"step-{progress.step}"
+    stage = run / f".step-{progress.step}.writing"
+    shutil.rmtree(stage, ignore_errors=True)
+    state = stage / STATE
+    state.mkdir(parents=True)
+    objective.save(stage)
+    save_file(_trained(objective), state / "trained.safetensors")
+    save_file(_optimizer_tensors(optimizer), state / "optimizer.safetensors")
+    version, numbers, gauss = random.getstate()
+    save_file({"torch": torch.get_rng_state()}, state / "rng.safetensors")
+    (state / "progress.json").write_text(json.dumps(
+        {**progress.__dict__, "python_rng": [version, list(numbers), gauss], "numpy_rng": _numpy_state()}))
+    (stage / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+    for file in stage.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    stage.rename(final)
+    for old in saved(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def saved(run: Path) -> list[Path]:
+    """The run's whole checkpoints, oldest first."""
+    found = [folder for folder in run.glob("step-*") if (folder / STATE / "progress.json").is_file()]
+    return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
+
+
+def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put weights, optimizer and random generators back as they were when `folder` was written.
+
+    Raises:
+        CheckpointError: a file is missing, or the parameters that train are not those of the checkpoint.
+    """
+    state = folder / STATE
+    for name in ("trained.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json"):
+        if not (state / name).is_file():
+            raise CheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+    weights = load_file(state / "trained.safetensors")
+    trained = _trained(objective)
+    if weights.keys() != trained.keys():
+        odd = sorted(weights.keys() ^ trained.keys())
+        raise CheckpointError(f"{folder} was trained with other parameters than this run trains: {', '.join(odd[:4])}"
+                              f"{' ...' if len(odd) > 4 else ''}. Give the run the configuration that it began with.")
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            tensor.copy_(weights[name])
+    _restore_optimizer(optimizer, load_file(state / "optimizer.safetensors"))
+    torch.set_rng_state(load_file(state / "rng.safetensors")["torch"])
+    progress = json.loads((state / "progress.json").read_text())
+    version, numbers, gauss = progress["python_rng"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = progress["numpy_rng"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    return Progress(progress["step"], progress["samples"], progress["seconds"])
+
+
+def _numpy_state() -> list[Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return [kind, keys.tolist(), position, has_gauss, gauss]
+
+
+def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.data for name, parameter in objective.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {f"{index}.{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+            for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    tree = optimizer.state_dict()
+    tree["state"] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        tree["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(tree)
+
+
+def newest(path: str) -> str:
+    """A run's folder stands for its newest checkpoint; any other path or Hub id for itself."""
+    found = saved(Path(path)) if Path(path).is_dir() else []
+    return str(found[-1]) if found else path

@@ -1,0 +1,155 @@
+"""YAML -> typed configuration, with `key=value` overrides. Unknown keys are refused with the nearest right name."""
+
+import inspect
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlchat.errors import ConfigError, nearest
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up and cosine decay."""
+
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # share of the steps
+    floor: float = 0.0  # learning rate at the end, as a share of the peak
+    clip: float = 1.0  # gradient norm
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+
+
+@dataclass
+class LoopConfig:
+    """How long, how large, how often."""
+
+    steps: int | None = None  # optimizer steps; None: from epochs
+    epochs: float = 1.0
+    batch: int = 32  # rows a step and process, all accumulation steps together
+    accumulate: int = 1  # a batch is split into this many forward passes
+    minutes: float | None = None  # stop early, with the schedule fitted to this wall time
+    precision: str = "no"  # "no" | "bf16" | "fp16"
+    workers: int = 1
+    log_every: int = 10
+    sample_every: int = 200
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept
+
+
+@dataclass
+class RunConfig:
+    """One run. `trainable` is a list of regex -> learning rate; the first match wins and unmatched parameters are frozen."""
+
+    run: str
+    objective: dict[str, Any]
+    data: list[dict[str, Any]] = field(default_factory=list)
+    trainable: dict[str, float] = field(default_factory=lambda: {".*": 1e-3})
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a YAML file and apply `a.b.0.c=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: no such file, bad YAML, unknown or missing keys, values of the wrong kind.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"There is no configuration file {path}.")
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}.")
+    for override in overrides or []:
+        _override(tree, override)
+    return typing.cast(RunConfig, _typed(RunConfig, tree, str(path)))
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f'"{text}" is not an override. Write key=value, such as loop.steps=100.')
+    *parents, last = key.split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(part, node, text)]
+        else:
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f'The override "{text}" reaches into "{part}", which is a plain value.')
+    parsed = yaml.safe_load(value)
+    if isinstance(node, list):
+        node[_index(last, node, text)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _index(part: str, node: list[Any], text: str) -> int:
+    if not part.isdigit() or int(part) > len(node):
+        raise ConfigError(f'The override "{text}" needs a list position from 0 to {len(node)} in place of "{part}".')
+    if int(part) == len(node):
+        node.append({})
+    return int(part)
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`, a dataclass or one of the plain types its fields use."""
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} must hold keys and values, not {value!r}.")
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise ConfigError(f'Unknown key "{key}" in {where}{nearest(str(key), hints)}')
+        missing = [f.name for f in fields(kind)
+                   if f.name not in value and f.default is MISSING and f.default_factory is MISSING]
+        if missing:
+            raise ConfigError(f"{where} lacks {', '.join(missing)}.")
+        return kind(**{key: _typed(hints[key], item, f"{where}: {key}") for key, item in value.items()})  # type: ignore[operator]
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    for option in options:
+        plain = typing.get_origin(option) or option
+        if plain is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if plain is float and isinstance(value, str):  # YAML reads 1e-3 as text
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
+            if plain is dict and typing.get_args(option)[1:] == (float,):
+                return {str(key): _typed(float, item, f"{where}: {key}") for key, item in value.items()}
+            return value
+    names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
+    raise ConfigError(f"{where} must be {names}, not {value!r}.")
+
+
+def construct(table: dict[str, Any], spec: dict[str, Any], where: str, **given: Any) -> Any:
+    """`{type: name, **kwargs}` -> `table[name](**kwargs, **given)`, refusing unknown names and keys by the nearest."""
+    if "type" not in spec:
+        raise ConfigError(f"{where} lacks type: one of {', '.join(table)}.")
+    if spec["type"] not in table:
+        raise ConfigError(f'{where} has the unknown type "{spec["type"]}"{nearest(str(spec["type"]), table)} '
+                          f"Known: {', '.join(table)}.")
+    kind = table[spec["type"]]
+    known = [name for name in inspect.signature(kind).parameters if name not in given]
+    for key in spec:
+        if key != "type" and key not in known:
+            raise ConfigError(f'Unknown key "{key}" in {where} ({spec["type"]}){nearest(key, known)}')
+    missing = [name for name, parameter in inspect.signature(kind).parameters.items()
+               if parameter.default is inspect.Parameter.empty and name not in spec and name not in given]
+    if missing:
+        raise ConfigError(f"{where} ({spec['type']}) lacks {', '.join(missing)}.")
+    return kind(**{key: item for key, item in spec.items() if key != "type"}, **given)

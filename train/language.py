@@ -1,0 +1,176 @@
+"""Stage 0, language: a small language model from nothing that reads scenes from its context.
+
+A third of the rows describe the scene in words; the others lay the scene map over the image tokens, each token the mean of the
+embeddings of its cell's words, as a perfect connector would. The model so learns to answer from what stands in its context
+before it is ever shown a picture (a model trained on questions and answers alone learns to guess instead).
+"""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from train.tokenizer import train_tokenizer
+from vlchat.scenes.maps import prose, scene_map
+from vlchat.scenes.rows import Conversation, ask_about, conversation, generator, states
+from vlchat.scenes.language import KINDS
+from vlchat.scenes.world import GRID, Scene
+
+IMAGE_TOKENS = GRID * GRID
+_WORD_TOKENS = 10  # tokens of a cell's words, at most
+_MASKED = -100
+_SORTED_TOGETHER = 4  # steps whose rows are sorted by length together, to pad less
+
+
+class LanguageObjective(nn.Module):
+    """Next-token loss on the assistant's words.
+
+    Args:
+        model: LlamaConfig fields.
+        vocabulary: size of the tokenizer that is trained on the way.
+        prose_share: share of the rows that describe the scene in words.
+        word_dropout: share of a cell's words left out, since no tower sees everything.
+        noise: standard deviation of the noise on map embeddings, in units of their own.
+    """
+
+    name = "language"
+
+    def __init__(self, model: dict[str, Any], vocabulary: int = 1500, prose_share: float = 0.3, word_dropout: float = 0.06,
+                 noise: float = 0.2, seed: int = 0) -> None:
+        super().__init__()
+        self.prose_share, self.word_dropout, self.noise, self.seed = prose_share, word_dropout, noise, seed
+        self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
+        self.image_token = self.tokenizer.convert_tokens_to_ids("<image>")
+        self.model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, bos_token_id=None,
+            eos_token_id=self.tokenizer.eos_token_id, **model))
+        self._chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
+        """input_ids, labels (rows, tokens) and cell_words (maps, cells, word tokens) of one step."""
+        chunk, place = divmod(step, _SORTED_TOGETHER)
+        if self._chunk[0] != chunk:
+            first = chunk * _SORTED_TOGETHER * rows
+            made = [self._row(index) for index in range(first, first + _SORTED_TOGETHER * rows)]
+            self._chunk = (chunk, sorted(made, key=lambda row: len(row["input_ids"])))
+        order = generator("lm-order", self.seed, chunk).sample(range(_SORTED_TOGETHER), _SORTED_TOGETHER)
+        return self._padded(self._chunk[1][order[place] * rows:(order[place] + 1) * rows])
+
+    def _row(self, index: int) -> dict[str, Any]:
+        rng = generator("lm-row", self.seed, index)
+        shown = conversation(self.seed, index, split="lm", turns=6)
+        return self._tokens(shown, rng, written=rng.random() < self.prose_share)
+
+    def _tokens(self, shown: Conversation, rng: Random, *, written: bool, answer: bool = True) -> dict[str, Any]:
+        if written:
+            messages = shown.messages([])
+            if shown.scenes:
+                names = ("Picture",) if len(shown.scenes) == 1 else ("First picture", "Second picture")
+                text = "".join(f"{name}: {prose(scene, rng)}\n" for name, scene in zip(names, shown.scenes, strict=True))
+                messages[0]["content"].insert(0, {"type": "text", "text": text})
+        else:
+            messages = shown.messages([None] * len(shown.scenes))
+        encoded = self.tokenizer.apply_chat_template(
+            messages if answer else messages[:-1], tokenize=True, return_dict=True,
+            return_assistant_tokens_mask=answer, add_generation_prompt=not answer)
+        mask = encoded["assistant_masks"] if answer else [0] * len(encoded["input_ids"])
+        input_ids: list[int] = []
+        labels: list[int] = []
+        for token, assistant in zip(encoded["input_ids"], mask, strict=True):
+            repeat = IMAGE_TOKENS if token == self.image_token else 1
+            input_ids += [token] * repeat
+            labels += [token if assistant else _MASKED] * repeat
+        maps = [] if written else [self._words(scene, rng if answer else None) for scene in shown.scenes]
+        return {"input_ids": input_ids, "labels": labels, "maps": maps}
+
+    def _words(self, scene: Scene, rng: Random | None) -> list[list[int]]:
+        known: dict[str, list[int]] = {}
+        cells = []
+        for cell in scene_map(scene):
+            text = cell.words()
+            if text not in known:
+                known[text] = self.tokenizer(" " + text, add_special_tokens=False)["input_ids"][:_WORD_TOKENS]
+            tokens = known[text]
+            if rng is not None:
+                tokens = [token for token in tokens if rng.random() >= self.word_dropout] or tokens
+            cells.append(tokens + [_MASKED] * (_WORD_TOKENS - len(tokens)))
+        return cells
+
+    def _padded(self, rows: list[dict[str, Any]], *, left: bool = False) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        length += -length % 32  # few different shapes: each costs the CPU a freshly compiled kernel
+        batch = {}
+        for key, blank in (("input_ids", self.tokenizer.pad_token_id), ("labels", _MASKED)):
+            blanks = [[blank] * (length - len(row[key])) for row in rows]
+            batch[key] = torch.tensor([pad + row[key] if left else row[key] + pad for row, pad in zip(rows, blanks, strict=True)])
+        if left:
+            batch["attention_mask"] = torch.tensor([[0] * (length - len(row["input_ids"])) + [1] * len(row["input_ids"])
+                                                    for row in rows])
+        maps = [cells for row in rows for cells in row["maps"]]
+        batch["cell_words"] = torch.tensor(maps, dtype=torch.long).reshape(-1, IMAGE_TOKENS, _WORD_TOKENS)
+        return batch
+
+    def embed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(rows, tokens, hidden): token embeddings, with the scene maps over the image tokens."""
+        table = self.model.get_input_embeddings()
+        embeds = table(batch["input_ids"])
+        words = batch["cell_words"]  # (maps, cells, word tokens)
+        if len(words):
+            present = (words != _MASKED).unsqueeze(-1)
+            cells = (table(words.clamp(min=0)) * present).sum(2) / present.sum(2).clamp(min=1).sqrt()
+            if self.training:
+                cells = cells + torch.randn_like(cells) * self.noise * cells.detach().std()
+            embeds = embeds.masked_scatter((batch["input_ids"] == self.image_token).unsqueeze(-1), cells.to(embeds.dtype))
+        return embeds
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        # Right padding under a causal mask is never seen by a real token, so no mask is needed.
+        loss = self.model(inputs_embeds=self.embed(batch), labels=batch["labels"], use_cache=False).loss
+        return loss, {}
+
+    def sample(self) -> tuple[dict[str, float], list[str]]:
+        scores, shown = {}, []
+        for written in (False, True):
+            share, _, lines = self.ceiling(10 * len(KINDS), written=written)
+            scores["from_prose" if written else "from_map"] = share
+            shown += lines[:4]
+        return scores, shown
+
+    @torch.no_grad()
+    def ceiling(self, count: int, *, written: bool, held: bool = False) -> tuple[float, dict[str, float], list[str]]:
+        """Share of questions answered rightly from the described scene: what no picture can beat. Also by kind, and wrong ones."""
+        right: dict[str, list[bool]] = {}
+        lines = []
+        device = self.model.device
+        for first in range(0, count, 65):
+            indices = range(first, min(count, first + 65))
+            rngs = [generator("lm-test-held" if held else "lm-test", 0, index) for index in indices]
+            kinds = [KINDS[index % len(KINDS)] for index in indices]
+            asked = [ask_about(kind, rng, held) for kind, rng in zip(kinds, rngs, strict=True)]
+            batch = self._padded([self._tokens(shown, rng, written=written, answer=False)
+                                  for shown, rng in zip(asked, rngs, strict=True)], left=True)
+            batch = {key: value.to(device) for key, value in batch.items()}
+            out = self.model.generate(inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"],
+                                      max_new_tokens=72, do_sample=False)
+            for kind, shown, tokens in zip(kinds, asked, out, strict=True):
+                reply = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                good = states(shown.turns[-1], reply)
+                right.setdefault(kind, []).append(good)
+                if not good:
+                    lines.append(f"[{kind}] {shown.turns[-1].question} -> {reply} (right: {shown.turns[-1].answer})")
+        by_kind = {kind: sum(marks) / len(marks) for kind, marks in right.items()}
+        return sum(map(sum, right.values())) / count, by_kind, lines
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def _texts(index: int) -> list[str]:
+    shown = conversation(0, index, split="tokenizer")
+    rng = generator("tokenizer-prose", 0, index)
+    texts = [text for turn in shown.turns for text in (turn.question, turn.answer)]
+    return texts + [text for scene in shown.scenes for text in (prose(scene, rng), *{" " + c.words() for c in scene_map(scene)})]

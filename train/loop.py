@@ -1,0 +1,119 @@
+"""The loop: batches -> loss -> step, with progress, metrics, samples, checkpoints and resume. One loop for every objective."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from train import checkpoint
+from train.batches import stream
+from train.checkpoint import Progress
+from train.config import RunConfig
+from train.optim import adamw, parameter_groups, schedule
+from vlchat.errors import VLChatError
+
+
+class Objective(Protocol):
+    """A model and its loss. Any nn.Module with these methods trains in `fit`."""
+
+    def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]: ...
+    def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]: ...
+    def sample(self) -> tuple[dict[str, float], list[str]]: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class TrainingStopped(VLChatError):
+    """A run that cannot go on, such as one whose loss is no number any more."""
+
+
+class _Rows:
+    """The batches of an objective, `rows` rows a step."""
+
+    def __init__(self, objective: Any, rows: int) -> None:
+        self.objective, self.rows = objective, rows
+
+    def batch(self, step: int) -> dict[str, Any]:
+        torch.set_num_threads(1)  # a worker beside the training: leave it the cores
+        return self.objective.batch(step, self.rows)
+
+
+def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = None) -> Path:
+    """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
+
+    Raises:
+        TrainingStopped: the loss is not finite; the last checkpoint is from before.
+        CheckpointError: `resume` is incomplete or from another configuration.
+    """
+    loop, run = config.loop, Path(config.run)
+    accelerator = Accelerator(mixed_precision=loop.precision, cpu=not torch.cuda.is_available())
+    groups, table = parameter_groups(objective, config.trainable, config.optim)
+    accelerator.print(table)
+    optimizer = adamw(groups, config.optim)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    progress = checkpoint.read(resume, objective, optimizer) if resume else Progress()
+    if resume:
+        accelerator.print(f"Resuming {resume}: step {progress.step:,} of {steps:,}, {progress.samples:,} samples seen.")
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    bare = accelerator.unwrap_model(objective)
+    share = schedule(config.optim)
+    started = time.monotonic() - progress.seconds
+    last = time.monotonic()
+    bar = tqdm(total=steps, initial=progress.step, dynamic_ncols=True, mininterval=2, disable=not accelerator.is_main_process)
+    objective.train()
+    for step, batch in enumerate(stream(_Rows(bare, loop.batch), progress.step, steps, loop.workers), start=progress.step):
+        done = step / steps
+        if loop.minutes is not None:
+            done = max(done, (time.monotonic() - started) / 60 / loop.minutes)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share(done)
+        batch = {key: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
+                 for key, value in batch.items()}
+        with accelerator.autocast():
+            loss, metrics = objective(batch)
+        if not math.isfinite(loss.item()):
+            raise TrainingStopped(f"The loss of step {step + 1} is {loss.item()}. Nothing of it was saved; lower the learning "
+                                  f"rate or look at the rows of this batch. The last checkpoint: "
+                                  f"{(checkpoint.saved(run) or ['none'])[-1]}.")
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress = Progress(step + 1, progress.samples + loop.batch * accelerator.num_processes, time.monotonic() - started)
+        final = progress.step == steps or done >= 1.0
+        bar.update()
+        if progress.step % loop.log_every == 0 or final:
+            now = time.monotonic()
+            rate = loop.batch * loop.log_every / (now - last)
+            last = now
+            line = {"step": progress.step, "loss": loss.item(), **metrics, "grad_norm": float(norm),
+                    "lr": optimizer.param_groups[0]["lr"], "rows_per_second": rate, "seconds": progress.seconds}
+            bar.set_postfix_str(f"loss {loss.item():.3f} lr {line['lr']:.1e} {rate:.0f} rows/s")
+            if accelerator.is_main_process:
+                _log(run, line)
+        if progress.step % loop.sample_every == 0 or final:
+            bare.eval()
+            with accelerator.autocast():
+                scores, shown = bare.sample()
+            objective.train()
+            last = time.monotonic()
+            if accelerator.is_main_process:
+                _log(run, {"step": progress.step, **scores})
+                bar.write("\n".join([f"step {progress.step}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()),
+                                     *(f"    {text}" for text in shown)]))
+        if (progress.step % loop.save_every == 0 or final) and accelerator.is_main_process:
+            checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
+        if final:
+            break
+    bar.close()
+    return checkpoint.saved(run)[-1]
+
+
+def _log(run: Path, line: dict[str, Any]) -> None:
+    rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
+    with (run / "metrics.jsonl").open("a") as handle:
+        handle.write(json.dumps(rounded) + "\n")

@@ -1,0 +1,63 @@
+"""What trains, at which rate: regexes -> parameter groups, and the schedule."""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from train.config import OptimConfig
+from vlchat.errors import ConfigError
+
+
+def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConfig) -> tuple[list[dict], str]:
+    """Freeze what no rule matches, and group the rest for AdamW: one group a rate, matrices with weight decay.
+
+    Returns:
+        The groups, and a table for people: rule, parameters, rate, and what is frozen.
+
+    Raises:
+        ConfigError: a rule that matches no parameter, or nothing left to train.
+    """
+    compiled = {re.compile(rule): rate for rule, rate in rules.items()}
+    counts = {pattern.pattern: [0, 0] for pattern in compiled}
+    frozen = [0, 0]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rule = next((pattern for pattern in compiled if pattern.search(name)), None)
+        # A quantized weight is an integer tensor and cannot take a gradient.
+        trains = rule is not None and compiled[rule] > 0 and parameter.is_floating_point()
+        parameter.requires_grad_(trains)
+        tally = counts[rule.pattern] if trains and rule is not None else frozen
+        tally[0] += 1
+        tally[1] += parameter.numel()
+        if trains and rule is not None:
+            groups.setdefault((compiled[rule], parameter.ndim >= 2), []).append(parameter)
+    for rule_text, (tensors, _) in counts.items():
+        if not tensors and rules[rule_text] > 0:
+            raise ConfigError(f'trainable: "{rule_text}" matches no parameter. Some names: '
+                              + ", ".join(name for name, _ in list(model.named_parameters())[:4]) + ", ...")
+    if not groups:
+        raise ConfigError("Nothing trains: every rule in trainable has rate 0 or matches nothing.")
+    lines = [f"{'trains':44} {'tensors':>8} {'parameters':>13} {'rate':>9}"]
+    lines += [f"{rule:44} {tensors:8,} {count:13,} {rules[rule]:9.1e}" for rule, (tensors, count) in counts.items() if tensors]
+    lines.append(f"{'(frozen)':44} {frozen[0]:8,} {frozen[1]:13,} {'-':>9}")
+    return [{"params": members, "lr": rate, "weight_decay": optim.weight_decay if matrix else 0.0}
+            for (rate, matrix), members in groups.items()], "\n".join(lines)
+
+
+def schedule(optim: OptimConfig) -> Callable[[float], float]:
+    """Share of the peak rate at `progress` in 0..1: linear warm-up, then cosine down to the floor."""
+
+    def share(progress: float) -> float:
+        if progress < optim.warmup:
+            return max(progress, 1e-4) / optim.warmup
+        rest = min(1.0, (progress - optim.warmup) / max(1e-9, 1 - optim.warmup))
+        return optim.floor + (1 - optim.floor) * 0.5 * (1 + math.cos(math.pi * rest))
+
+    return share
+
+
+def adamw(groups: list[dict], optim: OptimConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, betas=(optim.betas[0], optim.betas[1]), eps=1e-8, fused=True)

@@ -1,0 +1,68 @@
+"""The scene map: what each of GRID x GRID cells shows, in words. The tower learns to write it, the language model to read it.
+
+A cell's words are size, colour and name of the thing on it, and row and column of that thing's centre (`rowa` ... `rowh`,
+`cola` ... `colh`), so that two cells of one thing agree and two equal things differ.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+from vlchat.scenes.vocabulary import COLOURS, NUMBERS, PICTOGRAMS, SHAPES, WORDS, article
+from vlchat.scenes.world import GRID, Scene, Thing
+
+_LETTERS = "abcdefgh"
+FIELDS = ("size", "colour", "name", "row", "column")
+_SIZES = ("", "small", "medium", "large", "word", "number")  # text has its kind in place of a size
+_COLOURS = ("", *COLOURS)
+_NAMES = ("background", *SHAPES, *PICTOGRAMS, *(f"word {w}" for w in WORDS), *(f"number {n}" for n in NUMBERS))
+_NAME_INDEX = {name: index for index, name in enumerate(_NAMES)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's words by field, empty where a field does not apply."""
+
+    size: str
+    colour: str
+    name: str
+    row: str
+    column: str
+
+    def words(self, fields: tuple[str, ...] = FIELDS) -> str:
+        """The words of these fields, such as `small red circle rowc cole`."""
+        return " ".join(word for field in fields if (word := getattr(self, field)))
+
+    def codes(self) -> list[int]:
+        """One whole number a field; equal numbers mean equal words. 0 stands for an empty field, but for names."""
+        kind = self.name.split(" ")[0] if self.name.startswith(("word ", "number ")) else self.size
+        return [_SIZES.index(kind), _COLOURS.index(self.colour), _NAME_INDEX[self.name],
+                1 + _LETTERS.index(self.row[-1]) if self.row else 0, 1 + _LETTERS.index(self.column[-1]) if self.column else 0]
+
+
+def cell_of(thing: Thing | None, scene: Scene) -> Cell:
+    if thing is None:
+        return Cell("", scene.background, "background", "", "")
+    row, column = (_LETTERS[min(int(value * GRID), GRID - 1)] for value in (thing.y, thing.x))
+    return Cell("" if thing.is_text else thing.size, thing.colour or "", thing.noun, f"row{row}", f"col{column}")
+
+
+def scene_map(scene: Scene) -> list[Cell]:
+    """GRID * GRID cells, row by row."""
+    known = {thing: cell_of(thing, scene) for thing in (None, *scene.things)}
+    return [known[thing] for thing in scene.cells()]
+
+
+def prose(scene: Scene, rng: Random) -> str:
+    """The whole scene as a written description, for a language model without eyes; things in any order."""
+    things = rng.sample(scene.things, len(scene.things))
+    parts = [f"{article(thing.phrase())} at the {thing.place} {cell.row} {cell.column}"
+             for thing in things for cell in [cell_of(thing, scene)]]
+    return f"On a {scene.background} background there is {', '.join(parts)}."
+
+
+def alt_text(scene: Scene, rng: Random) -> str:
+    """A caption as the web would have it: any order, some details left out."""
+    things = rng.sample(scene.things, min(len(scene.things), 4))
+    sizes, places = rng.random() < 0.5, rng.random() < 0.6
+    parts = [article(thing.phrase(size=sizes)) + (f" at the {thing.place}" if places else "") for thing in things]
+    return " and ".join(parts) + (f" on {scene.background}" if rng.random() < 0.25 else "")
