@@ -91,7 +91,7 @@ def compose(
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
-    model.model.connector = fresh.to(decoder.device, tower.dtype if dtype is not None else None)
+    model.model.connector = fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
     config.image_seq_length = fresh.num_tokens(count_features(tower, vision_feature_select_strategy))
     model.tie_weights()
     model.generation_config = decoder.generation_config
@@ -105,13 +105,15 @@ def _add_image_token(
     model: VLChatForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, image_token: str
 ) -> None:
     model.config.image_token_id = add_image_token(tokenizer, image_token)
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         # The mean of the known rows and nothing random: rebuilding from the same backbones gives the same model.
         with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                layer.weight[rows:] = layer.weight[:rows].float().mean(0).to(layer.weight.dtype)  # type: ignore[index,union-attr]
+            for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+                weight: Any = table.weight
+                weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
     # The image token marks a place in a prompt; it is never an answer.
     if model.generation_config is not None:
         suppressed = set(model.generation_config.suppress_tokens or [])

@@ -70,7 +70,7 @@ class MLPConnector(Connector):
         instruction_ids: torch.Tensor | None = None,
         instruction_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = features.to(self.layers[0].weight.dtype)
+        hidden = features.to(next(self.parameters()).dtype)
         for index, layer in enumerate(self.layers):
             hidden = layer(nn.functional.gelu(hidden) if index else hidden)
         return hidden

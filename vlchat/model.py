@@ -17,13 +17,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from vlchat.config import VLChatConfig
 from vlchat.connectors import QFormerConnector, build_connector
 from vlchat.errors import VLChatError
 from vlchat.towers import num_patches, select_features
+
 
 @dataclass
 class VLChatModelOutput(BaseModelOutputWithPast):
@@ -48,7 +49,7 @@ class VLChatPreTrainedModel(PreTrainedModel):
     config: VLChatConfig
     config_class = VLChatConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -176,8 +177,8 @@ class VLChatModel(VLChatPreTrainedModel):
                 pixel_values, instruction_input_ids, instruction_attention_mask, return_dict=True
             )
         features = None
-        if images is not None:
-            features = torch.cat(list(images.pooler_output), dim=0).to(inputs_embeds.device, inputs_embeds.dtype)
+        if images is not None and images.pooler_output is not None:
+            features = torch.cat(tuple(images.pooler_output), dim=0).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, features)
         outputs = self.language_model(

@@ -67,8 +67,7 @@ class VLChatProcessor(ProcessorMixin):
         self.image_token = image_token
         self.instruction_length = instruction_length
         if tokenizer is not None:
-            add_image_token(tokenizer, image_token)
-            self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+            self.image_token_id: int = add_image_token(tokenizer, image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -106,7 +105,7 @@ class VLChatProcessor(ProcessorMixin):
                 f"Choose another template: {', '.join(template_names())}."
             )
         if template is not None and "eos_token" in source and tokenizer.eos_token is None:
-            raise ConfigError(f"The template {str(template)!r} ends answers with eos_token, which this tokenizer lacks.")
+            raise ConfigError(f"The template {str(template)!r} ends answers with the end token this tokenizer lacks.")
         return cls(
             image_processor,
             tokenizer,
@@ -126,7 +125,7 @@ class VLChatProcessor(ProcessorMixin):
         masked = [i for i, mask in zip(ids, _mask(offsets, spans[0]), strict=True) if mask]
         return masked[-1] if masked and masked[-1] in self.tokenizer.added_tokens_decoder else None
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # fewer options than transformers', each of them used
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -288,9 +287,8 @@ class VLChatProcessor(ProcessorMixin):
                 raise VLChatError(f"The conversations have {min(lengths)} to {length} tokens: pass padding=True.")
             length = 0
         side = padding_side or self.tokenizer.padding_side
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         data: dict[str, Any] = {
-            "input_ids": [_pad(ids, length, pad, side) for ids, _ in batch],
+            "input_ids": [_pad(ids, length, self.pad_id, side) for ids, _ in batch],
             "attention_mask": [_pad([1] * len(ids), length, 0, side) for ids, _ in batch],
         }
         if with_mask:
@@ -316,16 +314,17 @@ class VLChatProcessor(ProcessorMixin):
             for message in conversation:
                 text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
                 ids = prompt.encode(self.tokenizer, prompt.protect(text, control))[0][: self.instruction_length]
-                rows += [ids or [self._filler()] for part in message["content"] if part["type"] == "image"]
+                rows += [ids or [self.pad_id] for part in message["content"] if part["type"] == "image"]
         length = max(map(len, rows))
-        pad = self._filler()
         data = {
-            _INSTRUCTION_NAMES[0]: [_pad(ids, length, pad, "right") for ids in rows],
+            _INSTRUCTION_NAMES[0]: [_pad(ids, length, self.pad_id, "right") for ids in rows],
             _INSTRUCTION_NAMES[1]: [_pad([1] * len(ids), length, 0, "right") for ids in rows],
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _filler(self) -> int:
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up shorter conversations; nobody attends to it."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
 
@@ -341,7 +340,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE
     if known is None or not tokenizer.added_tokens_decoder[known].special:
         token = AddedToken(image_token, special=True, normalized=False)
         tokenizer.add_tokens([token], special_tokens=True)
-    return tokenizer.convert_tokens_to_ids(image_token)
+    return tokenizer.added_tokens_encoder[image_token]
 
 
 def template_names() -> list[str]:

@@ -105,7 +105,7 @@ def render(
             {
                 **message,
                 "content": [
-                    {"type": "text", "text": protect(part["text"], control)} if part["type"] == "text" else {"type": "image"}
+                    {**part, "text": protect(part["text"], control)} if part["type"] == "text" else {"type": "image"}
                     for part in message["content"]
                 ],
             }
@@ -116,7 +116,7 @@ def render(
     # Templates write the tokenizer's tokens by name; one that is missing (Qwen has no BOS) is simply not written.
     names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     try:
-        return render_jinja_template(
+        return render_jinja_template(  # type: ignore[return-value]  # annotated as str, returns this pair
             conversations=protected,
             chat_template=template,
             return_assistant_tokens_mask=mask,

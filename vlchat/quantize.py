@@ -76,9 +76,9 @@ def linear_layers_to_keep(model: nn.Module) -> list[str]:
 
 def check_only_language_model_is_quantized(model: nn.Module) -> None:
     """Raises CheckpointError when a layer outside the language model, or none at all, was quantized."""
-    import bitsandbytes
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
-    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    kinds = (Linear4bit, Linear8bitLt)
     names = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     prefix = language_model_prefix(model) + "."
     outside = [name for name in names if not name.startswith(prefix)]

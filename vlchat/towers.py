@@ -34,10 +34,10 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
         return TOWERS[str(source)](**kwargs)
     else:
         config = AutoConfig.from_pretrained(source, revision=kwargs.get("revision"))
-        # Loading the pair's class for the pair's folder keeps the text half's tensors from being reported as unexpected.
+        # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
         model = AutoModel.from_pretrained(source, config=config, use_safetensors=True, **kwargs)
     if getattr(model.config, "vision_config", None) is not None and hasattr(model, "vision_model"):
-        model = model.vision_model
+        model = model.vision_model  # type: ignore[assignment]
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise ConfigError(f"{model.__class__.__name__} at {_name(source)} is not a vision model: it takes no pictures.")
     return model
@@ -51,7 +51,7 @@ def load_image_processor(source: str | Path, **kwargs: Any) -> BaseImageProcesso
 
 
 def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:
-    """CLIP's own picture preparation for square pictures of `image_size` pixels: shorter side scaled, middle cut out."""
+    """CLIP's own picture preparation, to `image_size` pixels square: the shorter side scaled, the middle cut out."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
@@ -71,7 +71,7 @@ def num_patches(vision_config: Any, height: int | None = None, width: int | None
         )
     patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
     if height is None or width is None:
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     return (height // patch_height) * (width // patch_width)
 
 
@@ -82,7 +82,7 @@ def count_features(tower: PreTrainedModel, strategy: str) -> int:
     if strategy == "patch":
         return num_patches(tower.config)
     size = tower.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
     pixels = torch.zeros(1, getattr(tower.config, "num_channels", 3), height, width)
     with torch.no_grad():
         return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state.shape[1]

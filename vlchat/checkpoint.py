@@ -1,0 +1,257 @@
+"""Checkpoints: load a model and its processor by path alone, and say what is in one.
+
+Saving (`vlchat.saving`) and adapters (`vlchat.lora`) are reached from here as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from vlchat import lora
+from vlchat.errors import CheckpointError, VLChatError
+from vlchat.folders import read_manifest, refuse_pickles, tensor_count, verify
+from vlchat.lora import add_lora, is_lora, load_lora, merge
+from vlchat.model import VLChatForConditionalGeneration
+from vlchat.processor import VLChatProcessor
+from vlchat.quantize import (
+    check_only_language_model_is_quantized,
+    linear_layers_to_keep,
+    quantization_config,
+)
+from vlchat.saving import align_generation, save, save_full
+
+__all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
+
+EMBEDDED = Path(__file__).parent / "assets" / "mini"
+SMALL = 1_000_000_000  # parameters up to which float32 on a CPU is both faster and affordable
+
+
+def load(
+    path_or_id: str | Path | None = None,
+    *,
+    quantize: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    merge: bool = False,
+    trainable: bool = False,
+) -> tuple[Any, Any]:
+    """A model and its processor, ready to generate.
+
+    Args:
+        path_or_id: None for the embedded model; a folder that `save` or `save_full` wrote; or the folder or Hub id of
+            any checkpoint that transformers' `AutoModelForImageTextToText` loads.
+        quantize: `nf4` or `int8` for the language model alone.
+        dtype: `auto` is float32 for a model below a billion parameters on a CPU, else what is stored.
+        device: `auto` is the GPU where there is one.
+        merge: add a LoRA adapter into the weights, which makes generation faster.
+        trainable: leave a LoRA adapter open for further training.
+
+    Raises:
+        CheckpointError: when there is nothing there, or a file is damaged, missing, or does not fit the model.
+        UnsafeCheckpointError: when the weights are a pickle.
+    """
+    if merge and quantize is not None:
+        raise CheckpointError("An adapter can't be merged into a quantized model: choose merge or quantize.")
+    target = _device(device)
+    model, processor = _load(path_or_id, quantize, dtype, target, revision, trainable)
+    model = lora.merge(model) if merge else model
+    if quantize is not None:
+        check_only_language_model_is_quantized(model)
+    elif dtype == "auto" and target.type == "cpu" and _parameters(model) < SMALL:
+        model = model.float()
+    if isinstance(processor, VLChatProcessor):
+        align_generation(model, processor)
+    return model.eval(), processor
+
+
+def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
+    """What people want to know about a checkpoint, without loading its weights.
+
+    Returns:
+        `name`, `path`, `parameters` (None where unknown), `trained_on`, `base`, `adapter`, and for our own models
+        `vision`, `language`, `connector` and `image_tokens`.
+    """
+    folder = _locate(path_or_id)
+    name = "vlchat-mini" if path_or_id is None else Path(folder).name if isinstance(folder, Path) else str(folder)
+    about: dict[str, Any] = {
+        "name": name, "path": str(folder), "parameters": None, "trained_on": None, "base": None, "adapter": False,
+    }  # fmt: skip
+    if not isinstance(folder, Path):
+        return about
+    manifest = read_manifest(folder) or {}
+    about.update(trained_on=manifest.get("trained_on"), base=manifest.get("base"))
+    about["adapter"] = bool(manifest.get("adapter"))
+    about["name"] = manifest.get("name", name)
+    about["parameters"] = _count(folder, manifest)
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about["vision"] = config.get("vision_config", {}).get("model_type")
+        about["language"] = config.get("text_config", {}).get("model_type")
+        about["connector"] = config.get("connector")
+        about["image_tokens"] = config.get("image_seq_length")
+    return about
+
+
+def _load(
+    path_or_id: str | Path | None,
+    quantize: str | None,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    revision: str | None,
+    trainable: bool,
+) -> tuple[Any, Any]:
+    folder = _locate(path_or_id)
+    if not isinstance(folder, Path):
+        return _load_whole(folder, quantize, dtype, device, revision, strict=False)
+    refuse_pickles(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return _load_whole(folder, quantize, dtype, device, revision, strict=False)
+    verify(folder, manifest)
+    base = manifest.get("base")
+    if base is None:
+        return _load_whole(folder, quantize, dtype, device, revision, strict=True)
+    sources = {key: _resolve(folder, manifest, key) for key in base}
+    processor = AutoProcessor.from_pretrained(folder)
+    if "model" in sources:
+        model, _ = _load(sources["model"], quantize, dtype, device, None, False)
+        model = lora.merge(model)
+    else:
+        config = AutoConfig.from_pretrained(folder)
+        model = VLChatForConditionalGeneration.from_backbones(
+            str(sources["vision"]),
+            str(sources["language"]),
+            config.connector,
+            tokenizer=processor.tokenizer,
+            quantize=quantize,
+            dtype=dtype,
+            device_map={"": str(device)},
+            vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            image_token=processor.image_token,
+        )
+    if manifest.get("trained"):
+        fresh = "model" not in sources  # then the connector is random until it is read from the file
+        required = [f"model.connector.{name}" for name, _ in model.model.connector.named_parameters()] if fresh else []
+        _load_trained(model, folder / manifest["trained"], required)
+    if manifest.get("adapter"):
+        model = load_lora(model, folder / manifest["adapter"], trainable=trainable)
+    return model, processor
+
+
+def _load_whole(
+    source: str | Path,
+    quantize: str | None,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    revision: str | None,
+    *,
+    strict: bool,
+) -> tuple[Any, Any]:
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        if quantize is not None:
+            with torch.device("meta"):  # only for the names of its layers
+                skeleton = AutoModelForImageTextToText.from_config(config)
+            compute = dtype if isinstance(dtype, torch.dtype) else None
+            options["quantization_config"] = quantization_config(quantize, compute, linear_layers_to_keep(skeleton))
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, device_map={"": str(device)}, output_loading_info=True, **options
+        )
+        model, info = loaded
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+    except VLChatError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{source} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    # transformers warns of tensors it has no place for; in a checkpoint of our own that is an error.
+    if missing or (unexpected and strict):
+        raise CheckpointError(
+            f"The weights in {source} do not fit its configuration. Missing: {', '.join(missing) or 'none'}. "
+            f"Unexpected: {', '.join(unexpected) or 'none'}."
+        )
+    return model, processor
+
+
+def _load_trained(model: nn.Module, path: Path, required: list[str]) -> None:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    parameters = dict(model.named_parameters())
+    missing = [name for name in required if name not in tensors]
+    unexpected = [name for name in tensors if name not in parameters]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"The trained tensors in {path} do not fit the model. Missing: {', '.join(missing) or 'none'}. "
+            f"Unexpected: {', '.join(unexpected) or 'none'}."
+        )
+    for name, tensor in tensors.items():
+        if parameters[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{name} in {path} has the shape {tuple(tensor.shape)}; the model's is {tuple(parameters[name].shape)}."
+            )
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+
+
+def _locate(path_or_id: str | Path | None) -> Path | str:
+    if path_or_id is None:
+        if not (EMBEDDED / "config.json").is_file():
+            raise CheckpointError("This copy of vlchat has no embedded model; name a checkpoint with --model.")
+        return EMBEDDED
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    text = str(path_or_id)
+    if isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.")
+    return text
+
+
+def _resolve(folder: Path, manifest: dict[str, Any], key: str) -> str | Path | None:
+    """Where a part of the base is: beside the checkpoint as it was when it was saved, or at its old place."""
+    recorded = manifest["base"][key]
+    relative = manifest.get("base_relative", {}).get(key)
+    if relative is not None and (folder / relative).exists():
+        return (folder / relative).resolve()
+    if recorded is not None and os.path.isabs(recorded) and not os.path.exists(recorded):
+        raise CheckpointError(f"{folder} was trained on top of {recorded}, which is not there any more.")
+    return recorded
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _count(folder: Path, manifest: dict[str, Any]) -> int | None:
+    base = manifest.get("base")
+    if not base:
+        return tensor_count(folder)
+    total = tensor_count(folder / "adapter") if manifest.get("adapter") else 0
+    if "model" not in base:
+        total += tensor_count(folder)
+    for key in base:
+        source = _locate(_resolve(folder, manifest, key))
+        if not isinstance(source, Path):
+            return None
+        total += _count(source, read_manifest(source) or {}) or 0
+    return total

@@ -1,0 +1,148 @@
+"""Checkpoint folders on disk: written whole or not at all, with hashes, and without pickles."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vlchat.errors import CheckpointError, UnsafeCheckpointError
+
+MANIFEST = "vlchat.json"
+FORMAT = 1
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+@contextlib.contextmanager
+def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
+    """Gives a staging folder to fill; at the end hashes, flushes and renames it to `folder`.
+
+    A crash at any moment leaves the old folder, or nothing, and never half of the new one. A checkpoint that is there
+    already is replaced.
+
+    Raises:
+        CheckpointError: when `folder` holds something that is not a checkpoint of vlchat.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
+        raise CheckpointError(f"{folder} exists and is not a vlchat checkpoint; it is left alone. Choose another name.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stage = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        files = sorted(path for path in stage.rglob("*") if path.is_file())
+        hashes = {path.relative_to(stage).as_posix(): sha256(path) for path in files}
+        text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
+        (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        for path in [*files, stage / MANIFEST, *(p for p in stage.rglob("*") if p.is_dir()), stage]:
+            _flush(path)
+        old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+        if folder.exists():
+            folder.rename(old)
+        stage.rename(folder)
+        _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The folder's manifest, or None where it has none.
+
+    Raises:
+        CheckpointError: when it can't be read, or is of a later format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a manifest of format {FORMAT}; it needs another version of vlchat.")
+    return manifest
+
+
+def verify(folder: Path, manifest: dict[str, Any]) -> None:
+    """Compares every file with the hash it had when it was written.
+
+    Raises:
+        CheckpointError: naming the files that are missing or changed.
+    """
+    root = folder.resolve()
+    bad = []
+    for name, expected in manifest.get("files", {}).items():
+        path = (folder / name).resolve()
+        if not path.is_relative_to(root):
+            raise CheckpointError(f"{folder / MANIFEST} names a file outside its folder: {name}.")
+        if not path.is_file():
+            bad.append(f"{name} is missing")
+        elif sha256(path) != expected:
+            bad.append(f"{name} has changed")
+    if bad:
+        raise CheckpointError(f"The checkpoint {folder} is damaged: {'; '.join(bad)}.")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuses weights that run code when they are read.
+
+    A vlchat checkpoint may hold no such file at all. Folders from elsewhere often have one beside the safetensors; it
+    is not read there, and refused only when there are no safetensors.
+
+    Raises:
+        UnsafeCheckpointError: for a pickle, whatever its name.
+        CheckpointError: for a safetensors file that is none.
+    """
+    places = [folder, folder / "adapter"]
+    files = [path for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
+    tensors = [path for path in files if path.suffix == ".safetensors"]
+    pickles = sorted(path.name for path in files if path.suffix in _PICKLES)
+    if pickles and (not tensors or (folder / MANIFEST).is_file()):
+        raise UnsafeCheckpointError(
+            f"{folder} holds {pickles[0]}, a pickle, which can run code when it is read. Only safetensors are loaded: "
+            "convert it, or take a version of the checkpoint that has them."
+        )
+    for path in tensors:
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:9] == b"{":
+            continue
+        if head[:1] == b"\x80" or head[:2] == b"PK":
+            raise UnsafeCheckpointError(f"{path} is a pickle that calls itself safetensors; it is not read.")
+        raise CheckpointError(f"{path} is not a safetensors file; it may have been cut short.")
+
+
+def tensor_count(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold, read from their headers."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in tensor["shape"]:
+                    count *= size
+                total += count
+    return total
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
