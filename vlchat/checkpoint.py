@@ -92,7 +92,7 @@ def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
     about.update(trained_on=manifest.get("trained_on"), base=manifest.get("base"))
     about["adapter"] = bool(manifest.get("adapter"))
     about["name"] = manifest.get("name", name)
-    about["parameters"] = _count(folder, manifest)
+    about["parameters"] = manifest.get("parameters") or tensor_count(folder)
     if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         about["vision"] = config.get("vision_config", {}).get("model_type")
@@ -240,18 +240,3 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _count(folder: Path, manifest: dict[str, Any]) -> int | None:
-    base = manifest.get("base")
-    if not base:
-        return tensor_count(folder)
-    total = tensor_count(folder / "adapter") if manifest.get("adapter") else 0
-    if "model" not in base:
-        total += tensor_count(folder)
-    for key in base:
-        source = _locate(_resolve(folder, manifest, key))
-        if not isinstance(source, Path):
-            return None
-        total += _count(source, read_manifest(source) or {}) or 0
-    return total

@@ -70,7 +70,7 @@ def load_lora(model: nn.Module, folder: Path, *, trainable: bool = False) -> Pef
     wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(wrapped))
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if stored != expected:
         raise CheckpointError(
             f"The adapter in {folder} does not fit this model. Missing: {_some(expected - stored)}. "

@@ -361,7 +361,7 @@ def _template_source(template: str | Path | None, tokenizer: PreTrainedTokenizer
         return path.read_text(encoding="utf-8")
     raise ConfigError(
         f"There is no chat template {str(template)!r}: give a .jinja file that exists or one of "
-        f"{', '.join(template_names())}{nearest(str(template), template_names())}"
+        f"{', '.join(template_names())}{nearest(str(template), template_names()) or '.'}"
     )
 
 

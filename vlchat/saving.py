@@ -60,6 +60,7 @@ def save(
         "trained": "connector.safetensors" if wanted else None,
         "adapter": "adapter" if adapter else None,
         "trained_on": trained_on,
+        "parameters": inner.num_parameters(),
     }
     with writing(folder, manifest) as stage:
         _write_config(inner, stage)
@@ -99,7 +100,14 @@ def save_full(
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if isinstance(processor, VLChatProcessor):
         align_generation(model, processor)
-    with writing(folder, {"base": None, "trained": None, "adapter": None, "trained_on": trained_on}) as stage:
+    manifest = {
+        "base": None,
+        "trained": None,
+        "adapter": None,
+        "trained_on": trained_on,
+        "parameters": model.num_parameters(),
+    }
+    with writing(folder, manifest) as stage:
         state = None
         if wanted is not None:
             cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
