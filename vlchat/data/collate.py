@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 
 from vlchat import images
@@ -36,8 +37,8 @@ class Collator:
         self.text_only_ok = text_only_ok
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """The batch: input_ids, attention_mask, labels (rows, tokens), padded on the right, and what the processor makes
-        of the pictures, such as pixel_values (images, 3, height, width).
+        """The batch: input_ids, attention_mask, labels (rows, tokens), padded on the right, and what the processor
+        makes of the pictures, such as pixel_values (images, 3, height, width).
 
         Raises:
             DataError: a picture cannot be read, or the processor refuses a row; names the row.
@@ -82,7 +83,7 @@ class Collator:
                     processor_kwargs={"padding": True, "padding_side": "right"},
                 )
             )
-        except VLChatError as error:
+        except (VLChatError, jinja2.TemplateError) as error:
             # The processor speaks of the whole batch: ask it about each row alone to name the one at fault.
             if len(examples) > 1:
                 for example, conversation in zip(examples, conversations, strict=True):

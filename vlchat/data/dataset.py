@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 
@@ -41,6 +41,16 @@ class SourceConfig:
     weight: float = 1.0
     limit: int | None = None
     name: str | None = None
+
+
+class Rows(Protocol):
+    """What a mixture needs of a dataset."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
 
 
 class Source:
@@ -167,7 +177,7 @@ class Mixture:
         seed: fixes the order of every epoch.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+    def __init__(self, sources: Sequence[Rows], weights: Sequence[float] | None = None, seed: int = 0) -> None:
         weights = [1.0] * len(sources) if weights is None else list(weights)
         if not sources or len(weights) != len(sources):
             raise ConfigError(f"a mixture needs one weight a source; there are {len(weights)} and {len(sources)}")

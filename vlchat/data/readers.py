@@ -39,9 +39,7 @@ def read_rows(path: str, *, split: str | None = None) -> Sequence[Any]:
     if suffix in {".csv", ".tsv"}:
         return _csv(file, "\t" if suffix == ".tsv" else ",")
     if suffix == ".parquet":
-        import datasets  # type: ignore[import-untyped]
-
-        return _HubRows(datasets.load_dataset("parquet", data_files=str(file), split="train"))
+        return _HubRows(_datasets().load_dataset("parquet", data_files=str(file), split="train"))
     raise DataError(f"{path}: unknown kind of file; known: {', '.join(sorted(_LOCAL_SUFFIXES))}")
 
 
@@ -91,10 +89,19 @@ class _HubRows(Sequence[Any]):
 
 def cache_folders() -> list[Path]:
     """Where `datasets` keeps the pictures of a Hub dataset that names them by path."""
-    import datasets
     from huggingface_hub import constants
 
-    return [Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+    return [Path(_datasets().config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "Hugging Face datasets and .parquet files need the package `datasets`: pip install 'vlchat[train]'"
+        ) from error
+    return datasets
 
 
 def _json(file: Path) -> list[Any]:
@@ -139,8 +146,7 @@ def _cell(column: str, cell: str | None) -> Any:
 
 
 def _saved_dataset(folder: Path, split: str | None) -> Sequence[Any]:
-    import datasets
-
+    datasets = _datasets()
     try:
         if any((folder / name).is_file() for name in ("dataset_info.json", "state.json", "dataset_dict.json")):
             dataset = datasets.load_from_disk(str(folder))
@@ -152,8 +158,7 @@ def _saved_dataset(folder: Path, split: str | None) -> Sequence[Any]:
 
 
 def _hub_dataset(name: str, split: str | None) -> Sequence[Any]:
-    import datasets
-
+    datasets = _datasets()
     path, _, subset = name.partition(":")
     try:
         dataset = datasets.load_dataset(path, subset or None)
@@ -163,9 +168,7 @@ def _hub_dataset(name: str, split: str | None) -> Sequence[Any]:
 
 
 def _one_split(dataset: Any, split: str | None, name: str) -> Any:
-    import datasets
-
-    if not isinstance(dataset, datasets.DatasetDict):
+    if not isinstance(dataset, _datasets().DatasetDict):
         if split is not None:
             raise DataError(f"{name} has no splits; leave `split` out")
         return dataset
