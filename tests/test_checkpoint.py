@@ -183,7 +183,8 @@ def test_any_image_text_checkpoint_loads_and_takes_lora(
     assert torch.equal(batch["input_ids"], question(tiny_processor, picture)["input_ids"])
     torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
     tuned = add_lora(loaded)
-    save(tmp_path / "run", tuned, processor, base={"model": tmp_path / "llava"}, trained=[], adapter=True, trained_on="")
+    base = {"model": tmp_path / "llava"}
+    save(tmp_path / "run", tuned, processor, base=base, trained=[], adapter=True, trained_on="")
     again, _ = load(tmp_path / "run")
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
 
@@ -316,7 +317,7 @@ def test_an_adapter_stays_apart_from_a_whole_model(tmp_path: Path, tuned: Any, t
     with pytest.raises(CheckpointError, match="merge"):
         save_full(tmp_path / "full", tuned, tiny_processor, trained_on="")
     with pytest.raises(CheckpointError, match="no parameters"):
-        save(tmp_path / "run", tuned, tiny_processor, base={"model": None}, trained=["nose"], adapter=True, trained_on="")
+        save(tmp_path / "r", tuned, tiny_processor, base={"model": None}, trained=["nose"], adapter=True, trained_on="-")
 
 
 def reseal(folder: Path) -> None:

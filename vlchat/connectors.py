@@ -175,13 +175,11 @@ def build_connector(connector: dict, vision_dim: int, llm_dim: int) -> Connector
     kwargs = dict(connector)
     name = kwargs.pop("type", None)
     if name not in CONNECTORS:
-        raise ConfigError(
-            f"There is no connector {name!r}; known ones are {', '.join(CONNECTORS)}{nearest(str(name), CONNECTORS) or '.'}"
-        )
+        hint = nearest(str(name), CONNECTORS) or "."
+        raise ConfigError(f"There is no connector {name!r}; known ones are {', '.join(CONNECTORS)}{hint}")
     accepted = list(inspect.signature(CONNECTORS[name]).parameters)[2:]
     for key in kwargs:
         if key not in accepted:
-            raise ConfigError(
-                f"The {name} connector has no option {key!r}; it takes {', '.join(accepted)}{nearest(key, accepted) or '.'}"
-            )
+            hint = nearest(key, accepted) or "."
+            raise ConfigError(f"The {name} connector has no option {key!r}; it takes {', '.join(accepted)}{hint}")
     return CONNECTORS[name](vision_dim, llm_dim, **kwargs)

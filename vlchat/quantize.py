@@ -30,7 +30,8 @@ def quantization_config(
         VLChatError: when bitsandbytes is not installed.
     """
     if kind not in KINDS:
-        raise ConfigError(f"There is no quantization {kind!r}; known ones are {', '.join(KINDS)}{nearest(kind, KINDS) or '.'}")
+        hint = nearest(kind, KINDS) or "."
+        raise ConfigError(f"There is no quantization {kind!r}; known ones are {', '.join(KINDS)}{hint}")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise VLChatError(
             f"Quantization {kind} needs bitsandbytes, which is not installed: pip install bitsandbytes, or leave "
