@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ class Collator:
         return decode_images(example.messages, f'Row "{example.id}"')
 
     def _tokenize(self, examples: Sequence[Example], conversations: list[list[Message]]) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        # Our own processor always reads `<image>` and `</s>` in people's text as text; transformers' asks to be told.
+        if "sanitize_control_tokens" in inspect.signature(self.processor.apply_chat_template).parameters:
+            options["sanitize_control_tokens"] = True
         try:
             return dict(
                 self.processor.apply_chat_template(
@@ -81,6 +86,7 @@ class Collator:
                     return_tensors="pt",
                     return_assistant_tokens_mask=True,
                     processor_kwargs={"padding": True, "padding_side": "right"},
+                    **options,
                 )
             )
         except (VLChatError, jinja2.TemplateError) as error:

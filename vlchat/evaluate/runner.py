@@ -204,7 +204,7 @@ def evaluate(
         blind_scores = _tally(items, blind_replies, task)
         counts["blind_kept_pictures"] = kept
         notes.append(
-            f"blind: the same questions with the pictures shuffled between rows ({kept:,} rows had none to swap)."
+            f"blind: the same questions with the pictures shuffled between rows ({kept:,} rows have none, or kept theirs)."
         )
     guesses = [task.floor(item) for item in items]
     return Result(
