@@ -37,7 +37,8 @@ def write(path: Path, rows: list[Any]) -> str:
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 def test_json_files(folder: Path, suffix: str) -> None:
-    source = load_source(SourceConfig(write(folder / f"rows{suffix}", [VQA, VQA | {"id": 7}, VQA | {"question_id": 8}])))
+    rows = [VQA, VQA | {"id": 7}, VQA | {"question_id": 8}]
+    source = load_source(SourceConfig(write(folder / f"rows{suffix}", rows)))
     assert [example.id for example in source] == ["#1", "7", "8"]
     assert source[0].images == [folder / "images" / "a.png"]
     assert len(source) == 3 and source.name == f"rows{suffix}"
@@ -45,7 +46,8 @@ def test_json_files(folder: Path, suffix: str) -> None:
 
 def test_csv_with_quotes_empty_cells_and_nested_json(folder: Path) -> None:
     path = folder / "rows.csv"
-    path.write_text('﻿image,question,answer,answers\na.png,"What, then?",cat,\na.png,What?,,"[""cat"", ""cat"", ""dog""]"\n')
+    header, first = "\ufeffimage,question,answer,answers\n", 'a.png,"What, then?",cat,\n'
+    path.write_text(header + first + 'a.png,What?,,"[""cat"", ""cat"", ""dog""]"\n')
     source = load_source(SourceConfig(str(path)))
     assert source[0].messages[0]["content"][1]["text"] == "What, then?"
     assert source[1].answer == "cat" and source[1].meta["answers"] == ["cat", "cat", "dog"]
@@ -60,7 +62,7 @@ def test_hugging_face_folder_stays_undecoded_until_asked(folder: Path, tmp_path:
         "images": [[picture(0), picture(1)], [picture(2)]],
         "messages": [
             [
-                {"role": "user", "content": [{"type": "image", "text": None}] * count + [{"type": "text", "text": "?"}]},
+                {"role": "user", "content": [{"type": "image"}] * count + [{"type": "text", "text": "?"}]},
                 {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
             ]
             for count in (2, 1)

@@ -164,10 +164,8 @@ def test_vqa_keeps_every_answer_and_refers_to_the_most_frequent() -> None:
     assert example.answer == "2"
     assert example.meta == {"answers": ["two", "2", "2"], "answer_type": "number"}
     assert to_example({"question": "Is 1 + 1 2?", "answer": True}, "r").answer == "true"
-    assert to_example({"question": "<image> bigger than <image>?", "answer": "no", "images": ["a", "b"]}, "r").images == [
-        "a",
-        "b",
-    ]
+    two = {"question": "<image> bigger than <image>?", "answer": "no", "images": ["a", "b"]}
+    assert to_example(two, "r").images == ["a", "b"]
 
 
 def test_captions_from_tags_names_and_lists() -> None:

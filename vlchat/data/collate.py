@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import jinja2
 import torch
 
-from vlchat import images
+from vlchat import images, prompt
 from vlchat.data.formats import Example, Message
 from vlchat.errors import DataError, EmptySupervisionError, ImageError, VLChatError
+from vlchat.processor import VLChatProcessor
 
 IGNORED = -100  # the label that cross-entropy skips
 
@@ -36,6 +36,14 @@ class Collator:
         self.processor = processor
         self.max_length = max_length
         self.text_only_ok = text_only_ok
+        # Our own processor reads `<image>` and `</s>` in a row's text as text. Transformers' own has no such way together
+        # with assistant masks, so such rows are refused there.
+        foreign = not isinstance(processor, VLChatProcessor)
+        self._commands = (
+            prompt.control_tokens(processor.tokenizer, processor.chat_template or "")
+            if foreign and hasattr(processor, "tokenizer")
+            else []
+        )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """The batch: input_ids, attention_mask, labels (rows, tokens), padded on the right, and what the processor
@@ -70,13 +78,14 @@ class Collator:
             raise EmptySupervisionError(f'Row "{example.id}" has no token to learn from: no assistant turn has text.')
         if not self.text_only_ok and not example.images:
             raise DataError(f'Row "{example.id}" has no picture, and this objective needs one in every row.')
+        found = next((token for token in self._commands for text in _texts(example) if token in text), None)
+        if found:
+            raise DataError(
+                f'Row "{example.id}" contains {found!r}, which this model reads as a command; leave it out.'
+            )
         return decode_images(example.messages, f'Row "{example.id}"')
 
     def _tokenize(self, examples: Sequence[Example], conversations: list[list[Message]]) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        # Our own processor always reads `<image>` and `</s>` in people's text as text; transformers' asks to be told.
-        if "sanitize_control_tokens" in inspect.signature(self.processor.apply_chat_template).parameters:
-            options["sanitize_control_tokens"] = True
         try:
             return dict(
                 self.processor.apply_chat_template(
@@ -86,7 +95,6 @@ class Collator:
                     return_tensors="pt",
                     return_assistant_tokens_mask=True,
                     processor_kwargs={"padding": True, "padding_side": "right"},
-                    **options,
                 )
             )
         except (VLChatError, jinja2.TemplateError) as error:
@@ -106,6 +114,10 @@ def has_answer(example: Example) -> bool:
         if message["role"] == "assistant"
         for part in message["content"]
     )
+
+
+def _texts(example: Example) -> list[str]:
+    return [part["text"] for message in example.messages for part in message["content"] if part["type"] == "text"]
 
 
 def decode_images(messages: list[Message], where: str) -> list[Message]:
