@@ -36,8 +36,8 @@ class Collator:
         self.processor = processor
         self.max_length = max_length
         self.text_only_ok = text_only_ok
-        # Our own processor reads `<image>` and `</s>` in a row's text as text. Transformers' own has no such way together
-        # with assistant masks, so such rows are refused there.
+        # Our own processor reads `<image>` and `</s>` in a row's text as text. Transformers' own cannot do so together
+        # with assistant masks, so there such rows are refused.
         foreign = not isinstance(processor, VLChatProcessor)
         self._commands = (
             prompt.control_tokens(processor.tokenizer, processor.chat_template or "")

@@ -1,0 +1,263 @@
+"""The evaluation from data file to table, with real tiny models; the controls; and what a result says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vlchat.chat import Chat
+from vlchat.data import Source, SourceConfig, load_source
+from vlchat.data.formats import text_of
+from vlchat.errors import ConfigError, DataError, VLChatError
+from vlchat.evaluate import TASKS, QuestionOnlyFloor, VqaTask, evaluate, make_task, markdown, run, save, terminal
+from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
+from vlchat.evaluate.metrics import exact_match
+
+
+class Scripted:
+    """Answers from a rule instead of a model, to hold the bookkeeping against known figures."""
+
+    description = {"name": "scripted", "trained_on": "nothing"}
+
+    def __init__(self, rule: Callable[[list[dict[str, Any]]], str]) -> None:
+        self.rule = rule
+        self.batches: list[int] = []
+
+    def batch(self, messages: list[list[dict[str, Any]]], *, max_new_tokens: int) -> list[str]:
+        self.batches.append(len(messages))
+        return [self.rule(conversation) for conversation in messages]
+
+
+def brightness(messages: list[dict[str, Any]]) -> str:
+    """Tells apart the grey pictures that `data` writes."""
+    return str(images_of(messages)[-1].getpixel((0, 0))[0])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Eight questions on four grey pictures whose brightness is the answer; half of them are closed ones."""
+    rows = []
+    for number in range(8):
+        level = number // 2 * 60
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / f"{level}.png")
+        kind = "open" if number % 2 == 0 else "CLOSED"
+        answer = str(level) if kind == "open" else "yes"
+        turns = [{"from": "human", "value": f"<image>\nWhat {kind}?"}, {"from": "gpt", "value": answer}]
+        rows.append({"id": f"q{number}", "image": f"{level}.png", "conversations": turns, "answer_type": kind})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return str(tmp_path / "rows.json")
+
+
+def test_scores_groups_and_blind_control(data: str) -> None:
+    chat = Scripted(lambda m: brightness(m) if "open" in text_of(m[-1]) else "Yes, it is.")
+    result = evaluate(chat, VqaTask(data=data), blind=True, batch_size=3, progress=False)
+    assert {name: (share.count, share.mean) for name, share in result.scores.groups.items()} == {
+        "open": (4, 1.0),
+        "closed": (4, 0.0),
+    }
+    assert result.scores.overall.mean == 0.5
+    by_first_word = result.scores.extra["yes/no, by first word"]
+    assert (by_first_word.count, by_first_word.mean) == (4, 1.0)
+    assert result.blind is not None and result.blind.groups["open"].mean == 0.0, "every picture must be another row's"
+    assert result.blind.extra["yes/no, by first word"].mean == 1.0
+    assert [reply["id"] for reply in result.replies] == [f"q{number}" for number in range(8)]
+    assert result.replies[0]["reply"] == "0" and result.replies[0]["blind_reply"] != "0"
+    assert max(chat.batches) == 3
+    assert result.counts == {"questions": 8, "unanswered": 0, "blind_kept_pictures": 0}
+
+
+def test_the_floor_is_the_most_frequent_answer_to_the_same_question(tmp_path: Path) -> None:
+    organs = [("What organ?", answer, "open") for answer in ("Lung", "the lung", "Liver")]
+    verdicts = [("Is it?", answer, "closed") for answer in ("No", "no", "Yes")]
+    rows = [
+        {"question": question, "answer": answer, "answer_type": kind}
+        for question, answer, kind in [*organs, *verdicts, ("What side?", "Left", "open")]
+    ]
+    floor = QuestionOnlyFloor(Source(rows))
+    assert floor.guess("what  organ?", "open") == "lung"
+    assert floor.guess("Never asked?", "closed") == "no"
+    assert floor.guess("Never asked?", "open") == "lung"
+    assert floor.guess("Never asked?", "number") in ("lung", "no")
+    with pytest.raises(DataError, match="no floor"):
+        QuestionOnlyFloor(Source([{"image": "a", "messages": [{"role": "user", "content": "<image>"}]}]))
+
+
+def test_the_floor_of_slake_is_near_its_published_figure(shared_data: Path) -> None:
+    folder = shared_data / "slake"
+    task = VqaTask(data=str(folder / "validation_llava.json"), floor=str(folder / "train_llava.json"))
+    result = evaluate(Scripted(lambda _: "Yes"), task, progress=False, batch_size=64)
+    assert result.floor is not None
+    assert 0.48 < result.floor.overall.mean < 0.60  # 54 % on the part that is held back
+    assert 0.40 < result.floor.groups["open"].mean < 0.53  # 46 %
+    assert 0.60 < result.floor.groups["closed"].mean < 0.72  # 66 %
+
+
+def test_always_true_on_nlvr_is_the_majority_figure(shared_data: Path) -> None:
+    source = load_source(SourceConfig(str(shared_data / "nlvr" / "dev_messages.jsonl")))
+    scores = [exact_match("True.", [source.example(index).answer]) for index in range(len(source))]
+    share = sum(scores) / len(scores)
+    assert round(100 * max(share, 1 - share), 1) == 55.3
+
+
+def test_several_answers_are_scored_by_soft_accuracy(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Colour?", "answers": ["red"] * 2 + ["blue"] * 8},
+        {"question": "Shape?", "answers": ["circle", "round"]},
+        {"question": "Size?", "answer": "big"},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = VqaTask(data=str(tmp_path / "rows.json"))
+    scores = [task.score(item, reply) for item, reply in zip(task.items(), ("red", "Round.", "small"), strict=True)]
+    assert scores == pytest.approx([(2 * (1 / 3) + 8 * (2 / 3)) / 10, 1, 0])
+    assert "1 rows scored by VQA soft accuracy, 2 by exact match" in task.notes[0]
+
+
+def test_earlier_turns_are_context_and_the_last_answer_is_the_reference(tmp_path: Path) -> None:
+    turns = [("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"), ("user", "unanswered?")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    item = VqaTask(data=str(tmp_path / "rows.json")).items()[0]
+    assert [text_of(message) for message in item.messages] == ["a?", "b", "c?"]
+    assert item.reference == "d"
+
+
+def test_faulty_data_is_listed_before_the_first_question(tmp_path: Path) -> None:
+    rows = [{"image": name, "question": "?", "answer": "x"} for name in ("gone.png", "lost.png")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"(?s)gone\.png.*lost\.png"):
+        VqaTask(data=str(tmp_path / "rows.json"))
+
+
+def test_shuffling_gives_no_row_its_own_picture_back() -> None:
+    shown = [["a"], ["a"], ["a"], ["b"], ["b"], ["c"], [], ["x", "y"], ["z", "w"]]
+    shuffled, kept = shuffle_pictures(shown, seed=3)
+    assert [len(pictures) for pictures in shuffled] == [len(pictures) for pictures in shown]
+    assert all(old != new for old, new in zip(shown, shuffled, strict=True) if old)
+    assert sorted(map(str, shuffled)) == sorted(map(str, shown)), "the pictures shown must stay the same ones"
+    assert kept == 1 and shuffled == shuffle_pictures(shown, seed=3)[0]
+    assert shuffle_pictures([["a"], ["a"]], seed=0)[1] == 2
+
+
+def test_equal_pixels_are_the_same_picture(picture: Any) -> None:
+    shown = [[picture(0)], [picture(0)], [picture(1)], [picture(2)]]
+    assert shuffle_pictures(shown, seed=0)[1] == 0
+
+
+def test_other_pictures_leave_the_words_alone() -> None:
+    parts = [{"type": "text", "text": "t"}, {"type": "image", "image": "a"}]
+    messages = [{"role": "user", "content": parts}]
+    swapped = with_images(messages, ["b"])
+    assert images_of(swapped) == ["b"] and images_of(messages) == ["a"]
+    assert text_of(swapped[0]) == "t"
+
+
+def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
+    def refuse(messages: list[dict[str, Any]]) -> str:
+        if images_of(messages) and brightness(messages) == "60":
+            raise VLChatError("too long: 10 tokens, 5 allowed")
+        return "yes"
+
+    result = evaluate(Scripted(refuse), VqaTask(data=data), progress=False)
+    assert result.counts["unanswered"] == 2 and result.scores.groups["closed"].total == 3
+    assert result.replies[3]["error"] == "too long: 10 tokens, 5 allowed"
+    assert "2 questions got no reply" in terminal(result)
+
+    def refuse_all(messages: list[dict[str, Any]]) -> str:
+        raise VLChatError("no")
+
+    with pytest.raises(VLChatError, match="none of the 8 questions"):
+        evaluate(Scripted(refuse_all), VqaTask(data=data), progress=False)
+
+
+def test_a_result_says_how_it_came_about(data: str, tmp_path: Path) -> None:
+    task = VqaTask(data=data, floor=data)
+    result = evaluate(Scripted(brightness), task, blind=True, seed=5, progress=False)
+    folder = save(result, tmp_path / "out")
+    written = json.loads((folder / "result.json").read_text())
+    assert written["protocol"].startswith("vlchat-vqa-1")
+    assert written["model"]["name"] == "scripted"
+    assert written["data"]["path"] == data and len(written["data"]["sha256"]) == 64
+    assert written["settings"]["seed"] == 5 and written["settings"]["decoding"] == "greedy"
+    assert {"vlchat", "torch", "transformers", "python"} <= set(written["versions"])
+    overall = written["scores"]["overall"]
+    assert overall["count"] == 8 and overall["low"] <= overall["mean"] <= overall["high"]
+    assert written["floor"]["overall"]["count"] == written["blind"]["overall"]["count"] == 8
+    assert len((folder / "replies.jsonl").read_text().splitlines()) == 8
+    for text in (terminal(result), (folder / "result.md").read_text()):
+        for words in ("scripted", "vlchat-vqa-1", "open", "closed", "overall", "blind", "floor", "95 % interval"):
+            assert words in text
+    assert markdown(result).count("|\n") >= 5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_unknown_tasks_and_options_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be made from colour"):
+        make_task(name, colour="red")
+    with pytest.raises(ConfigError, match=f'Did you mean "{name}"'):
+        make_task(name[:-1])
+
+
+def test_a_real_model_answers_the_same_in_any_batch(data: str, tiny_model: Any, tiny_processor: Any) -> None:
+    chat = Chat(tiny_model(), tiny_processor, {"name": "tiny"})
+    task = VqaTask(data=data)
+    results = [
+        evaluate(chat, task, blind=True, batch_size=size, max_new_tokens=5, progress=False) for size in (1, 8)
+    ]
+    assert results[0].replies == results[1].replies
+
+
+def test_transformers_own_model_is_evaluated_too(
+    data: str, tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    from vlchat.processor import TEMPLATES
+    from vlchat.towers import clip_image_processor
+
+    config = LlavaConfig(
+        vision_config=tiny_clip.config,
+        text_config=tiny_llama.config,
+        image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    processor = LlavaProcessor(
+        image_processor=clip_image_processor(24),
+        tokenizer=tiny_tokenizer,
+        patch_size=12,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=(TEMPLATES / "chatml.jinja").read_text(),
+    )
+    chat = Chat(LlavaForConditionalGeneration(config).eval(), processor, {"name": "llava"})
+    result = evaluate(chat, VqaTask(data=data), blind=True, max_new_tokens=3, progress=False)
+    assert result.counts == {"questions": 8, "unanswered": 0, "blind_kept_pictures": 0}
+
+
+def test_the_command_runs_on_a_saved_folder(data: str, tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    result = run(tmp_path / "model", "vqa", data=data, limit=4, max_new_tokens=3, device="cpu", progress=False)
+    assert result.task == "vqa" and result.counts["questions"] == 4
+    assert result.settings["model"] == str(tmp_path / "model")
+
+
+def test_scenes_score_right_answers_right(tmp_path: Path) -> None:
+    scenes = pytest.importorskip("vlchat.scenes")
+    try:
+        task = make_task("scenes", questions=26, seed=1)
+        items = task.items()
+    except VLChatError as error:
+        pytest.skip(f"the drawn world needs its font: {error}")
+
+    def seen(messages: list[dict[str, Any]]) -> Any:
+        return [text_of(m) for m in messages], [image.tobytes() for image in images_of(messages)]
+
+    chat = Scripted(lambda messages: next(i.reference for i in items if seen(i.messages) == seen(messages)))
+    result = evaluate(chat, task, progress=False)
+    assert result.scores.overall.mean == 1.0
+    assert {name: share.count for name, share in result.scores.groups.items()} == dict.fromkeys(scenes.KINDS, 2)
+    assert evaluate(Scripted(lambda _: "Hm."), task, progress=False).scores.overall.mean < 0.2
