@@ -127,6 +127,17 @@ def test_a_template_without_generation_marks_is_named(tiny_processor: Any) -> No
         Collator(tiny_processor)([example("row-1", [("a", "b")])])
 
 
+def test_a_foreign_template_without_marks_is_an_empty_supervision(tiny_tokenizer: Any) -> None:
+    from transformers import LlavaProcessor
+
+    from vlchat.towers import clip_image_processor
+
+    plain = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
+    processor = LlavaProcessor(clip_image_processor(24), tiny_tokenizer, patch_size=12, chat_template=plain)
+    with pytest.raises(EmptySupervisionError, match='Row "row-1".*{% generation %}'):
+        Collator(processor)([example("row-1", [("a", "b")])])
+
+
 def test_rows_without_anything_to_learn_are_refused(tiny_processor: Any) -> None:  # torture row 54
     silent = to_example({"messages": [{"role": "user", "content": "Is it?"}]}, "silent")
     for row in (example("blank", [("Is it?", "  ")]), silent):

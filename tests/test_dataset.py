@@ -209,6 +209,8 @@ def test_a_mixture_depends_on_seed_epoch_and_index_alone() -> None:
     assert again == third
     assert shown(one, 2) != third and shown(mixture(5), 3) != third
     assert one[0].messages  # the Example itself is reachable
+    turns = [[source for source, _ in shown(one, epoch)] for epoch in (0, 1)]
+    assert turns[0] != turns[1], "the order in which sources take turns must change too"
 
 
 def test_weights_are_times_an_epoch() -> None:

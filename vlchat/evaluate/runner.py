@@ -203,9 +203,7 @@ def evaluate(
             entry["blind_reply"] = reply
         blind_scores = _tally(items, blind_replies, task)
         counts["blind_kept_pictures"] = kept
-        notes.append(
-            f"blind: the same questions with the pictures shuffled between rows ({kept:,} rows have none, or kept theirs)."
-        )
+        notes.append(f"blind: the same questions, pictures shuffled between rows ({kept:,} have none or kept theirs).")
     guesses = [task.floor(item) for item in items]
     return Result(
         task=type(task).__name__,
