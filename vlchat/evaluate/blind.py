@@ -1,4 +1,7 @@
-"""The blind control: every question again, shown another row's pictures. What is still right, language alone gives."""
+"""The blind control: every question again, shown another row's pictures. What is still right, language alone gives.
+
+Earlier turns of a conversation stay as they are, so that what they say about the right picture still helps.
+"""
 
 from __future__ import annotations
 
