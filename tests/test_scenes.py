@@ -18,7 +18,9 @@ from vlchat.scenes.vocabulary import COLOURS, PICTOGRAMS, SHAPES, article, plura
 from vlchat.scenes.world import GRID, Scene, Thing, sample_scene
 
 draw_module = importlib.import_module("vlchat.scenes.draw")
-needs_font = pytest.mark.skipif("NotoColorEmoji.ttf" not in draw_module._font_files(), reason="Noto Color Emoji is not installed")
+needs_font = pytest.mark.skipif(
+    "NotoColorEmoji.ttf" not in draw_module._font_files(), reason="Noto Color Emoji is not installed"
+)
 
 
 def test_the_world_is_as_large_as_promised() -> None:
@@ -46,8 +48,11 @@ def test_things_do_not_overlap_and_stay_inside() -> None:
         things = sample_scene(Random(seed)).things
         for number, one in enumerate(things):
             assert one.width / 2 <= one.x <= 1 - one.width / 2 and one.height / 2 <= one.y <= 1 - one.height / 2
-            for two in things[number + 1:]:
-                assert abs(one.x - two.x) > (one.width + two.width) / 2 or abs(one.y - two.y) > (one.height + two.height) / 2
+            for two in things[number + 1 :]:
+                assert (
+                    abs(one.x - two.x) > (one.width + two.width) / 2
+                    or abs(one.y - two.y) > (one.height + two.height) / 2
+                )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,8 +60,11 @@ def test_right_answers_are_right_and_others_are_not(kind: str) -> None:
     turns = [ask_about(kind, generator("check", 0, index), held=index % 2 == 1).turns[-1] for index in range(80)]
     assert all(states(turn, turn.answer) for turn in turns)
     # Answers to other questions are wrong unless they happen to state the same fact.
-    crossed = [states(one, two.answer) for one, two in zip(turns, turns[1:], strict=False)
-               if one.fact != two.fact and one.form == two.form]
+    crossed = [
+        states(one, two.answer)
+        for one, two in zip(turns, turns[1:], strict=False)
+        if one.fact != two.fact and one.form == two.form
+    ]
     assert not any(crossed)
     assert not any(states(turn, "") for turn in turns)
 
@@ -105,9 +113,19 @@ def test_rows_depend_on_seed_and_index_alone() -> None:
 
 def test_english() -> None:
     assert [plural(word) for word in ("cherry", "fox", "knife", "teddy bear", "sheep", "key")] == [
-        "cherries", "foxes", "knives", "teddy bears", "sheep", "keys"]
+        "cherries",
+        "foxes",
+        "knives",
+        "teddy bears",
+        "sheep",
+        "keys",
+    ]
     assert [article(word) for word in ("owl", "unicorn", "hourglass", "red circle")] == [
-        "an owl", "a unicorn", "an hourglass", "a red circle"]
+        "an owl",
+        "a unicorn",
+        "an hourglass",
+        "a red circle",
+    ]
 
 
 @needs_font
@@ -124,7 +142,11 @@ def test_the_drawing_shows_the_thing_where_the_scene_says() -> None:
 def test_questions_are_reproducible_and_score_their_own_answers() -> None:
     one, two = (list(questions(26, seed=1, phrasings="held")) for _ in range(2))
     assert [q.id for q in one] == [q.id for q in two]
-    assert all(a.tobytes() == b.tobytes() for p, q in zip(one, two, strict=True) for a, b in zip(p.images, q.images, strict=True))
+    assert all(
+        a.tobytes() == b.tobytes()
+        for p, q in zip(one, two, strict=True)
+        for a, b in zip(p.images, q.images, strict=True)
+    )
     assert all(correct(q, q.answer) for q in one)
     assert [q.kind for q in one[:13]] == list(KINDS)
     assert all(q.messages[-1]["role"] == "user" for q in one)

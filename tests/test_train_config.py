@@ -14,7 +14,9 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     file = tmp_path / "run.yaml"
-    file.write_text("run: out\nobjective: {type: clip}\ntrainable: {connector: 1e-3}\nloop: {steps: 3}\ndata: [{path: a.json}]\n")
+    file.write_text(
+        "run: out\nobjective: {type: clip}\ntrainable: {connector: 1e-3}\nloop: {steps: 3}\ndata: [{path: a.json}]\n"
+    )
     return file
 
 
@@ -33,15 +35,18 @@ def test_overrides_reach_into_lists_and_read_yaml(base: Path) -> None:
     assert (config.loop.steps, config.optim.warmup, config.trainable) == (7, 0.1, {"connector": 0.001})
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("loop.stepz=3", r'Unknown key "stepz".*Did you mean "steps"'),
-    ("optimm.clip=1", r'Unknown key "optimm".*Did you mean "optim"'),
-    ("loop.steps=many", r"loop: steps must be int or null, not 'many'"),
-    ("loop.batch=true", "batch must be int"),
-    ("loop.steps", r"not an override"),
-    ("run.x=3", "plain value"),
-    ("data.5.path=x", "list position from 0 to 1"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.stepz=3", r'Unknown key "stepz".*Did you mean "steps"'),
+        ("optimm.clip=1", r'Unknown key "optimm".*Did you mean "optim"'),
+        ("loop.steps=many", r"loop: steps must be int or null, not 'many'"),
+        ("loop.batch=true", "batch must be int"),
+        ("loop.steps", r"not an override"),
+        ("run.x=3", "plain value"),
+        ("data.5.path=x", "list position from 0 to 1"),
+    ],
+)
 def test_mistakes_are_answered_with_a_sentence(base: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(base, [override])

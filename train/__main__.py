@@ -19,8 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vlchat train", description="Train from a YAML file.")
     parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as loop.steps=100")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="auto|FOLDER", help="go on from the newest checkpoint, or this one")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints")
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", metavar="auto|FOLDER", help="go on from the newest checkpoint, or this one"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints"
+    )
     arguments = parser.parse_args(argv)
 
     # 1. What to do.
@@ -50,8 +54,10 @@ def _resume(run: Path, wanted: str | None, overwrite: bool) -> Path | None:
     found = checkpoint.saved(run)
     if wanted is None:
         if found and not overwrite:
-            raise ConfigError(f"{run} already holds checkpoints, the newest {found[-1].name}. "
-                              "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER.")
+            raise ConfigError(
+                f"{run} already holds checkpoints, the newest {found[-1].name}. "
+                "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER."
+            )
         return None
     if wanted != "auto":
         return Path(wanted)

@@ -22,6 +22,11 @@ class _Steps(Dataset):
 
 def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator[dict[str, Any]]:
     """The batches of steps start .. stop - 1, made ahead in `workers` processes."""
-    loader: DataLoader = DataLoader(_Steps(source), batch_size=None, sampler=range(start, stop), num_workers=workers,
-                                    prefetch_factor=3 if workers else None)
+    loader: DataLoader = DataLoader(
+        _Steps(source),
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
+    )
     return iter(loader)

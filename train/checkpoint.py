@@ -1,7 +1,6 @@
 """A run's checkpoints: staged, flushed, renamed. Safetensors and JSON only; no pickle is written or read."""
 
 import json
-import os
 import random
 import shutil
 from dataclasses import dataclass
@@ -28,31 +27,33 @@ class Progress:
     seconds: float = 0.0
 
 
-def write(run: Path, progress: Progress, objective: Any, optimizer: torch.optim.Optimizer, config: RunConfig,
-          keep: int) -> Path:
-    """Save step `progress.step` as RUN/step-N; the older ones go only when the new one is whole.
+def write(
+    run: Path, progress: Progress, objective: Any, optimizer: torch.optim.Optimizer, config: RunConfig, keep: int
+) -> Path:
+    """Save as RUN/step-N a folder to chat with, tune or evaluate, with the training state inside.
 
-    The folder holds what `objective.save` writes (a folder to chat with, tune or evaluate) and the training state.
+    It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); older ones go only when it is whole.
     """
+
+    def state(stage: Path) -> None:
+        folder = stage / STATE
+        folder.mkdir()
+        save_file(_trained(objective), folder / "trained.safetensors")
+        save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+        save_file({"torch": torch.get_rng_state()}, folder / "rng.safetensors")
+        version, numbers, gauss = random.getstate()
+        numbers_and_rng = {
+            **progress.__dict__,
+            "python_rng": [version, list(numbers), gauss],
+            "numpy_rng": _numpy_state(),
+        }
+        (folder / "progress.json").write_text(json.dumps(numbers_and_rng))
+        (stage / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+        if (run / "metrics.jsonl").is_file():
+            shutil.copyfile(run / "metrics.jsonl", stage / "metrics.jsonl")
+
     final = run / f"step-{progress.step}"
-    stage = run / f".step-{progress.step}.writing"
-    shutil.rmtree(stage, ignore_errors=True)
-    state = stage / STATE
-    state.mkdir(parents=True)
-    objective.save(stage)
-    save_file(_trained(objective), state / "trained.safetensors")
-    save_file(_optimizer_tensors(optimizer), state / "optimizer.safetensors")
-    version, numbers, gauss = random.getstate()
-    save_file({"torch": torch.get_rng_state()}, state / "rng.safetensors")
-    (state / "progress.json").write_text(json.dumps(
-        {**progress.__dict__, "python_rng": [version, list(numbers), gauss], "numpy_rng": _numpy_state()}))
-    (stage / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
-    for file in stage.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    stage.rename(final)
+    objective.save(final, state)
     for old in saved(run)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -78,8 +79,10 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     trained = _trained(objective)
     if weights.keys() != trained.keys():
         odd = sorted(weights.keys() ^ trained.keys())
-        raise CheckpointError(f"{folder} was trained with other parameters than this run trains: {', '.join(odd[:4])}"
-                              f"{' ...' if len(odd) > 4 else ''}. Give the run the configuration that it began with.")
+        raise CheckpointError(
+            f"{folder} was trained with other parameters than this run trains: {', '.join(odd[:4])}"
+            f"{' ...' if len(odd) > 4 else ''}. Give the run the configuration that it began with."
+        )
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(weights[name])
@@ -94,8 +97,8 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def _numpy_state() -> list[Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return [kind, keys.tolist(), position, has_gauss, gauss]
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return [kind, np.asarray(keys).tolist(), *rest]
 
 
 def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:
@@ -103,8 +106,11 @@ def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {f"{index}.{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            for index, entry in optimizer.state_dict()["state"].items() for key, value in entry.items()}
+    return {
+        f"{index}.{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

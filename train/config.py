@@ -29,8 +29,7 @@ class LoopConfig:
 
     steps: int | None = None  # optimizer steps; None: from epochs
     epochs: float = 1.0
-    batch: int = 32  # rows a step and process, all accumulation steps together
-    accumulate: int = 1  # a batch is split into this many forward passes
+    batch: int = 32  # rows a step and process
     minutes: float | None = None  # stop early, with the schedule fitted to this wall time
     precision: str = "no"  # "no" | "bf16" | "fp16"
     workers: int = 1
@@ -42,7 +41,7 @@ class LoopConfig:
 
 @dataclass
 class RunConfig:
-    """One run. `trainable` is a list of regex -> learning rate; the first match wins and unmatched parameters are frozen."""
+    """One run. `trainable` maps regexes to learning rates: the first match wins, what nothing matches is frozen."""
 
     run: str
     objective: dict[str, Any]
@@ -113,8 +112,11 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         for key in value:
             if key not in hints:
                 raise ConfigError(f'Unknown key "{key}" in {where}{nearest(str(key), hints)}')
-        missing = [f.name for f in fields(kind)
-                   if f.name not in value and f.default is MISSING and f.default_factory is MISSING]
+        missing = [
+            f.name
+            for f in fields(kind)
+            if f.name not in value and f.default is MISSING and f.default_factory is MISSING
+        ]
         if missing:
             raise ConfigError(f"{where} lacks {', '.join(missing)}.")
         return kind(**{key: _typed(hints[key], item, f"{where}: {key}") for key, item in value.items()})  # type: ignore[operator]
@@ -141,15 +143,20 @@ def construct(table: dict[str, Any], spec: dict[str, Any], where: str, **given: 
     if "type" not in spec:
         raise ConfigError(f"{where} lacks type: one of {', '.join(table)}.")
     if spec["type"] not in table:
-        raise ConfigError(f'{where} has the unknown type "{spec["type"]}"{nearest(str(spec["type"]), table)} '
-                          f"Known: {', '.join(table)}.")
+        raise ConfigError(
+            f'{where} has the unknown type "{spec["type"]}"{nearest(str(spec["type"]), table)} '
+            f"Known: {', '.join(table)}."
+        )
     kind = table[spec["type"]]
     known = [name for name in inspect.signature(kind).parameters if name not in given]
     for key in spec:
         if key != "type" and key not in known:
             raise ConfigError(f'Unknown key "{key}" in {where} ({spec["type"]}){nearest(key, known)}')
-    missing = [name for name, parameter in inspect.signature(kind).parameters.items()
-               if parameter.default is inspect.Parameter.empty and name not in spec and name not in given]
+    missing = [
+        name
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.default is inspect.Parameter.empty and name not in spec and name not in given
+    ]
     if missing:
         raise ConfigError(f"{where} ({spec['type']}) lacks {', '.join(missing)}.")
     return kind(**{key: item for key, item in spec.items() if key != "type"}, **given)

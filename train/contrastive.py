@@ -18,21 +18,6 @@ def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, smoo
     return (rows + functional.cross_entropy(logits.T, targets, label_smoothing=smoothing)) / 2
 
 
-def multi_positive_loss(one: torch.Tensor, two: torch.Tensor, positives: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE with any number of positives a row (UniCL, arXiv 2204.03610, equation 4).
-
-    Args:
-        one: (n, dim), two: (m, dim), of unit length.
-        positives: (n, m) bool; every row and every column has at least one.
-        scale: the inverse temperature.
-    """
-    logits = scale * one.float() @ two.float().T  # (n, m)
-    weights = positives.float()
-    loss_one = -(weights * logits.log_softmax(1)).sum(1) / weights.sum(1)
-    loss_two = -(weights * logits.log_softmax(0)).sum(0) / weights.sum(0)
-    return (loss_one.mean() + loss_two.mean()) / 2
-
-
 def recall(image: torch.Tensor, text: torch.Tensor) -> tuple[float, float]:
     """Retrieval accuracy inside the batch: image -> text and text -> image, as shares."""
     logits = image.float() @ text.float().T

@@ -1,6 +1,6 @@
 """Stages 1 and 2: a connector aligned between frozen backbones, then a whole model tuned on conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from train.contrastive import clip_loss, recall
 from train.sources import open_data
 from vlchat import checkpoint
 from vlchat.data import Collator, Example
+from vlchat.data.collate import decode_images
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError
 from vlchat.lora import add_lora
@@ -33,7 +34,7 @@ class _Conversations(nn.Module):
         super().__init__()
         self.mixture = open_data(data, seed)
         self.max_length, self.sample_tokens = max_length, sample_tokens
-        self.base: dict[str, str] = {}
+        self.base: dict[str, str | Path | None] = {}
         self.adapter = False
         self.trained_on = ", ".join(source.name for source in self.mixture.sources)
 
@@ -56,8 +57,10 @@ class _Conversations(nn.Module):
         # Few different lengths: on a CPU each costs a freshly compiled kernel.
         extra = -batch["input_ids"].shape[1] % _SHAPE_STEP
         blanks = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0}
-        return {key: functional.pad(value, (0, extra), value=blanks[key]) if key in blanks else value
-                for key, value in batch.items()}
+        return {
+            key: functional.pad(value, (0, extra), value=blanks[key]) if key in blanks else value
+            for key, value in batch.items()
+        }
 
     @torch.no_grad()
     def sample(self) -> tuple[dict[str, float], list[str]]:
@@ -71,31 +74,46 @@ class _Conversations(nn.Module):
             asked = Example(example.id, example.messages[: turns[0]])
             inputs = self._prompt(asked).to(self.model.device)
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
-            reply = self.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
-            lines.append(f"{text_of(asked.messages[-1])} -> {reply.strip()} (right: {text_of(example.messages[turns[0]])})")
+            reply = self.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            lines.append(
+                f"{text_of(asked.messages[-1])} -> {reply.strip()} (right: {text_of(example.messages[turns[0]])})"
+            )
         return {}, lines
 
     def _prompt(self, example: Example) -> Any:
-        from vlchat.data.collate import decode_images
-
         return self.processor.apply_chat_template(
-            decode_images(example.messages, f'Row "{example.id}"'), tokenize=True, return_dict=True, return_tensors="pt",
-            add_generation_prompt=True)
+            decode_images(example.messages, f'Row "{example.id}"'),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
 
-    def save(self, folder: Path) -> None:
-        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad and "lora_" not in name]
-        checkpoint.save(folder, self.model, self.processor, base=self.base, trained=names, adapter=self.adapter,
-                        trained_on=self.trained_on)
+    def save(self, folder: Path, extra: Callable[[Path], None]) -> None:
+        trains = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        checkpoint.save(
+            folder,
+            self.model,
+            self.processor,
+            base=self.base,
+            trained=[name for name in trains if "lora_" not in name],
+            adapter=self.adapter,
+            trained_on=self.trained_on,
+            extra=extra,
+        )
 
 
 class AlignObjective(_Conversations):
-    """Stage 1: tower and language model frozen, the connector learns (LLaVA, arXiv 2304.08485; ITC as in BLIP-2, 2301.12597).
+    """Stage 1: tower and language model frozen, the connector learns.
+
+    As LLaVA does (arXiv 2304.08485), with the image-text contrast of BLIP-2 (2301.12597).
 
     Args:
         vision, language: path or Hub id of a backbone; the folder of a run stands for its newest checkpoint.
         connector: `{type: name, **kwargs}`.
-        itg, itc: weights of caption likelihood through the frozen language model, and of image-text contrast between the
-            mean of a picture's image tokens and the mean of its caption's last hidden states, both projected.
+        itg: weight of the caption's likelihood through the frozen language model.
+        itc: weight of the contrast between the mean of a picture's image tokens and the mean of its caption's last
+            hidden states, both projected.
         projection: width of the contrastive space; its two projections are not saved.
         template: chat template by name, or null for the tokenizer's own.
         quantize: "nf4" or "int8" for the language model.
@@ -103,18 +121,37 @@ class AlignObjective(_Conversations):
 
     name = "align"
 
-    def __init__(self, vision: str, language: str, connector: dict[str, Any], data: Sequence[dict[str, Any]],
-                 itg: float = 1.0, itc: float = 0.2, projection: int = 128, template: str | None = None,
-                 vision_feature_layer: int = -2, vision_feature_select_strategy: str = "patch", quantize: str | None = None,
-                 max_length: int | None = 2048, sample_tokens: int = 60, seed: int = 0) -> None:
+    def __init__(
+        self,
+        vision: str,
+        language: str,
+        connector: dict[str, Any],
+        data: Sequence[dict[str, Any]],
+        itg: float = 1.0,
+        itc: float = 0.2,
+        projection: int = 128,
+        template: str | None = None,
+        vision_feature_layer: int = -2,
+        vision_feature_select_strategy: str = "patch",
+        quantize: str | None = None,
+        max_length: int | None = 2048,
+        sample_tokens: int = 60,
+        seed: int = 0,
+    ) -> None:
         super().__init__(data, seed, max_length, sample_tokens)
         vision, language = newest(vision), newest(language)
         self.base = {"vision": vision, "language": language}
         self.itg, self.itc = itg, itc
         tokenizer = AutoTokenizer.from_pretrained(language)
         self.model = VLChatForConditionalGeneration.from_backbones(
-            vision, language, connector, tokenizer=tokenizer, quantize=quantize, vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy)
+            vision,
+            language,
+            connector,
+            tokenizer=tokenizer,
+            quantize=quantize,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+        )
         self.processor = VLChatProcessor.from_backbones(vision, tokenizer, self.model.config.image_seq_length, template)
         hidden = self.model.config.text_config.hidden_size
         self.image_projection = nn.Linear(hidden, projection)
@@ -124,10 +161,17 @@ class AlignObjective(_Conversations):
     def tensors(self, examples: list[Example]) -> dict[str, Any]:
         for example in examples:
             if len(example.images) != 1:
-                raise ConfigError(f'Row "{example.id}" has {len(example.images)} pictures. Stage 1 aligns pairs of one picture '
-                                  "and one caption; leave such rows to stage 2.")
-        captions = self.processor.tokenizer([example.answer for example in examples], padding=True, padding_side="right",
-                                            pad_to_multiple_of=_SHAPE_STEP, return_tensors="pt")
+                raise ConfigError(
+                    f'Row "{example.id}" has {len(example.images)} pictures. Stage 1 aligns pairs of one picture '
+                    "and one caption; leave such rows to stage 2."
+                )
+        captions = self.processor.tokenizer(
+            [example.answer for example in examples],
+            padding=True,
+            padding_side="right",
+            pad_to_multiple_of=_SHAPE_STEP,
+            return_tensors="pt",
+        )
         return super().tensors(examples) | {f"caption_{key}": captions[key] for key in ("input_ids", "attention_mask")}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -163,12 +207,20 @@ class TuneObjective(_Conversations):
 
     name = "tune"
 
-    def __init__(self, data: Sequence[dict[str, Any]], model: str | None = None, lora: dict[str, Any] | None = None,
-                 quantize: str | None = None, max_length: int | None = 2048, sample_tokens: int = 60, seed: int = 0) -> None:
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        model: str | None = None,
+        lora: dict[str, Any] | None = None,
+        quantize: str | None = None,
+        max_length: int | None = 2048,
+        sample_tokens: int = 60,
+        seed: int = 0,
+    ) -> None:
         super().__init__(data, seed, max_length, sample_tokens)
         path = newest(model) if model else None
-        self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=True)
-        self.base = {"model": path or str(checkpoint.EMBEDDED)}
+        self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None)
+        self.base = {"model": path}
         if lora is not None:
             self.model = add_lora(self.model, **lora)
             self.adapter = True

@@ -1,10 +1,11 @@
 """Stage 0, language: a small language model from nothing that reads scenes from its context.
 
-A third of the rows describe the scene in words; the others lay the scene map over the image tokens, each token the mean of the
-embeddings of its cell's words, as a perfect connector would. The model so learns to answer from what stands in its context
-before it is ever shown a picture (a model trained on questions and answers alone learns to guess instead).
+Some rows describe the scene in words; the others lay the scene map over the image tokens, each token the sum of its
+cell's word embeddings over the root of their number, as a perfect connector would. The model so learns to answer from
+what stands in its context before it is ever shown a picture; trained on questions and answers alone it learns to guess.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +15,10 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.tokenizer import train_tokenizer
+from vlchat.folders import writing
+from vlchat.scenes.language import KINDS
 from vlchat.scenes.maps import prose, scene_map
 from vlchat.scenes.rows import Conversation, ask_about, conversation, generator, states
-from vlchat.scenes.language import KINDS
 from vlchat.scenes.world import GRID, Scene
 
 IMAGE_TOKENS = GRID * GRID
@@ -38,15 +40,28 @@ class LanguageObjective(nn.Module):
 
     name = "language"
 
-    def __init__(self, model: dict[str, Any], vocabulary: int = 1500, prose_share: float = 0.3, word_dropout: float = 0.06,
-                 noise: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: dict[str, Any],
+        vocabulary: int = 1500,
+        prose_share: float = 0.3,
+        word_dropout: float = 0.06,
+        noise: float = 0.2,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.prose_share, self.word_dropout, self.noise, self.seed = prose_share, word_dropout, noise, seed
         self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
-        self.image_token = self.tokenizer.convert_tokens_to_ids("<image>")
-        self.model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id, bos_token_id=None,
-            eos_token_id=self.tokenizer.eos_token_id, **model))
+        self.image_token: Any = self.tokenizer.convert_tokens_to_ids("<image>")
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(self.tokenizer),
+                pad_token_id=self.tokenizer.pad_token_id,
+                bos_token_id=None,
+                eos_token_id=self.tokenizer.eos_token_id,
+                **model,
+            )
+        )
         self._chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
 
     def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
@@ -57,7 +72,7 @@ class LanguageObjective(nn.Module):
             made = [self._row(index) for index in range(first, first + _SORTED_TOGETHER * rows)]
             self._chunk = (chunk, sorted(made, key=lambda row: len(row["input_ids"])))
         order = generator("lm-order", self.seed, chunk).sample(range(_SORTED_TOGETHER), _SORTED_TOGETHER)
-        return self._padded(self._chunk[1][order[place] * rows:(order[place] + 1) * rows])
+        return self._padded(self._chunk[1][order[place] * rows : (order[place] + 1) * rows])
 
     def _row(self, index: int) -> dict[str, Any]:
         rng = generator("lm-row", self.seed, index)
@@ -69,13 +84,19 @@ class LanguageObjective(nn.Module):
             messages = shown.messages([])
             if shown.scenes:
                 names = ("Picture",) if len(shown.scenes) == 1 else ("First picture", "Second picture")
-                text = "".join(f"{name}: {prose(scene, rng)}\n" for name, scene in zip(names, shown.scenes, strict=True))
+                text = "".join(
+                    f"{name}: {prose(scene, rng)}\n" for name, scene in zip(names, shown.scenes, strict=True)
+                )
                 messages[0]["content"].insert(0, {"type": "text", "text": text})
         else:
             messages = shown.messages([None] * len(shown.scenes))
-        encoded = self.tokenizer.apply_chat_template(
-            messages if answer else messages[:-1], tokenize=True, return_dict=True,
-            return_assistant_tokens_mask=answer, add_generation_prompt=not answer)
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages if answer else messages[:-1],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=answer,
+            add_generation_prompt=not answer,
+        )
         mask = encoded["assistant_masks"] if answer else [0] * len(encoded["input_ids"])
         input_ids: list[int] = []
         labels: list[int] = []
@@ -105,10 +126,13 @@ class LanguageObjective(nn.Module):
         batch = {}
         for key, blank in (("input_ids", self.tokenizer.pad_token_id), ("labels", _MASKED)):
             blanks = [[blank] * (length - len(row[key])) for row in rows]
-            batch[key] = torch.tensor([pad + row[key] if left else row[key] + pad for row, pad in zip(rows, blanks, strict=True)])
+            batch[key] = torch.tensor(
+                [pad + row[key] if left else row[key] + pad for row, pad in zip(rows, blanks, strict=True)]
+            )
         if left:
-            batch["attention_mask"] = torch.tensor([[0] * (length - len(row["input_ids"])) + [1] * len(row["input_ids"])
-                                                    for row in rows])
+            batch["attention_mask"] = torch.tensor(
+                [[0] * (length - len(row["input_ids"])) + [1] * len(row["input_ids"]) for row in rows]
+            )
         maps = [cells for row in rows for cells in row["maps"]]
         batch["cell_words"] = torch.tensor(maps, dtype=torch.long).reshape(-1, IMAGE_TOKENS, _WORD_TOKENS)
         return batch
@@ -119,11 +143,13 @@ class LanguageObjective(nn.Module):
         embeds = table(batch["input_ids"])
         words = batch["cell_words"]  # (maps, cells, word tokens)
         if len(words):
-            present = (words != _MASKED).unsqueeze(-1)
+            present = torch.ne(words, _MASKED).unsqueeze(-1)
             cells = (table(words.clamp(min=0)) * present).sum(2) / present.sum(2).clamp(min=1).sqrt()
             if self.training:
                 cells = cells + torch.randn_like(cells) * self.noise * cells.detach().std()
-            embeds = embeds.masked_scatter((batch["input_ids"] == self.image_token).unsqueeze(-1), cells.to(embeds.dtype))
+            embeds = embeds.masked_scatter(
+                torch.eq(batch["input_ids"], self.image_token).unsqueeze(-1), cells.to(embeds.dtype)
+            )
         return embeds
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -141,22 +167,36 @@ class LanguageObjective(nn.Module):
 
     @torch.no_grad()
     def ceiling(self, count: int, *, written: bool, held: bool = False) -> tuple[float, dict[str, float], list[str]]:
-        """Share of questions answered rightly from the described scene: what no picture can beat. Also by kind, and wrong ones."""
+        """Share of questions answered rightly from the described scene, which no picture can beat.
+
+        Returns:
+            The share, the share by kind of question, and the wrong answers as lines for people.
+        """
         right: dict[str, list[bool]] = {}
         lines = []
-        device = self.model.device
+        model: Any = self.model  # its stubs know no inputs_embeds
+        device = model.device
         for first in range(0, count, 65):
             indices = range(first, min(count, first + 65))
             rngs = [generator("lm-test-held" if held else "lm-test", 0, index) for index in indices]
             kinds = [KINDS[index % len(KINDS)] for index in indices]
             asked = [ask_about(kind, rng, held) for kind, rng in zip(kinds, rngs, strict=True)]
-            batch = self._padded([self._tokens(shown, rng, written=written, answer=False)
-                                  for shown, rng in zip(asked, rngs, strict=True)], left=True)
+            batch = self._padded(
+                [
+                    self._tokens(shown, rng, written=written, answer=False)
+                    for shown, rng in zip(asked, rngs, strict=True)
+                ],
+                left=True,
+            )
             batch = {key: value.to(device) for key, value in batch.items()}
-            out = self.model.generate(inputs_embeds=self.embed(batch), attention_mask=batch["attention_mask"],
-                                      max_new_tokens=72, do_sample=False)
+            out = model.generate(
+                inputs_embeds=self.embed(batch),
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=72,
+                do_sample=False,
+            )
             for kind, shown, tokens in zip(kinds, asked, out, strict=True):
-                reply = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                reply = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
                 good = states(shown.turns[-1], reply)
                 right.setdefault(kind, []).append(good)
                 if not good:
@@ -164,13 +204,17 @@ class LanguageObjective(nn.Module):
         by_kind = {kind: sum(marks) / len(marks) for kind, marks in right.items()}
         return sum(map(sum, right.values())) / count, by_kind, lines
 
-    def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    def save(self, folder: Path, extra: Callable[[Path], None]) -> None:
+        with writing(folder, {"trained_on": "a language model trained from nothing on written scenes"}) as stage:
+            self.model.save_pretrained(stage)
+            self.tokenizer.save_pretrained(stage)
+            extra(stage)
 
 
 def _texts(index: int) -> list[str]:
     shown = conversation(0, index, split="tokenizer")
     rng = generator("tokenizer-prose", 0, index)
     texts = [text for turn in shown.turns for text in (turn.question, turn.answer)]
-    return texts + [text for scene in shown.scenes for text in (prose(scene, rng), *{" " + c.words() for c in scene_map(scene)})]
+    return texts + [
+        text for scene in shown.scenes for text in (prose(scene, rng), *{" " + c.words() for c in scene_map(scene)})
+    ]

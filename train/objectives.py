@@ -7,5 +7,8 @@ from train.language import LanguageObjective
 from train.tower import TowerObjective
 
 OBJECTIVES: dict[str, Any] = {
-    "clip": TowerObjective, "language": LanguageObjective, "align": AlignObjective, "tune": TuneObjective,
+    "clip": TowerObjective,
+    "language": LanguageObjective,
+    "align": AlignObjective,
+    "tune": TuneObjective,
 }

@@ -36,15 +36,22 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
             groups.setdefault((compiled[rule], parameter.ndim >= 2), []).append(parameter)
     for rule_text, (tensors, _) in counts.items():
         if not tensors and rules[rule_text] > 0:
-            raise ConfigError(f'trainable: "{rule_text}" matches no parameter. Some names: '
-                              + ", ".join(name for name, _ in list(model.named_parameters())[:4]) + ", ...")
+            raise ConfigError(
+                f'trainable: "{rule_text}" matches no parameter. Some names: '
+                + ", ".join(name for name, _ in list(model.named_parameters())[:4])
+                + ", ..."
+            )
     if not groups:
         raise ConfigError("Nothing trains: every rule in trainable has rate 0 or matches nothing.")
     lines = [f"{'trains':44} {'tensors':>8} {'parameters':>13} {'rate':>9}"]
-    lines += [f"{rule:44} {tensors:8,} {count:13,} {rules[rule]:9.1e}" for rule, (tensors, count) in counts.items() if tensors]
+    lines += [
+        f"{rule:44} {tensors:8,} {count:13,} {rules[rule]:9.1e}" for rule, (tensors, count) in counts.items() if tensors
+    ]
     lines.append(f"{'(frozen)':44} {frozen[0]:8,} {frozen[1]:13,} {'-':>9}")
-    return [{"params": members, "lr": rate, "weight_decay": optim.weight_decay if matrix else 0.0}
-            for (rate, matrix), members in groups.items()], "\n".join(lines)
+    return [
+        {"params": members, "lr": rate, "weight_decay": optim.weight_decay if matrix else 0.0}
+        for (rate, matrix), members in groups.items()
+    ], "\n".join(lines)
 
 
 def schedule(optim: OptimConfig) -> Callable[[float], float]:

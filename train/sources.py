@@ -25,9 +25,13 @@ class SceneSource:
         weight: as in SourceConfig.
     """
 
-    def __init__(self, ask: str, rows: int = 200_000, seed: int = 0, turns: int = 5, side: int = 96, weight: float = 1.0) -> None:
+    def __init__(
+        self, ask: str, rows: int = 200_000, seed: int = 0, turns: int = 5, side: int = 96, weight: float = 1.0
+    ) -> None:
         if ask not in ("captions", "chat"):
-            raise ConfigError(f'data: ask is "{ask}"; the drawn world has captions and chat{nearest(ask, ("captions", "chat"))}')
+            raise ConfigError(
+                f'data: ask is "{ask}"; the drawn world has captions and chat{nearest(ask, ("captions", "chat"))}'
+            )
         self.name = f"scenes ({ask})"
         self.ask, self.rows, self.seed, self.turns, self.side, self.weight = ask, rows, seed, turns, side, weight
 
@@ -40,10 +44,17 @@ class SceneSource:
             scene = sample_scene(rng)
             say = Speaker(rng)
             turn = (detail if rng.random() < 0.7 else caption)(scene, say)
-            content: list[dict[str, Any]] = [{"type": "image", "image": picture_of(scene, rng, self.side)},
-                                             {"type": "text", "text": turn.question}]
-            return Example(f"scene-{index}", [{"role": "user", "content": content}, {
-                "role": "assistant", "content": [{"type": "text", "text": turn.answer}]}])
+            content: list[dict[str, Any]] = [
+                {"type": "image", "image": picture_of(scene, rng, self.side)},
+                {"type": "text", "text": turn.question},
+            ]
+            return Example(
+                f"scene-{index}",
+                [
+                    {"role": "user", "content": content},
+                    {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
+                ],
+            )
         shown = conversation(self.seed, index, split="source", turns=self.turns)
         pictures = [picture_of(scene, rng, self.side) for scene in shown.scenes]
         return Example(f"scene-{index}", shown.messages(pictures))

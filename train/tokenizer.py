@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import vlchat
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+import vlchat
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 
@@ -19,13 +20,23 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, append_end: bool =
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[AddedToken(t, special=True) for t in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     if append_end:
-        tokenizer.post_processor = processors.TemplateProcessing("$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>",
-                                   eos_token="<|endoftext|>" if append_end else "<|im_end|>", padding_side="right")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>" if append_end else "<|im_end|>",
+        padding_side="right",
+    )
     if not append_end:
         fast.chat_template = (Path(vlchat.__file__).parent / "templates" / "chatml.jinja").read_text()
     return fast

@@ -82,11 +82,13 @@ def save_full(
     *,
     trained_on: str,
     dtype: str | torch.dtype | None = None,
+    name: str | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a whole model as transformers does (safetensors only), with a manifest beside it.
 
     Args:
+        name: what the model calls itself to people; None takes the folder's name.
         dtype: of the stored weights, `bfloat16` for instance; None keeps each tensor's own. The model is not changed.
 
     Raises:
@@ -106,6 +108,7 @@ def save_full(
         "adapter": None,
         "trained_on": trained_on,
         "parameters": model.num_parameters(),
+        **({"name": name} if name else {}),
     }
     with writing(folder, manifest) as stage:
         state = None

@@ -1,4 +1,4 @@
-"""Draws a scene with Pillow. Pictograms come from the Noto Color Emoji font, a system package that only drawing needs."""
+"""Draws a scene with Pillow. Pictograms come from the Noto Color Emoji font, which only drawing needs."""
 
 import math
 from functools import lru_cache
@@ -12,10 +12,23 @@ from vlchat.errors import VLChatError
 from vlchat.scenes.vocabulary import COLOURS, PICTOGRAMS
 from vlchat.scenes.world import Scene, Thing
 
-_FONT_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".fonts",
-                 Path("/System/Library/Fonts"), Path("/Library/Fonts"))
-_TEXT_FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSans.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf",
-               "LiberationSans-Bold.ttf", "LiberationSerif-Bold.ttf", "LiberationMono-Bold.ttf", "LiberationSans-Regular.ttf")
+_FONT_FOLDERS = (
+    Path("/usr/share/fonts"),
+    Path("/usr/local/share/fonts"),
+    Path.home() / ".fonts",
+    Path("/System/Library/Fonts"),
+    Path("/Library/Fonts"),
+)
+_TEXT_FONTS = (
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "LiberationSans-Bold.ttf",
+    "LiberationSerif-Bold.ttf",
+    "LiberationMono-Bold.ttf",
+    "LiberationSans-Regular.ttf",
+)
 _EMOJI_PIXELS = 109  # the only size of the font's bitmaps
 
 
@@ -27,9 +40,11 @@ def _font_files() -> dict[str, Path]:
 def _font_file(name: str) -> Path:
     file = _font_files().get(name)
     if file is None:
-        raise VLChatError(f"The font {name} is not installed, and drawing scenes needs it. "
-                          "Install it (Debian and Ubuntu: apt-get install fonts-noto-color-emoji fonts-dejavu "
-                          "fonts-liberation).")
+        raise VLChatError(
+            f"The font {name} is not installed, and drawing scenes needs it. "
+            "Install it (Debian and Ubuntu: apt-get install fonts-noto-color-emoji fonts-dejavu "
+            "fonts-liberation)."
+        )
     return file
 
 
@@ -72,8 +87,10 @@ def _polygon(corners: int, turn: float, inner: float | None = None) -> list[tupl
 
 def _heart() -> list[tuple[float, float]]:
     angles = [2 * math.pi * step / 40 for step in range(40)]
-    return [(math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
-            for a in angles]
+    return [
+        (math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
+        for a in angles
+    ]
 
 
 def _shape_mask(name: str, side: int, turn: float) -> Image.Image:
@@ -130,7 +147,9 @@ def _background(scene: Scene, rng: Random, width: int, height: int) -> Image.Ima
     return Image.fromarray(np.clip(field, 0, 255).astype(np.uint8), "RGB")
 
 
-def _paste_text(canvas: Image.Image, thing: Thing, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
+def _paste_text(
+    canvas: Image.Image, thing: Thing, box: tuple[int, int, int, int], colour: tuple[int, int, int]
+) -> None:
     left, top, width, height = box
     fonts = _available_text_fonts()
     font = _text_font(fonts[int(thing.style * len(fonts))], max(6, int(height * 1.2)))

@@ -1,4 +1,4 @@
-"""Questions and answers about scenes. Each maker returns a Turn, or None where the scene does not allow the question."""
+"""Questions and answers about scenes. A maker returns a Turn, or None where the scene does not allow its question."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from vlchat.scenes.world import Scene, Thing
 SIDES = {"to the left of": "to the right of", "to the right of": "to the left of", "above": "below", "below": "above"}
 TALK = {
     "talk_can": "I can look at your pictures and tell you what is in them, count things, name colors, say where things "
-                "are, read short words and compare two pictures.",
+    "are, read short words and compare two pictures.",
     "talk_who": "I am a small chat model that can see. I look at pictures and answer questions about them.",
     "talk_hello": "Hello! Show me a picture and ask me about it.",
     "talk_thanks": "You are welcome! Ask me more if you like.",
@@ -92,7 +92,9 @@ def detail(scene: Scene, say: Speaker) -> Turn:
     """A caption with sizes, the colours of text and the background: what the stage-1 connector learns from."""
     parts = [f"{article(thing.phrase())} at the {thing.place}" for thing in scene.things]
     question = say.rng.choice(("Describe every detail.", "Describe the picture in detail.", "Tell me all the details."))
-    return Turn("detail", question, f"On a {scene.background} background there is {_join(parts)}.", _facts(scene.things))
+    return Turn(
+        "detail", question, f"On a {scene.background} background there is {_join(parts)}.", _facts(scene.things)
+    )
 
 
 def what(scene: Scene, say: Speaker) -> Turn | None:
@@ -103,13 +105,22 @@ def what(scene: Scene, say: Speaker) -> Turn | None:
 
 def place_what(scene: Scene, say: Speaker) -> Turn | None:
     places = Counter(thing.place for thing in scene.things)
-    options = [thing for thing in scene.things if thing.place_is_clear and places[thing.place] == 1 and all(
-        other is thing or other.place_is_clear for other in scene.things)]
+    options = [
+        thing
+        for thing in scene.things
+        if thing.place_is_clear
+        and places[thing.place] == 1
+        and all(other is thing or other.place_is_clear for other in scene.things)
+    ]
     if not options or len(scene.things) < 2:
         return None
     thing = say.rng.choice(options)
-    return Turn("place_what", say.ask("place_what", place=thing.place),
-                f"At the {thing.place} is {_named(thing)}.", _facts([thing]))
+    return Turn(
+        "place_what",
+        say.ask("place_what", place=thing.place),
+        f"At the {thing.place} is {_named(thing)}.",
+        _facts([thing]),
+    )
 
 
 def _absent_noun(scene: Scene, rng: Random) -> str:
@@ -119,7 +130,11 @@ def _absent_noun(scene: Scene, rng: Random) -> str:
     while True:
         if shapes and rng.random() < 0.6:
             near = rng.choice(shapes)
-            noun = f"{rng.choice(list(COLOURS))} {near.name}" if rng.random() < 0.5 else f"{near.colour} {rng.choice(SHAPES)}"
+            noun = (
+                f"{rng.choice(list(COLOURS))} {near.name}"
+                if rng.random() < 0.5
+                else f"{near.colour} {rng.choice(SHAPES)}"
+            )
         elif rng.random() < 0.3:
             noun = rng.choice(SHAPES)
         else:
@@ -156,8 +171,12 @@ def _count_of(noun: str, scene: Scene) -> int:
 
 
 def count(scene: Scene, say: Speaker) -> Turn | None:
-    repeated = [noun for thing in scene.things for noun in {thing.name, thing.phrase(size=False)}
-                if not thing.is_text and _count_of(noun, scene) > 1]
+    repeated = [
+        noun
+        for thing in scene.things
+        for noun in {thing.name, thing.phrase(size=False)}
+        if not thing.is_text and _count_of(noun, scene) > 1
+    ]
     draw = say.rng.random()
     noun: str | None
     if repeated and draw < 0.7:
@@ -172,7 +191,9 @@ def count(scene: Scene, say: Speaker) -> Turn | None:
 
 
 def colour(scene: Scene, say: Speaker) -> Turn | None:
-    options = [(thing, name) for thing in scene.things if thing.colour and (name := reference(thing, scene, colour=False))]
+    options = [
+        (thing, name) for thing in scene.things if thing.colour and (name := reference(thing, scene, colour=False))
+    ]
     if not options:
         return None
     thing, name = say.rng.choice(options)
@@ -228,8 +249,13 @@ def _relation(scene: Scene, say: Speaker, form: str) -> Turn | None:
     first, second = (side, opposite) if say.rng.random() < 0.5 else (opposite, side)
     shorter = {"to the left of": "to the left", "to the right of": "to the right"}
     question = say.ask(form, the=name, other=other, side=shorter.get(first, first), opposite=second)
-    return Turn(form, question, _sentence(truth), side.split()[-2] if " " in side else side,
-                tuple(word for word in ("left", "right", "above", "below") if word not in side))
+    return Turn(
+        form,
+        question,
+        _sentence(truth),
+        side.split()[-2] if " " in side else side,
+        tuple(word for word in ("left", "right", "above", "below") if word not in side),
+    )
 
 
 def relation(scene: Scene, say: Speaker) -> Turn | None:
@@ -265,8 +291,13 @@ def compare_size(scene: Scene, say: Speaker) -> Turn | None:
     if one.size == two.size or any(size in name + other for size in ("small", "medium", "large")):
         return None
     first, second = (name, other) if one.width > two.width else (other, name)
-    return Turn("compare_size", say.ask("compare_size", the=name, other=other), _sentence(f"{first} is bigger"),
-                f"{first} is bigger", (f"{second} is bigger",))
+    return Turn(
+        "compare_size",
+        say.ask("compare_size", the=name, other=other),
+        _sentence(f"{first} is bigger"),
+        f"{first} is bigger",
+        (f"{second} is bigger",),
+    )
 
 
 def compare_colour(scene: Scene, say: Speaker) -> Turn | None:
@@ -295,13 +326,20 @@ def compare_count(scene: Scene, say: Speaker) -> Turn | None:
         one, two, first, second = two, one, second, first
     verb = "is" if first == 1 else "are"
     answer = f"{'Yes' if first > second else 'No'}, there {verb} {_number(first, one)} and {_number(second, two)}."
-    return Turn("compare_count", say.ask("compare_count", many=plural(one), others=plural(two)), answer,
-                "yes" if first > second else "no")
+    return Turn(
+        "compare_count",
+        say.ask("compare_count", many=plural(one), others=plural(two)),
+        answer,
+        "yes" if first > second else "no",
+    )
 
 
 def missing_colour(scene: Scene, say: Speaker) -> Turn | None:
-    names = [name for name in (*SHAPES, "word", "number") if name not in
-             {thing.kind if thing.is_text else thing.name for thing in scene.things}]
+    names = [
+        name
+        for name in (*SHAPES, "word", "number")
+        if name not in {thing.kind if thing.is_text else thing.name for thing in scene.things}
+    ]
     name = say.rng.choice(names)
     return Turn("missing_colour", say.ask("missing_colour", the=f"the {name}"), _unseen(name), "don't see")
 
@@ -340,8 +378,12 @@ def follow_up(scene: Scene, say: Speaker) -> list[Turn] | None:
     if len(scene.things) == 1:
         first = what(scene, say)
     else:
-        first = Turn("yesno", say.ask("yesno", a=article(name.removeprefix("the "))),
-                     f"Yes, there is {article(name.removeprefix('the '))}.", "yes")
+        first = Turn(
+            "yesno",
+            say.ask("yesno", a=article(name.removeprefix("the "))),
+            f"Yes, there is {article(name.removeprefix('the '))}.",
+            "yes",
+        )
     assert first is not None
     if thing.colour and thing.colour not in name and (len(scene.things) > 1) and say.rng.random() < 0.5:
         return [first, Turn("turn_colour", say.ask("turn_colour"), f"It is {thing.colour}.", thing.colour)]
@@ -356,8 +398,12 @@ def two_pictures(one: Scene, two: Scene, say: Speaker, form: str) -> Turn | None
     here, there = (one, two) if nth else (two, one)
     ordinal, other = ("first", "second") if nth else ("second", "first")
     if form == "two_one":
-        return Turn(form, say.ask(form, nth=ordinal), f"The {ordinal} picture shows {_join([_named(t) for t in here.things])}.",
-                    _facts(here.things))
+        return Turn(
+            form,
+            say.ask(form, nth=ordinal),
+            f"The {ordinal} picture shows {_join([_named(t) for t in here.things])}.",
+            _facts(here.things),
+        )
     if form == "two_count":
         if len(here.things) <= len(there.things):
             return None
@@ -369,7 +415,11 @@ def two_pictures(one: Scene, two: Scene, say: Speaker, form: str) -> Turn | None
     if form == "two_both":
         if not both and say.rng.random() < 0.6:
             return None
-        answer = f"Yes, both pictures show {article(noun)}." if both else f"No, only the {ordinal} picture shows {article(noun)}."
+        answer = (
+            f"Yes, both pictures show {article(noun)}."
+            if both
+            else f"No, only the {ordinal} picture shows {article(noun)}."
+        )
         return Turn(form, say.ask(form, a=article(noun)), answer, "yes" if both else "no")
     if both:
         return None
@@ -378,9 +428,16 @@ def two_pictures(one: Scene, two: Scene, say: Speaker, form: str) -> Turn | None
 
 Maker = Callable[[Scene, Speaker], Turn | None]
 ONE_PICTURE: dict[str, tuple[Maker, ...]] = {
-    "caption": (caption,), "what": (what, place_what), "yesno": (yesno,), "count": (count_all, count),
-    "colour": (colour, background), "where": (where,), "relation": (relation, relation_or, relation_where), "read": (read,),
-    "compare": (compare_size, compare_colour, compare_count), "missing": (missing_colour, missing_where, missing_text),
+    "caption": (caption,),
+    "what": (what, place_what),
+    "yesno": (yesno,),
+    "count": (count_all, count),
+    "colour": (colour, background),
+    "where": (where,),
+    "relation": (relation, relation_or, relation_where),
+    "read": (read,),
+    "compare": (compare_size, compare_colour, compare_count),
+    "missing": (missing_colour, missing_where, missing_text),
 }
 TWO_PICTURES: tuple[str, ...] = ("two_which", "two_count", "two_both", "two_one")
 KINDS: tuple[str, ...] = (*ONE_PICTURE, "turns", "two", "talk")

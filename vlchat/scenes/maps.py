@@ -1,7 +1,7 @@
-"""The scene map: what each of GRID x GRID cells shows, in words. The tower learns to write it, the language model to read it.
+"""The scene map: what each of GRID x GRID cells shows, in words. The tower learns it, the language model reads it.
 
-A cell's words are size, colour and name of the thing on it, and row and column of that thing's centre (`rowa` ... `rowh`,
-`cola` ... `colh`), so that two cells of one thing agree and two equal things differ.
+A cell's words are size, colour and name of the thing on it, and row and column of that thing's centre (`rowa` ...
+`rowh`, `cola` ... `colh`), so that two cells of one thing agree and two equal things differ.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,14 @@ FIELDS = ("size", "colour", "name", "row", "column")
 _SIZES = ("", "small", "medium", "large", "word", "number")  # text has its kind in place of a size
 _COLOURS = ("", *COLOURS)
 _NAMES = ("background", *SHAPES, *PICTOGRAMS, *(f"word {w}" for w in WORDS), *(f"number {n}" for n in NUMBERS))
+FIELD_WORDS: dict[str, tuple[str, ...]] = {
+    "size": _SIZES,
+    "colour": _COLOURS,
+    "name": _NAMES,
+    "row": ("", *(f"row{letter}" for letter in _LETTERS)),
+    "column": ("", *(f"col{letter}" for letter in _LETTERS)),
+}
+"""All words of a field, at the places that `Cell.codes` counts."""
 _NAME_INDEX = {name: index for index, name in enumerate(_NAMES)}
 
 
@@ -33,10 +41,15 @@ class Cell:
         return " ".join(word for field in fields if (word := getattr(self, field)))
 
     def codes(self) -> list[int]:
-        """One whole number a field; equal numbers mean equal words. 0 stands for an empty field, but for names."""
+        """The place of each field's word in FIELD_WORDS."""
         kind = self.name.split(" ")[0] if self.name.startswith(("word ", "number ")) else self.size
-        return [_SIZES.index(kind), _COLOURS.index(self.colour), _NAME_INDEX[self.name],
-                1 + _LETTERS.index(self.row[-1]) if self.row else 0, 1 + _LETTERS.index(self.column[-1]) if self.column else 0]
+        return [
+            _SIZES.index(kind),
+            _COLOURS.index(self.colour),
+            _NAME_INDEX[self.name],
+            1 + _LETTERS.index(self.row[-1]) if self.row else 0,
+            1 + _LETTERS.index(self.column[-1]) if self.column else 0,
+        ]
 
 
 def cell_of(thing: Thing | None, scene: Scene) -> Cell:
@@ -55,8 +68,11 @@ def scene_map(scene: Scene) -> list[Cell]:
 def prose(scene: Scene, rng: Random) -> str:
     """The whole scene as a written description, for a language model without eyes; things in any order."""
     things = rng.sample(scene.things, len(scene.things))
-    parts = [f"{article(thing.phrase())} at the {thing.place} {cell.row} {cell.column}"
-             for thing in things for cell in [cell_of(thing, scene)]]
+    parts = [
+        f"{article(thing.phrase())} at the {thing.place} {cell.row} {cell.column}"
+        for thing in things
+        for cell in [cell_of(thing, scene)]
+    ]
     return f"On a {scene.background} background there is {', '.join(parts)}."
 
 

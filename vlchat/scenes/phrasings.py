@@ -1,5 +1,5 @@
-"""How people ask: for each kind of question, phrasings in pairs. The first of a pair is trained on, the second is held back
-for testing only. `{the}` is a thing with its article, `{a}` the same with `a`, `{many}` a plural."""
+"""How people ask: for each kind of question, phrasings in pairs. The first of a pair is trained on, the second is held
+back for testing only. `{the}` is a thing with its article, `{a}` the same with `a`, `{many}` a plural."""
 
 _PAIRS: dict[str, str] = {
     "caption": """
@@ -149,7 +149,7 @@ _PAIRS: dict[str, str] = {
     "compare_count": """
         Are there more {many} than {others}? | Are there more {many} here than {others}?
         Do you see more {many} than {others}? | Can you see more {many} than {others}?
-        Is the number of {many} larger than the number of {others}? | Is it true that there are more {many} than {others}?
+        Is the number of {many} larger than that of {others}? | Is it true that there are more {many} than {others}?
         Does the image show more {many} than {others}? | Does the picture show more {many} than {others}?
         Are {many} more than {others}? | Is there a larger number of {many} than {others}?
         Tell me if there are more {many} than {others}. | Tell me whether there are more {many} than {others}.
@@ -205,8 +205,8 @@ _PAIRS: dict[str, str] = {
     "two_count": """
         Which picture has more things? | Which image has more things?
         Which picture shows more objects? | Which image shows more objects?
-        Are there more things in the first or the second picture? | Are there more objects in the first or the second image?
-        Where do you see more things, in the first or the second picture? | Where are more objects, in the first or the second image?
+        Has the first or the second picture more things? | Has the first or the second image more objects?
+        Are more things in the first or the second picture? | Are more objects in the first or the second image?
         Which of the two pictures has more objects? | Which of the two images has more things?
         Which image contains more things? | Which picture contains more objects?
     """,
@@ -288,6 +288,25 @@ HELD: dict[str, list[str]] = {}
 for _kind, _block in _PAIRS.items():
     SEEN[_kind], HELD[_kind] = _parse(_block)
 
-PREFIXES: tuple[str, ...] = ("", "", "", "", "", "", "Hi, ", "Hello! ", "Please tell me: ", "Can you help me? ", "Look at this. ",
-                             "Now, ", "And ", "Okay, ", "Hey, ", "Question: ", "I wonder: ", "One more question: ", "So ")
+PREFIXES: tuple[str, ...] = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "Hi, ",
+    "Hello! ",
+    "Please tell me: ",
+    "Can you help me? ",
+    "Look at this. ",
+    "Now, ",
+    "And ",
+    "Okay, ",
+    "Hey, ",
+    "Question: ",
+    "I wonder: ",
+    "One more question: ",
+    "So ",
+)
 """Said before a question in training, so that a greeting does not throw the model off."""

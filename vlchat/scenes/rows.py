@@ -1,4 +1,4 @@
-"""Conversations about scenes for training, and questions with answers for testing. Both are functions of (split, seed, index)."""
+"""Conversations about scenes for training, and questions with answers for testing, by (split, seed, index) alone."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,33 @@ from PIL import Image
 
 from vlchat.errors import VLChatError
 from vlchat.scenes.draw import draw
-from vlchat.scenes.language import KINDS, ONE_PICTURE, TWO_PICTURES, Speaker, Turn, detail, follow_up, talk, two_pictures
+from vlchat.scenes.language import (
+    KINDS,
+    ONE_PICTURE,
+    TWO_PICTURES,
+    Speaker,
+    Turn,
+    detail,
+    follow_up,
+    talk,
+    two_pictures,
+)
 from vlchat.scenes.phrasings import PREFIXES
 from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES
 from vlchat.scenes.world import Scene, sample_scene
 
-TRAIN_WEIGHTS = {"caption": 1.6, "what": 1.0, "yesno": 1.2, "count": 1.6, "colour": 1.0, "where": 1.0, "relation": 1.6,
-                 "read": 1.0, "compare": 1.8, "missing": 1.0}
+TRAIN_WEIGHTS = {
+    "caption": 1.6,
+    "what": 1.0,
+    "yesno": 1.2,
+    "count": 1.6,
+    "colour": 1.0,
+    "where": 1.0,
+    "relation": 1.6,
+    "read": 1.0,
+    "compare": 1.8,
+    "missing": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -97,8 +117,12 @@ def two_scenes(rng: Random) -> tuple[Scene, Scene]:
     if rng.random() < 0.5:
         kept = rng.choice(one.things)
         if not kept.is_text and kept.colour != two.background:
-            clear = tuple(t for t in two.things if abs(t.x - kept.x) > (t.width + kept.width) / 2 + 0.02
-                          or abs(t.y - kept.y) > (t.height + kept.height) / 2 + 0.02)
+            clear = tuple(
+                t
+                for t in two.things
+                if abs(t.x - kept.x) > (t.width + kept.width) / 2 + 0.02
+                or abs(t.y - kept.y) > (t.height + kept.height) / 2 + 0.02
+            )
             two = Scene((*clear, kept), two.background, two.texture, two.seed)
     return one, two
 
@@ -151,8 +175,16 @@ def questions(count: int, seed: int, *, split: str = "test", phrasings: str = "s
         shown = ask_about(kind, generator(f"{split}-{phrasings}", seed, index), phrasings == "held")
         pictures = [draw(scene) for scene in shown.scenes]
         last = shown.turns[-1]
-        yield SceneQuestion(f"{split}-{phrasings}-{seed}-{index}", pictures, shown.messages(pictures)[:-1], last.answer,
-                            [last.answer], kind, last, shown.scenes)
+        yield SceneQuestion(
+            f"{split}-{phrasings}-{seed}-{index}",
+            pictures,
+            shown.messages(pictures)[:-1],
+            last.answer,
+            [last.answer],
+            kind,
+            last,
+            shown.scenes,
+        )
 
 
 _TEXT = r"(?:word|number) \w+"
@@ -172,7 +204,9 @@ def correct(question: SceneQuestion, reply: str) -> bool:
 
 def states(turn: Turn, reply: str) -> bool:
     """`correct` for a turn: one rule per form of question."""
-    text = re.sub(r"[\"“”.,!?:;()]", " ", reply.lower().replace("colour", "color").replace("’", "'").replace("grey", "gray"))
+    text = re.sub(
+        r"[\"“”.,!?:;()]", " ", reply.lower().replace("colour", "color").replace("’", "'").replace("grey", "gray")
+    )
     text = " ".join(text.split())
     form, fact = turn.form, turn.fact
     if form in LISTS:

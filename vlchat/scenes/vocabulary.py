@@ -3,7 +3,8 @@
 PICTOGRAMS: dict[str, str] = {
     # animals
     "cat": "🐱", "dog": "🐶", "mouse": "🐭", "rabbit": "🐰", "fox": "🦊", "bear": "🐻", "panda": "🐼", "koala": "🐨",
-    "tiger": "🐯", "lion": "🦁", "cow": "🐮", "pig": "🐷", "frog": "🐸", "monkey": "🐵", "chicken": "🐔", "penguin": "🐧",
+    "tiger": "🐯", "lion": "🦁", "cow": "🐮", "pig": "🐷", "frog": "🐸", "monkey": "🐵", "chicken": "🐔",
+    "penguin": "🐧",
     "chick": "🐤", "duck": "🦆", "eagle": "🦅", "owl": "🦉", "bat": "🦇", "wolf": "🐺", "horse": "🐴", "unicorn": "🦄",
     "bee": "🐝", "butterfly": "🦋", "snail": "🐌", "ladybug": "🐞", "ant": "🐜", "spider": "🕷", "scorpion": "🦂",
     "turtle": "🐢", "snake": "🐍", "lizard": "🦎", "octopus": "🐙", "shrimp": "🦐", "crab": "🦀", "fish": "🐠",
@@ -18,8 +19,9 @@ PICTOGRAMS: dict[str, str] = {
     "cheese": "🧀", "egg": "🍳", "burger": "🍔", "pizza": "🍕", "hot dog": "🌭", "taco": "🌮", "donut": "🍩",
     "cookie": "🍪", "cake": "🎂", "lollipop": "🍭", "candy": "🍬", "ice cream": "🍦", "popcorn": "🍿",
     # vehicles and places
-    "car": "🚗", "taxi": "🚕", "bus": "🚌", "ambulance": "🚑", "fire truck": "🚒", "tractor": "🚜", "bicycle": "🚲",
-    "scooter": "🛴", "train": "🚂", "airplane": "✈", "helicopter": "🚁", "rocket": "🚀", "sailboat": "⛵", "anchor": "⚓",
+    "car": "🚗", "taxi": "🚕", "bus": "🚌", "ambulance": "🚑", "fire truck": "🚒", "tractor": "🚜",
+    "bicycle": "🚲", "scooter": "🛴",
+    "train": "🚂", "airplane": "✈", "helicopter": "🚁", "rocket": "🚀", "sailboat": "⛵", "anchor": "⚓",
     "house": "🏠", "castle": "🏰", "tent": "⛺", "volcano": "🌋", "fountain": "⛲", "rainbow": "🌈", "snowman": "⛄",
     # things
     "soccer ball": "⚽", "basketball": "🏀", "tennis ball": "🎾", "trophy": "🏆", "guitar": "🎸", "piano": "🎹",
@@ -30,7 +32,8 @@ PICTOGRAMS: dict[str, str] = {
     "hat": "🎩", "shoe": "👟", "boot": "👢", "dress": "👗",
     "shirt": "👕", "sock": "🧦", "backpack": "🎒", "robot": "🤖", "ghost": "👻", "alien": "👽", "pumpkin": "🎃",
     "teddy bear": "🧸", "bell": "🔔", "magnet": "🧲", "globe": "🌍", "envelope": "✉", "dice": "🎲", "toilet": "🚽",
-    "chair": "🪑", "flashlight": "🔦", "telescope": "🔭", "microscope": "🔬", "fire": "🔥", "snowflake": "❄", "mug": "🍺",
+    "chair": "🪑", "flashlight": "🔦", "telescope": "🔭", "microscope": "🔬", "fire": "🔥", "snowflake": "❄",
+    "mug": "🍺",
 }
 SHAPES: tuple[str, ...] = (
     "circle", "square", "triangle", "star", "heart", "diamond", "hexagon", "cross", "ring", "crescent",
@@ -52,8 +55,7 @@ WORDS: tuple[str, ...] = (
 NUMBERS: tuple[str, ...] = tuple(str(n) for n in range(0, 100))
 COUNT_WORDS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-_PLURALS = {"mouse": "mice", "wolf": "wolves", "knife": "knives", "sheep": "sheep", "fish": "fish", "deer": "deer",
-            "dice": "dice", "bread": "breads", "toilet": "toilets"}
+_PLURALS = {"mouse": "mice", "wolf": "wolves", "knife": "knives", "sheep": "sheep", "fish": "fish", "deer": "deer"}
 
 
 def plural(noun: str) -> str:

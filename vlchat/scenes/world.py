@@ -74,7 +74,8 @@ class Scene:
                 best, best_cover = None, 0.22  # a thing must cover about a quarter of a cell to name it
                 for thing in self.things:
                     cover = _overlap(column * side, side, thing.x, thing.width) * _overlap(
-                        row * side, side, thing.y, thing.height)
+                        row * side, side, thing.y, thing.height
+                    )
                     if cover > best_cover:
                         best, best_cover = thing, cover
                 cells.append(best)
@@ -145,8 +146,10 @@ def sample_scene(rng: Random, count: int | None = None) -> Scene:
         for _ in range(12):
             x = rng.uniform(width / 2 + 0.01, 0.99 - width / 2)
             y = rng.uniform(height / 2 + 0.01, 0.99 - height / 2)
-            if all(abs(x - o.x) > (width + o.width) / 2 + 0.025 or abs(y - o.y) > (height + o.height) / 2 + 0.025
-                   for o in placed):
+            if all(
+                abs(x - o.x) > (width + o.width) / 2 + 0.025 or abs(y - o.y) > (height + o.height) / 2 + 0.025
+                for o in placed
+            ):
                 placed.append(Thing(kind, name, colour, size, x, y, width, height, rng.random()))
                 identities.append((kind, name, colour))
                 break

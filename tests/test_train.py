@@ -1,0 +1,161 @@
+"""Every stage on tiny models: what trains and what does not, resume, and folders that load."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, CLIPModel
+
+from train.__main__ import main
+from train.config import OptimConfig
+from train.optim import parameter_groups, schedule
+from vlchat import checkpoint
+from vlchat.errors import ConfigError, VLChatError
+
+fonts = importlib.import_module("vlchat.scenes.draw")._font_files()
+pytestmark = pytest.mark.skipif("NotoColorEmoji.ttf" not in fonts, reason="Noto Color Emoji is not installed")
+
+VISION = {"image_size": 96, "patch_size": 12, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "intermediate_size": 32}  # fmt: skip
+LANGUAGE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "max_position_embeddings": 1024, "tie_word_embeddings": True}  # fmt: skip
+LOOP = {"steps": 4, "batch": 4, "log_every": 1, "sample_every": 100, "save_every": 2, "workers": 0}
+
+
+def run(folder: Path, name: str, objective: dict, data: list | None = None, extra: list[str] | None = None,
+        **keys: object) -> Path:  # fmt: skip
+    config = {"run": str(folder / name), "objective": objective, "loop": LOOP, "trainable": {".*": 1e-2}, **keys}
+    if data is not None:
+        config["data"] = data
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert main([str(file), *(extra or [])]) == 0
+    return folder / name / "step-4"
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All four stages, each on the one before, as the embedded model's recipe does."""
+    folder = tmp_path_factory.mktemp("stages")
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    tower = run(folder, "tower", {"type": "clip", "vision": VISION, "text": text, "projection": 16, "vocabulary": 500})
+    lm = run(folder, "lm", {"type": "language", "model": LANGUAGE, "vocabulary": 500})
+    align = run(
+        folder,
+        "align",
+        {
+            "type": "align",
+            "vision": str(tower.parent),
+            "language": str(lm.parent),
+            "connector": {"type": "mlp", "depth": 2},
+            "sample_tokens": 3,
+        },  # fmt: skip
+        data=[{"type": "scenes", "ask": "captions", "rows": 50}],
+        trainable={"connector|projection|logit_scale": 1e-2},
+    )
+    tune = run(
+        folder,
+        "tune",
+        {"type": "tune", "model": str(align.parent), "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "sample_tokens": 3},
+        data=[{"type": "scenes", "ask": "chat", "rows": 50, "turns": 2}],
+        trainable={"lora_": 1e-2, "connector": 1e-2},
+    )
+    return {"tower": tower, "lm": lm, "align": align, "tune": tune}
+
+
+def test_the_tower_is_untouched_and_the_connector_learns(stages: dict[str, Path]) -> None:
+    tower = CLIPModel.from_pretrained(stages["tower"]).vision_model.state_dict()
+    aligned, _ = checkpoint.load(stages["align"])
+    tuned, _ = checkpoint.load(stages["tune"], merge=True)
+    for model in (aligned, tuned):
+        found = model.model.vision_tower.state_dict()
+        assert found.keys() == tower.keys()
+        assert all(torch.equal(found[name], tower[name]) for name in tower)
+    one, two = aligned.model.connector.state_dict(), tuned.model.connector.state_dict()
+    assert not any(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_language_model_is_untouched_by_stage_1_and_moved_by_stage_2(stages: dict[str, Path]) -> None:
+    language = AutoModelForCausalLM.from_pretrained(stages["lm"]).model.state_dict()
+    aligned, _ = checkpoint.load(stages["align"])
+    tuned, _ = checkpoint.load(stages["tune"], merge=True)
+    assert all(
+        torch.equal(tensor, language[name]) for name, tensor in aligned.model.language_model.state_dict().items()
+    )
+    moved = tuned.model.language_model.state_dict()
+    assert not torch.equal(moved["layers.0.self_attn.q_proj.weight"], language["layers.0.self_attn.q_proj.weight"])
+
+
+def test_every_save_point_answers_about_a_picture_by_its_path_alone(stages: dict[str, Path]) -> None:
+    for name in ("align", "tune"):
+        model, processor = checkpoint.load(stages[name].parent / "step-2")
+        content = [
+            {"type": "image", "image": Image.new("RGB", (30, 20), "red")},
+            {"type": "text", "text": "What is this?"},
+        ]
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True,
+                                               return_tensors="pt", add_generation_prompt=True)  # fmt: skip
+        assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(stages: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("tower", "tune"):
+        whole = stages[name]
+        config = yaml.safe_load((whole.parent.parent / f"{name}.yaml").read_text())
+        config["run"] = str(tmp_path / name)
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(config))
+        assert main([str(file)]) == 0
+        # Go back to step 2, as if the machine had stopped there.
+        (tmp_path / name / "step-4").rename(tmp_path / f"{name}-unbroken")
+        assert main([str(file), "--resume", "auto"]) == 0
+        for part in ("trained", "optimizer"):
+            one = load_file(tmp_path / f"{name}-unbroken" / "training_state" / f"{part}.safetensors")
+            two = load_file(tmp_path / name / "step-4" / "training_state" / f"{part}.safetensors")
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[key], two[key]) for key in one), (name, part)
+
+
+def test_metrics_and_the_resolved_configuration_lie_beside_the_weights(stages: dict[str, Path]) -> None:
+    lines = [json.loads(line) for line in (stages["align"].parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert {"itg", "itc", "lr", "rows_per_second"} <= lines[0].keys()
+    assert json.loads((stages["align"] / "run.json").read_text())["loop"]["batch"] == 4
+
+
+def test_a_run_that_exists_is_never_overwritten_unasked(stages: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="already holds checkpoints.*--resume auto"):
+        main([str(stages["tower"].parent.parent / "tower.yaml")])
+
+
+def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None:
+    tune = {"type": "tune", "model": str(stages["align"]), "lora": {"r": 2}}
+    with pytest.raises(VLChatError, match="nowhere.json"):
+        run(tmp_path, "a", tune, data=[{"path": "nowhere.json"}])
+    with pytest.raises(ConfigError, match='Unknown key "formatt" in data.0.*Did you mean "format"'):
+        run(tmp_path, "b", tune, data=[{"path": "x.json", "formatt": "llava"}])
+    with pytest.raises(ConfigError, match='trainable: "conector" matches no parameter'):
+        run(tmp_path, "c", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], trainable={"conector": 1e-3})
+
+
+def test_first_matching_rule_wins_and_the_rest_is_frozen() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2), "c": torch.nn.Linear(2, 2)})
+    groups, table = parameter_groups(model, {"^a.weight": 1.0, "^a|^b": 0.5}, OptimConfig(weight_decay=0.1))
+    assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in groups] == [
+        (1.0, 0.1, 1),
+        (0.5, 0.0, 2),
+        (0.5, 0.1, 1),
+    ]
+    assert not any(parameter.requires_grad for parameter in model["c"].parameters())
+    assert "(frozen)" in table and "1.0e+00" in table
+
+
+def test_the_schedule_warms_up_and_ends_at_the_floor() -> None:
+    share = schedule(OptimConfig(warmup=0.1, floor=0.02))
+    assert share(0.05) == pytest.approx(0.5) and share(0.1) == pytest.approx(1.0) and share(1.0) == pytest.approx(0.02)
+    assert share(0.55) == pytest.approx(0.02 + 0.98 * 0.5)

@@ -1,0 +1,51 @@
+"""A run -> one whole model folder, its adapter merged, that needs no other file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from vlchat import checkpoint
+from vlchat.errors import CheckpointError
+from vlchat.model import VLChatForConditionalGeneration
+
+_KEPT = ("README.md", "run.json", "metrics.jsonl")
+
+
+def export(model: str, out: str | Path, *, dtype: str = "bfloat16", name: str | None = None) -> Path:
+    """Write `model` (a run's save, with or without an adapter) as a whole folder that loads by its path alone.
+
+    The adapter is merged in float32 and the result stored as `dtype`. A model card in the folder, if any, stays.
+
+    Args:
+        model: a folder that training wrote, or any vlchat checkpoint.
+        out: the folder to write.
+        dtype: of the stored weights: bfloat16, float16 or float32.
+        name: what the model calls itself to people.
+
+    Raises:
+        CheckpointError: when the model is not one of vlchat's own, or cannot be loaded.
+    """
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise CheckpointError(f'dtype is "{dtype}"; use bfloat16, float16 or float32.')
+    loaded, processor = checkpoint.load(model, dtype=torch.float32, device="cpu", merge=True)
+    if not isinstance(loaded, VLChatForConditionalGeneration):
+        raise CheckpointError(f"{model} is a {type(loaded).__name__}; only vlchat's own models are exported so far.")
+    out = Path(out)
+    kept = {file: (out / file).read_bytes() for file in _KEPT if (out / file).is_file()}
+    source = Path(model)
+
+    def extra(stage: Path) -> None:
+        for file, content in kept.items():
+            (stage / file).write_bytes(content)
+        for file in ("run.json", "metrics.jsonl"):
+            if (source / file).is_file():
+                shutil.copyfile(source / file, stage / file)
+
+    about = checkpoint.describe(model)
+    checkpoint.save_full(
+        out, loaded, processor, trained_on=about["trained_on"] or "", dtype=dtype, extra=extra, name=name
+    )
+    return out
