@@ -30,7 +30,10 @@ EXAMPLES: dict[str, tuple[str, Scene]] = {
     "word": (
         "What does the word say?",
         Scene(
-            (Thing("word", "open", "white", "medium", 0.5, 0.3, 0.62, 0.22, 0.1), _pictogram("key", "medium", 0.5, 0.72, 0.28)),
+            (
+                Thing("word", "open", "white", "medium", 0.5, 0.3, 0.62, 0.22, 0.1),
+                _pictogram("key", "medium", 0.5, 0.72, 0.28),
+            ),
             "blue",
             "plain",
             3,
