@@ -317,7 +317,7 @@ def test_an_adapter_stays_apart_from_a_whole_model(tmp_path: Path, tuned: Any, t
     with pytest.raises(CheckpointError, match="merge"):
         save_full(tmp_path / "full", tuned, tiny_processor, trained_on="")
     with pytest.raises(CheckpointError, match="no parameters"):
-        save(tmp_path / "r", tuned, tiny_processor, base={"model": None}, trained=["nose"], adapter=True, trained_on="-")
+        save(tmp_path / "r", tuned, tiny_processor, base={"model": None}, trained=["no"], adapter=True, trained_on="")
 
 
 def reseal(folder: Path) -> None:

@@ -121,7 +121,7 @@ class VLChatProcessor(ProcessorMixin):
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         conversation = [prompt.validate(turns)]
         rendered, spans = prompt.render(conversation, self._template(), self.tokenizer, mark=True, mask=True)
-        ids, offsets = prompt.encode(self.tokenizer, rendered[0])
+        ids, offsets = prompt.encode(self.tokenizer, rendered[0], answers=spans[0])
         masked = [i for i, mask in zip(ids, _mask(offsets, spans[0]), strict=True) if mask]
         return masked[-1] if masked and masked[-1] in self.tokenizer.added_tokens_decoder else None
 
@@ -183,7 +183,7 @@ class VLChatProcessor(ProcessorMixin):
         pictures = [_pictures(c) for c in conversations]
         batch = []
         for index, text in enumerate(rendered):
-            ids, offsets = prompt.encode(self.tokenizer, text)
+            ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
             mask = _mask(offsets, spans[index]) if return_assistant_tokens_mask else [0] * len(ids)
             batch.append(self._expand(ids, mask, len(pictures[index]), f"Conversation {index + 1}" if batched else ""))
         images = [picture for some in pictures for picture in some]

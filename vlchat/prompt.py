@@ -89,12 +89,18 @@ def render(
     mask: bool = False,
     **options: Any,
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """Renders validated conversations; with `mask`, also the character spans the assistant wrote.
+    """Renders validated conversations, and gives the character spans the assistant wrote where the template tells them.
+
+    Args:
+        mark: mark control tokens in people's text, for `encode`.
+        mask: insist on those spans.
+        options: for the template, `add_generation_prompt` and `continue_final_message` among them.
 
     Raises:
         VLChatError: when the template refuses a conversation, or can't tell the assistant's words apart.
     """
-    if mask and not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    tells = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+    if mask and not tells:
         raise VLChatError(
             "This chat template does not mark the assistant's words with {% generation %}, so there is nothing to "
             "learn from: use one of vlchat's own templates, or add the marks to a copy of this one."
@@ -116,64 +122,79 @@ def render(
     # Templates write the tokenizer's tokens by name; one that is missing (Qwen has no BOS) is simply not written.
     names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     try:
-        return render_jinja_template(  # type: ignore[return-value]  # annotated as str, returns this pair
+        result: Any = render_jinja_template(  # annotated as a string, it is a pair
             conversations=protected,
             chat_template=template,
-            return_assistant_tokens_mask=mask,
+            return_assistant_tokens_mask=tells and not options.get("continue_final_message"),
             **{**tokenizer.special_tokens_map, **names, **options},
         )
     except jinja2.TemplateError as error:
         raise VLChatError(f"The chat template refuses this conversation: {error}") from error
+    rendered, spans = result
+    return rendered, spans or [[] for _ in rendered]
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    add_special_tokens: bool = False,
+    answers: Sequence[tuple[int, int]] = (),
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids of a rendered text and the span of characters of each; marked control tokens become plain characters.
+
+    `answers` are the spans the assistant wrote. No token reaches across their edges: where the tokenizer would join the
+    end of a header with the start of an answer (a line break and a space, say), the model was never given that token
+    when it began to answer.
 
     Raises:
         VLChatError: when the tokenizer has no way of writing a control token as plain text.
     """
-    added = tuple(tokenizer.added_tokens_encoder)
-    if _START not in text and _END not in text:
-        return _encode_plain(tokenizer, text, add_special_tokens)
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
+    writer = _Writer(tokenizer, sorted({edge for span in answers for edge in span}))
     position = 0
     for match in re.finditer(f"{_START}([^{_END}]*){_END}|[{_START}{_END}]|$", text):
-        _append(tokenizer, text[position : match.start()], position, ids, spans, add_special_tokens and not ids)
+        writer.write(text[position : match.start()], position, add_special_tokens and position == 0)
         if match[1]:
-            forbidden = tokenizer.convert_tokens_to_ids(match[1])
-            before = len(ids)
-            for start, piece in _broken(match[1], _pattern(added)):
-                _append(tokenizer, piece, match.start(1) + start, ids, spans, False)
-            if forbidden in ids[before:]:
+            before = len(writer.ids)
+            for start, piece in _broken(match[1], _pattern(tuple(tokenizer.added_tokens_encoder))):
+                writer.write(piece, match.start(1) + start, False)
+            if tokenizer.convert_tokens_to_ids(match[1]) in writer.ids[before:]:
                 raise VLChatError(f"The tokenizer can't write {match[1]!r} as plain text; leave it out.")
         position = match.end()
-    return ids, spans
+    return writer.ids, writer.spans
 
 
-def _append(
-    tokenizer: PreTrainedTokenizerBase,
-    piece: str,
-    start: int,
-    ids: list[int],
-    spans: list[tuple[int, int]],
-    add_special_tokens: bool,
-) -> None:
-    if not piece:
-        return
-    if ids:
-        # SentencePiece puts a space before the start of a text; after a line break it does not.
-        piece_ids, piece_spans = _encode_plain(tokenizer, "\n" + piece, False)
-        kept = [index for index, (_, end) in enumerate(piece_spans) if end > 1]
-        if kept and piece_spans[kept[0]][0] >= 1:
-            ids.extend(piece_ids[index] for index in kept)
-            spans.extend((piece_spans[index][0] - 1 + start, piece_spans[index][1] - 1 + start) for index in kept)
+class _Writer:
+    """Tokenizes a text piece after piece."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, edges: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self.edges = edges
+        self.ids: list[int] = []
+        self.spans: list[tuple[int, int]] = []
+
+    def write(self, piece: str, start: int, add_special_tokens: bool) -> None:
+        if not piece:
             return
-    piece_ids, piece_spans = _encode_plain(tokenizer, piece, add_special_tokens)
-    ids.extend(piece_ids)
-    spans.extend((first + start, last + start) for first, last in piece_spans)
+        ids, spans = self._encode(piece, start, add_special_tokens)
+        for edge in self.edges:
+            if any(first < edge < last for first, last in spans):
+                self.write(piece[: edge - start], start, add_special_tokens)
+                self.write(piece[edge - start :], edge, False)
+                return
+        self.ids.extend(ids)
+        self.spans.extend(spans)
+
+    def _encode(self, piece: str, start: int, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        if self.ids:
+            # SentencePiece puts a space before the start of a text; after a line break it does not.
+            ids, spans = _encode_plain(self.tokenizer, "\n" + piece, False)
+            kept = [index for index, (_, last) in enumerate(spans) if last > 1]
+            if kept and spans[kept[0]][0] >= 1:
+                shift = start - 1
+                return [ids[i] for i in kept], [(spans[i][0] + shift, spans[i][1] + shift) for i in kept]
+        ids, spans = _encode_plain(self.tokenizer, piece, add_special_tokens)
+        return ids, [(first + start, last + start) for first, last in spans]
 
 
 def _encode_plain(
