@@ -13,7 +13,7 @@ from vlchat.config import VLChatConfig
 from vlchat.connectors import build_connector
 from vlchat.errors import ConfigError
 from vlchat.processor import IMAGE_TOKEN, add_image_token
-from vlchat.quantize import quantization_config
+from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.towers import count_features, load_tower
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def compose(
     model.tie_weights()
     model.generation_config = decoder.generation_config
     _carry_quantization(decoder, model)
+    pack_for_cpu(model, False)  # it is going to be trained
     if tokenizer is not None:
         _add_image_token(model, tokenizer, image_token)
     return model.eval()

@@ -25,6 +25,7 @@ from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
     check_only_language_model_is_quantized,
     linear_layers_to_keep,
+    pack_for_cpu,
     quantization_config,
 )
 from vlchat.saving import align_generation, save, save_full
@@ -54,7 +55,7 @@ def load(
         dtype: `auto` is float32 for a model below a billion parameters on a CPU, else what is stored.
         device: `auto` is the GPU where there is one.
         merge: add a LoRA adapter into the weights, which makes generation faster.
-        trainable: leave a LoRA adapter open for further training.
+        trainable: leave a LoRA adapter, and a quantized language model, open for further training.
 
     Raises:
         CheckpointError: when there is nothing there, or a file is damaged, missing, or does not fit the model.
@@ -67,6 +68,7 @@ def load(
     model = lora.merge(model) if merge else model
     if quantize is not None:
         check_only_language_model_is_quantized(model)
+        pack_for_cpu(model, not trainable)
     elif dtype == "auto" and target.type == "cpu" and _parameters(model) < SMALL:
         model = model.float()
     if isinstance(processor, VLChatProcessor):

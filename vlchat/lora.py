@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.quantize import is_quantized, language_model_prefix
+from vlchat.quantize import is_quantized, language_model_prefix, pack_for_cpu
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,6 +49,7 @@ def add_lora(
             f"The LoRA targets {targets!r} match {len(outside)} layers outside the language model ({outside[0]} ...): "
             f"begin the expression with {re.escape(prefix)}."
         )
+    pack_for_cpu(model, False)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
     return get_peft_model(model, config)  # type: ignore[arg-type]
 

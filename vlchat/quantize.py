@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -87,6 +87,29 @@ def check_only_language_model_is_quantized(model: nn.Module) -> None:
         raise CheckpointError("Quantization was asked for but no layer of the language model was quantized.")
     if outside:
         raise CheckpointError(f"Layers outside the language model were quantized: {', '.join(outside[:5])}.")
+
+
+def pack_for_cpu(model: nn.Module, allowed: bool) -> None:
+    """Allows, or forbids, bitsandbytes' repacking of 4-bit layers when they first answer on a CPU.
+
+    Repacked layers answer faster but pass no gradient back, and that silently: a run that evaluates once would learn
+    nothing from then on. So they are packed for answering only.
+
+    Raises:
+        VLChatError: when it is forbidden too late.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    for module in model.modules():
+        # By name: asking for the class would import bitsandbytes for models that have nothing of it.
+        if module.__class__.__name__ != "Linear4bit":
+            continue
+        from bitsandbytes.functional import has_avx512bf16
+
+        weight: Any = module.weight
+        if not allowed and getattr(weight.quant_state, "packing_format_for_cpu", False):
+            raise VLChatError("This quantized model has answered already and can't be trained any more: load it anew.")
+        module.support_avx512bf16_for_cpu = allowed and has_avx512bf16()  # type: ignore[assignment]
 
 
 def is_quantized(model: PreTrainedModel | nn.Module) -> bool:
