@@ -18,12 +18,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from vlchat.config import VLChatConfig
 from vlchat.connectors import QFormerConnector, build_connector
 from vlchat.errors import VLChatError
 from vlchat.towers import num_patches, select_features
+
+# Later releases of transformers keep only the hidden states that are asked for by index; 5.17 keeps all or none.
+_CAN_SELECT_STATES = hasattr(output_capturing, "select_hidden_states")
 
 
 @dataclass
@@ -111,9 +115,7 @@ class VLChatModel(VLChatPreTrainedModel):
         if frozen and tower.training:
             tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
         wanted = [layers] if isinstance(layers, int) else list(layers)
-        depth = getattr(tower.config, "num_hidden_layers", None)
-        # Only the wanted states are kept. Older releases don't resolve negative indices here, so it is done first.
-        keep = True if depth is None else [index + depth + 1 if index < 0 else index for index in wanted]
+        keep = wanted if _CAN_SELECT_STATES else True
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
             pixel_values = pixel_values.to(tower.device, tower.dtype)

@@ -411,7 +411,7 @@ def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
 
 def _mismatch(places: int, pictures: int, where: str) -> VLChatError:
     return VLChatError(
-        f"{where} has places for {places} image{'' if places == 1 else 's'} but {pictures} "
+        f"{where} {'have' if where.endswith('prompts') else 'has'} places for {places} image{'' if places == 1 else 's'} but {pictures} "
         f"{'image was' if pictures == 1 else 'images were'} given."
     )
 
