@@ -1,0 +1,42 @@
+# make demo: the chat page on the embedded model.   make test: the test suite.   Both set up the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 7860
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint setup setup-demo fonts clean
+
+demo: setup-demo
+	$(BIN)/vlchat serve --port $(PORT)
+
+test: setup fonts
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed-dev
+setup-demo: $(VENV)/.installed-serve
+
+# Without an NVIDIA GPU, torch 2.13.0 in its CPU build: no CUDA packages are downloaded.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "vlchat needs Python 3.11 to 3.13; say make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	sh .ci/install-torch $(BIN)/python
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+# Drawing scenes needs the Noto Color Emoji font, the browser tests need Chromium: tests without them are skipped.
+fonts:
+	@command -v chromium >/dev/null || echo "note: chromium is not installed, the browser tests are skipped"
+	@find /usr/share/fonts /usr/local/share/fonts ~/.fonts -name NotoColorEmoji.ttf 2>/dev/null | grep -q . \
+		|| echo "note: the font Noto Color Emoji is not installed, tests that draw scenes are skipped"
+
+clean:
+	rm -rf $(VENV) build *.egg-info

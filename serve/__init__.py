@@ -1,0 +1,33 @@
+"""The chat page in a browser. Gradio is imported when a page is made, not before."""
+
+from __future__ import annotations
+
+from vlchat.errors import VLChatError
+
+
+def main(
+    model: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    quantize: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    open_browser: bool = False,
+) -> int:
+    """Loads a model, see `vlchat.checkpoint.load`, and serves the page until Ctrl-C.
+
+    Raises:
+        VLChatError: no such model, gradio is not installed, or the address cannot be listened on.
+    """
+    try:
+        from serve.app import run
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise VLChatError('The page needs gradio: pip install "vlchat[serve]".') from error
+    from vlchat.chat import Chat
+
+    print("Loading the model ...", flush=True)
+    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device)
+    return run(chat, host=host, port=port, open_browser=open_browser)

@@ -1,0 +1,195 @@
+"""The chat page: `build_app` makes it from a `Chat`, `run` serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of it is decided while gradio is imported
+import gradio as gr  # noqa: E402
+from gradio.utils import get_upload_folder  # noqa: E402
+
+import vlchat  # noqa: E402
+from serve.messages import conversation, escaped, refusal  # noqa: E402
+from serve.theme import CSS, theme  # noqa: E402
+from vlchat.chat import Chat  # noqa: E402
+from vlchat.errors import VLChatError  # noqa: E402
+
+EXAMPLES = Path(vlchat.__file__).parent / "assets" / "examples"
+WELCOME = "<div id='welcome'><b>Ask about a picture</b><br>Drop one below, or start from an example.</div>"
+PLACEHOLDER = "Ask about pictures"
+UPLOAD_LIMIT = "32mb"  # the size at which vlchat.images refuses a file
+LONGEST_ANSWER = 1024
+WAITING_LIMIT = 64
+
+
+class Page(gr.ChatInterface):
+    """Gradio's chat, mended: text is shown as text, editing keeps the pictures, the hint in the empty box comes back.
+
+    Gradio's Chatbot puts every text into the page as HTML, with its Markdown off, too. So text is escaped on its way
+    into the conversation and unescaped on its way out: to the model (`serve.messages`), on undo, retry and edit.
+    """
+
+    def _message_as_message_dict(self, message: Any, role: Any) -> list[Any]:
+        turns = [escaped(turn) for turn in super()._message_as_message_dict(message, role)]
+        # Words first (the style sheet puts pictures on top): the page's script for editing expects them there.
+        return [{**turn, "content": sorted(turn["content"], key=lambda p: not isinstance(p, str))} for turn in turns]
+
+    def _pop_last_user_message(self, history: list[Any]) -> tuple[list[Any], Any]:
+        kept, message = super()._pop_last_user_message(history)
+        return kept, {**message, "text": html.unescape(message["text"])}
+
+    def _edit_message(self, history: list[Any], edit_data: gr.EditData) -> tuple[list[Any], list[Any], Any]:
+        kept, state, text = super()._edit_message(history, edit_data)
+        files = [part["file"] for part in history[len(kept)]["content"] if part["type"] == "file"]
+        return kept, state, {"text": html.unescape(text), "files": files}
+
+    def _clear_and_save_textbox(self, message: Any) -> tuple[Any, Any]:
+        return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
+
+
+def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
+    """The page for one model; not yet listening, see `launch_options`.
+
+    Args:
+        chat: answers; one question at a time, the others wait in line.
+        examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
+    """
+    return Page(
+        _answerer(chat, examples),
+        multimodal=True,
+        editable=True,
+        title="vlchat",
+        description=about(chat.description),
+        chatbot=gr.Chatbot(
+            show_label=False,
+            height=None,
+            min_height=320,
+            scale=1,
+            render_markdown=False,
+            buttons=["copy"],
+            feedback_options=None,
+            allow_file_downloads=False,
+            placeholder=WELCOME,
+            elem_id="conversation",
+        ),
+        textbox=gr.MultimodalTextbox(
+            file_types=["image"],
+            file_count="multiple",
+            sources=["upload"],
+            placeholder=PLACEHOLDER,
+            show_label=False,
+            autofocus=True,
+            stop_btn=True,
+            max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
+            elem_id="question",
+        ),
+        additional_inputs=[
+            gr.Textbox("", label="System prompt", info="What the model should know or do in every answer.", lines=2),
+            gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: always the likeliest answer."),
+            gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer", info="In tokens, each a short word."),
+        ],
+        additional_inputs_accordion=gr.Accordion("Settings", open=False),
+        examples=_examples(examples) or None,
+        concurrency_limit=1,
+        flagging_mode="never",
+        analytics_enabled=False,
+        delete_cache=(3600, 86400),
+        api_name="chat",
+    )
+
+
+def _answerer(chat: Chat, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+    async def answer(
+        message: dict[str, Any], history: list[dict[str, Any]], system: str, temperature: float, max_new_tokens: int
+    ) -> AsyncIterator[str | dict[str, Any]]:
+        # Async, so that Stop reaches `finally` at once and not when the next word is ready.
+        stop = threading.Event()
+
+        def begin() -> Iterator[str]:
+            messages = conversation(message, history, system, [Path(get_upload_folder()), examples])
+            return chat.stream(messages, max_new_tokens=int(max_new_tokens), temperature=float(temperature), stop=stop)
+
+        try:
+            pieces = await asyncio.to_thread(begin)
+            text = ""
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                text += piece
+                yield text
+            if not text:
+                yield refusal("The model ended its answer before the first word. Try other words or another setting.")
+        except VLChatError as error:
+            yield refusal(str(error))
+        finally:
+            stop.set()
+
+    return answer
+
+
+def about(description: Mapping[str, Any]) -> str:
+    """One line for people, as HTML: which model answers, how large it is, what it was trained on."""
+    facts = [f"<b>{html.escape(str(description.get('name') or 'A model without a name'))}</b>"]
+    if parameters := description.get("parameters"):
+        facts.append(f"{_count(int(parameters))} parameters")
+    if trained_on := description.get("trained_on"):
+        facts.append(f"trained on {html.escape(str(trained_on))}")
+    return f"<div id='about'>{' · '.join(facts)}</div>"
+
+
+def launch_options() -> dict[str, Any]:
+    """What `launch` needs for this page: its looks, its limits, and nothing that leaves this machine."""
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "footer_links": [],
+        "share": False,
+        "show_error": False,
+        "max_file_size": UPLOAD_LIMIT,
+        "ssr_mode": False,
+        "quiet": True,
+    }
+
+
+def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
+    """Serves the page until Ctrl-C.
+
+    Raises:
+        VLChatError: the address cannot be listened on.
+    """
+    chat.warm_up()
+    app = build_app(chat)
+    app.queue(max_size=WAITING_LIMIT)
+    options = launch_options()
+    try:
+        app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
+    except OSError as error:
+        raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
+    print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("Stopping.", flush=True)
+    finally:
+        app.close(verbose=False)
+    return 0
+
+
+def _examples(folder: Path) -> list[list[Any]]:
+    rows = []
+    for picture in sorted(folder.glob("*.png")):
+        beside = picture.with_suffix(".txt")
+        question = beside.read_text(encoding="utf-8").strip() if beside.exists() else "What is in this picture?"
+        rows.append([{"text": question, "files": [str(picture)]}])
+    return rows
+
+
+def _count(parameters: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{letter}".replace(".0", "")
+    return str(parameters)

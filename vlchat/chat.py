@@ -1,0 +1,305 @@
+"""Conversations about pictures with any image-text model: messages in, text out, a piece at a time.
+
+Speaks only the Hugging Face protocol (a processor with a chat template, a model with `generate`), so it works with
+our own models and with any other `AutoModelForImageTextToText` checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from PIL import Image
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from vlchat import images, prompt
+from vlchat.errors import VLChatError
+from vlchat.processor import VLChatProcessor
+
+Message = Mapping[str, Any]  # {"role": str, "content": str | [{"type": "image", "image": ...} | {"type": "text", ...}]}
+Picture = bytes | str | Path | Image.Image
+
+
+class Chat:
+    """A model and its processor, ready to be asked.
+
+    One generation runs at a time; others wait for it.
+
+    Attributes:
+        description: what people should know of the model: `name`, `parameters`, `trained_on`, ...
+    """
+
+    def __init__(self, model: Any, processor: Any, description: dict[str, Any] | None = None) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.description = description or {}
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        quantize: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+    ) -> Chat:
+        """Opens the embedded model, or the folder or Hub id `path`; see `vlchat.checkpoint.load`.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint.
+        """
+        from vlchat import checkpoint
+
+        model, processor = checkpoint.load(path, quantize=quantize, dtype=dtype, device=device)
+        description = checkpoint.describe(path)
+        return cls(model, processor, {**description, "parameters": description["parameters"] or model.num_parameters()})
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that a conversation may take, its pictures and the answer included; None where there is no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def ask(
+        self,
+        pictures: Picture | Sequence[Picture] | None,
+        question: str,
+        *,
+        system: str | None = None,
+        **options: Any,
+    ) -> str:
+        """The whole answer to one question about no, one or several pictures; `options` as of `stream`."""
+        return "".join(self.stream(ask_messages(pictures, question, system), **options)).strip()
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[str]:
+        """Answers a conversation, a few letters at a time.
+
+        Args:
+            messages: the turns so far, the last one a person's. Pictures are anything `vlchat.images.decode` takes.
+            max_new_tokens: where the answer is cut off.
+            temperature: 0 takes the likeliest token each time; 1 draws from the model's own distribution.
+            top_p: with a temperature, draw only from the likeliest tokens that make up this probability.
+            seed: makes drawing repeatable.
+            stop: ends the answer within a token when it is set, as does closing the iterator.
+
+        Raises:
+            VLChatError: at once, not on the first piece, when the request cannot be answered: a bad picture, an
+                option out of range, a conversation longer than the context (both numbers are named).
+        """
+        inputs = self._inputs([messages])
+        length = inputs["input_ids"].shape[1]
+        config = self._generation_config(length, max_new_tokens, temperature, top_p)
+        return self._pieces(inputs, config, seed, stop)
+
+    def batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 256) -> list[str]:
+        """The likeliest answers to several conversations at once, padded on the left; arguments as of `stream`."""
+        if not conversations:
+            return []
+        inputs = self._inputs(conversations)
+        length = inputs["input_ids"].shape[1]
+        config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
+        with self._turn, torch.inference_mode():
+            written = self.model.generate(**inputs, generation_config=config)[:, length:]
+        return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def warm_up(self) -> None:
+        """Answers once with one token, so that the first person does not wait for what is set up on first use."""
+        self.ask(Image.new("RGB", (32, 32)), "?", max_new_tokens=1)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def _inputs(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
+        """Tensors for `generate`: (batch, prompt) ids, padded on the left, and the pictures' pixels."""
+        prepared = [_decoded(messages) for messages in conversations]
+        options: dict[str, Any] = {}
+        if not isinstance(self.processor, VLChatProcessor):  # ours keeps people's text apart from control tokens itself
+            options = self._sanitize(prepared)
+        try:
+            inputs = self.processor.apply_chat_template(
+                prepared,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=True,
+                processor_kwargs={"padding": True, "padding_side": "left"},
+                **options,
+            )
+        except jinja2.TemplateError as error:
+            raise VLChatError(f"The model's chat template refuses this conversation: {error}.") from error
+        dtype = self.model.dtype
+        return {
+            name: value.to(self.model.device, dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+    def _sanitize(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
+        """Keeps another library's processor from reading `<image>` or `</s>` in people's text as its own tokens."""
+        if "sanitize_control_tokens" in inspect.signature(self.processor.apply_chat_template).parameters:
+            return {"sanitize_control_tokens": True}
+        control = prompt.control_tokens(self._tokenizer, self.processor.chat_template or "")
+        for message in (message for messages in conversations for message in messages):
+            text = "".join(part.get("text", "") for part in message["content"])
+            found = next((token for token in control if token in text), None)
+            if found:
+                raise VLChatError(f"The text contains {found!r}, which this model reads as a command; leave it out.")
+        return {}
+
+    def _generation_config(
+        self, prompt_length: int, max_new_tokens: int, temperature: float, top_p: float
+    ) -> GenerationConfig:
+        if max_new_tokens < 1:
+            raise VLChatError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise VLChatError(f"temperature is {temperature}; it must be a number from 0 on.")
+        if not 0 < top_p <= 1:
+            raise VLChatError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+        limit = self.context_length
+        if limit is not None:
+            if prompt_length >= limit:
+                raise VLChatError(
+                    f"The conversation takes {prompt_length} tokens, its pictures included, but the model reads at "
+                    f"most {limit}. Start a new conversation, or send less text or fewer pictures."
+                )
+            max_new_tokens = min(max_new_tokens, limit - prompt_length)
+        config = copy.deepcopy(self.model.generation_config)
+        drawing = temperature > 0
+        # The neutral values otherwise: a checkpoint's own sampling settings would only cause warnings.
+        config.update(do_sample=drawing, temperature=temperature if drawing else 1.0, top_p=top_p if drawing else 1.0)
+        config.update(top_k=0 if drawing else 50)
+        config.update(max_new_tokens=max_new_tokens, max_length=None, num_return_sequences=1, num_beams=1)
+        config.update(eos_token_id=self._end_tokens(config) or None)
+        if config.pad_token_id is None:
+            config.pad_token_id = self._tokenizer.pad_token_id or next(iter(self._end_tokens(config)), 0)
+        return config
+
+    def _end_tokens(self, config: GenerationConfig) -> list[int]:
+        known = config.eos_token_id
+        ends = list(known) if isinstance(known, (list, tuple)) else [known]
+        ends += [self._tokenizer.eos_token_id, getattr(self.processor, "end_token_id", None)]
+        return sorted({end for end in ends if end is not None})
+
+    def _pieces(
+        self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None, stop: threading.Event | None
+    ) -> Iterator[str]:
+        left = threading.Event()  # set when whoever reads the pieces goes away
+        stops = [left] if stop is None else [left, stop]
+        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        failures: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                with self._my_turn(stops) as mine:
+                    if mine:
+                        with torch.inference_mode(), _seeded(seed, self.model.device):
+                            criteria = StoppingCriteriaList([_Stop(stops)])
+                            self.model.generate(
+                                **inputs, generation_config=config, streamer=streamer, stopping_criteria=criteria
+                            )
+            except BaseException as error:  # raised again in the thread that reads
+                failures.append(error)
+            finally:
+                streamer.end()
+
+        worker = threading.Thread(target=generate, name="vlchat-generate", daemon=True)
+        worker.start()
+        try:
+            begun = False
+            for piece in streamer:
+                piece = piece if begun else piece.lstrip()
+                if piece:
+                    begun = True
+                    yield piece
+        finally:
+            left.set()
+            worker.join()
+        if failures and isinstance(failures[0], torch.OutOfMemoryError):
+            raise VLChatError(
+                "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
+            ) from failures[0]
+        if failures:
+            raise failures[0]
+
+    @contextmanager
+    def _my_turn(self, stops: Sequence[threading.Event]) -> Iterator[bool]:
+        """Waits for the model; False when the wait was called off."""
+        while not self._turn.acquire(timeout=0.05):
+            if any(stop.is_set() for stop in stops):
+                yield False
+                return
+        try:
+            yield True
+        finally:
+            self._turn.release()
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, stops: Sequence[threading.Event]) -> None:
+        self.stops = stops
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        stopped = any(stop.is_set() for stop in self.stops)
+        return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)
+
+
+def ask_messages(
+    pictures: Picture | Sequence[Picture] | None, question: str, system: str | None = None
+) -> list[dict[str, Any]]:
+    """The conversation that asks one question: the system prompt if there is one, then the pictures and the words."""
+    if pictures is None:
+        several: Sequence[Picture] = []
+    elif isinstance(pictures, (bytes, str, Path, Image.Image)):
+        several = [pictures]
+    else:
+        several = pictures
+    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in several]
+    content.append({"type": "text", "text": question})
+    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    return [{"role": "system", "content": [{"type": "text", "text": system}]}, *turns] if system else turns
+
+
+def _decoded(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Every content a list of parts, every picture an RGB image; text cleaned of what tokenizers choke on."""
+    result = []
+    for message in prompt.validate(messages):
+        parts = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                parts.append({"type": "text", "text": prompt.clean(part["text"])})
+            elif part.get("image") is None:
+                raise VLChatError("A message has a place for a picture but no picture in it.")
+            else:
+                parts.append({"type": "image", "image": images.decode(part["image"])})
+        result.append({**message, "content": parts})
+    if result[-1]["role"] != "user":
+        raise VLChatError(f"The last message is from the {result[-1]['role']}, so there is nothing to answer.")
+    return result
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

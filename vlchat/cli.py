@@ -1,0 +1,256 @@
+"""One command: `vlchat chat | serve | train | check | eval | export | info`.
+
+Heavy imports stay inside the functions that need them: `vlchat --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlchat import __version__
+from vlchat.errors import VLChatError
+
+if TYPE_CHECKING:
+    from vlchat.chat import Chat
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg", ".pdf"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit code: 0, 2 for a user's mistake (one message on stderr), 130 for Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:  # has its own options, --help included
+            from train.__main__ import main as train
+
+            return train(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        return parsed.run(parsed)
+    except VLChatError as error:
+        print(f"vlchat: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlchat",
+        description="Chat about images, ask visual questions in bulk, and fine-tune on your own pictures.",
+    )
+    parser.add_argument("--version", action="version", version=f"vlchat {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    chat = commands.add_parser(
+        "chat", help="ask about pictures in the terminal", description="Ask about pictures in the terminal."
+    )
+    chat.add_argument(
+        "words",
+        nargs="*",
+        metavar="IMAGE ... QUESTION",
+        help="pictures, then a question in quotes; without a question a conversation begins",
+    )
+    _add_model(chat, "--model")
+    chat.add_argument("--system", help="a system prompt: what the model should know or do in every answer")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
+    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    chat.add_argument("--seed", type=int, help="makes answers with a temperature repeatable")
+    chat.set_defaults(run=_chat)
+
+    serve = commands.add_parser("serve", help="the chat page in a browser", description="Serve the chat page.")
+    _add_model(serve, "--model")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=7860, help="default: 7860")
+    serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.set_defaults(run=_serve)
+
+    commands.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
+
+    check = commands.add_parser(
+        "check",
+        help="look at every row of a dataset before training",
+        description="Look at every row and picture of a dataset. Exit code 1 when any row cannot be used.",
+    )
+    check.add_argument("data", help="a JSON, JSONL or CSV file, or a Hugging Face dataset")
+    check.add_argument("--images", help="folder of the pictures (default: beside the data)")
+    check.add_argument("--format", help="llava, messages, caption or vqa (default: seen from each row)")
+    check.add_argument("--split", help="which split of a Hugging Face dataset")
+    check.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    check.set_defaults(run=_check)
+
+    evaluate = commands.add_parser("eval", help="score a model", description="Score a model.")
+    _add_model(evaluate, "model")
+    evaluate.add_argument("--task", default="scenes", help="scenes (drawn on the spot, default) or vqa (your data)")
+    evaluate.add_argument("--data", help="the questions of --task vqa: any file that `vlchat check` reads")
+    evaluate.add_argument("--images", help="folder of their pictures (default: beside the data)")
+    evaluate.add_argument("--floor", metavar="TRAIN_DATA", help="print what these rows' questions alone would give")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N rows of --data")
+    evaluate.add_argument("--questions", type=int, metavar="N", help="questions of --task scenes (default: 2000)")
+    evaluate.add_argument("--phrasings", choices=["seen", "held"], help="of --task scenes: trained on, or held back")
+    evaluate.add_argument("--blind", action="store_true", help="ask again with the pictures shuffled between the rows")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the questions and the shuffling (default: 0)")
+    evaluate.add_argument("--batch", type=int, default=16, metavar="N", help="questions at a time (default: 16)")
+    evaluate.add_argument("--max-new-tokens", type=int, default=80, metavar="N", help="longest answer (default: 80)")
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="write result.json, result.md and replies.jsonl")
+    evaluate.set_defaults(run=_eval)
+
+    export = commands.add_parser(
+        "export", help="write a model for other programs", description="Write a model for other programs."
+    )
+    export.add_argument("model", help="a folder that training wrote, or any other checkpoint")
+    export.add_argument("out", type=Path, help="the folder to write")
+    export.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
+    export.add_argument("--name", help="what the model calls itself (default: the folder's name)")
+    export.set_defaults(run=_export)
+
+    info = commands.add_parser("info", help="what a model is and was trained on", description="Describe a model.")
+    info.add_argument("model", nargs="?", help="a folder or Hub id (default: the embedded model)")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
+    help_text = "a folder that training wrote, or a Hub id (default: the embedded model)"
+    if name.startswith("-"):
+        parser.add_argument(name, metavar="PATH_OR_HUB_ID", help=help_text)
+    else:
+        parser.add_argument(name, nargs="?", help=help_text)
+    parser.add_argument("--quantize", choices=["nf4", "int8"], help="load the language model in 4 or 8 bits")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: what suits the device)")
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    pictures, question = _words(arguments.words)
+    from vlchat import images
+    from vlchat.terminal import Session, answer
+
+    opened = [images.decode(Path(picture)) for picture in pictures]  # before the model: a wrong path is told at once
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    chat = _load(arguments)
+    options = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+    }
+    if question is not None:
+        from vlchat.chat import ask_messages
+
+        answer(chat, ask_messages(opened, question, arguments.system), options, sys.stdout)
+        return 0
+    session = Session(chat, arguments.system, options, sys.stdout)
+    session.waiting = opened
+    session.run()
+    return 0
+
+
+def _words(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Pictures and the question: the last word is the question unless it is a file or is named like a picture."""
+    if not words:
+        return [], None
+    *before, last = words
+    if Path(last).suffix.lower() in PICTURE_ENDINGS and " " not in last.strip() or _is_file(last):
+        return list(words), None
+    if not before and " " not in last.strip():
+        return [last], None  # a lone word is a path with an error in it, more likely than a question
+    return before, last
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a question that is too long for a file's name, or holds a NUL
+        return False
+
+
+def _load(arguments: argparse.Namespace) -> Chat:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    from vlchat.chat import Chat
+
+    return Chat.load(arguments.model, quantize=arguments.quantize, dtype=arguments.dtype, device=arguments.device)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from serve import main as serve
+
+    return serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        quantize=arguments.quantize,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        open_browser=arguments.open,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from vlchat.data import SourceConfig, check
+
+    source = SourceConfig(
+        arguments.data,
+        format=arguments.format,
+        images=arguments.images,
+        split=arguments.split,
+        limit=arguments.limit,
+    )
+    report = check(source, progress=sys.stderr.isatty())
+    print(report.render())
+    return 0 if report.ok else 1
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from vlchat.evaluate import run, save, terminal
+
+    # Only what was given: an option that the task does not have is refused by name.
+    options = {
+        name: value
+        for name in ("data", "images", "floor", "limit", "questions", "phrasings")
+        if (value := getattr(arguments, name)) is not None
+    }
+    result = run(
+        arguments.model,
+        arguments.task,
+        blind=arguments.blind,
+        seed=arguments.seed,
+        batch_size=arguments.batch,
+        max_new_tokens=arguments.max_new_tokens,
+        quantize=arguments.quantize,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        **options,
+    )
+    print(terminal(result))
+    if arguments.out is not None:
+        print(f"Written: {save(result, arguments.out)}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from vlchat.export import export
+
+    print(f"Written: {export(arguments.model, arguments.out, dtype=arguments.dtype, name=arguments.name)}")
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from vlchat import checkpoint
+
+    for name, value in checkpoint.describe(arguments.model).items():
+        print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
+    return 0
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
