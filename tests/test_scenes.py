@@ -10,11 +10,12 @@ import pytest
 
 from vlchat.errors import VLChatError
 from vlchat.scenes import KINDS, conversation, correct, questions
-from vlchat.scenes.language import Turn
 from vlchat.scenes.maps import scene_map
+from vlchat.scenes.pairs import relation_where
 from vlchat.scenes.phrasings import HELD, SEEN
 from vlchat.scenes.rows import ask_about, generator, states
 from vlchat.scenes.vocabulary import COLOURS, PICTOGRAMS, SHAPES, article, plural
+from vlchat.scenes.wording import Speaker, Turn
 from vlchat.scenes.world import GRID, Scene, Thing, sample_scene
 
 draw_module = importlib.import_module("vlchat.scenes.draw")
@@ -90,8 +91,6 @@ def test_scoring_is_free_in_wording_but_not_in_facts() -> None:
 def test_relations_agree_with_the_coordinates() -> None:
     left = Thing("shape", "circle", "red", "small", 0.2, 0.5, 0.18, 0.18)
     scene = Scene((left, replace(left, name="square", x=0.8)), "white", "plain", 0)
-    from vlchat.scenes.language import Speaker, relation_where
-
     turn = relation_where(scene, Speaker(Random(0)))
     assert turn is not None
     first = turn.answer.lower().split(" is ")[0]

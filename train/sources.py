@@ -7,9 +7,10 @@ from typing import Any
 from train.config import construct
 from vlchat.data import Example, Mixture, SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
-from vlchat.scenes.language import Speaker, caption, detail
+from vlchat.scenes.language import caption, detail
 from vlchat.scenes.picture import picture_of
 from vlchat.scenes.rows import conversation, generator
+from vlchat.scenes.wording import Speaker
 from vlchat.scenes.world import sample_scene
 
 

@@ -9,20 +9,12 @@ from typing import Any
 from PIL import Image
 
 from vlchat.errors import VLChatError
+from vlchat.scenes.dialogue import TWO_PICTURES, follow_up, talk, two_pictures
 from vlchat.scenes.draw import draw
-from vlchat.scenes.language import (
-    KINDS,
-    ONE_PICTURE,
-    TWO_PICTURES,
-    Speaker,
-    Turn,
-    detail,
-    follow_up,
-    talk,
-    two_pictures,
-)
+from vlchat.scenes.language import KINDS, ONE_PICTURE, detail
 from vlchat.scenes.phrasings import PREFIXES
 from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES
+from vlchat.scenes.wording import Speaker, Turn
 from vlchat.scenes.world import Scene, sample_scene
 
 TRAIN_WEIGHTS = {
