@@ -23,6 +23,7 @@ FLOORS = {
     "vlchat.model": 1,
     "vlchat.backbones": 1,
     "vlchat.prompt": 1,
+    "vlchat.chat_templates": 1,
     "vlchat.processor": 1,
     "vlchat.quantize": 1,
     "vlchat.lora": 1,

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from vlchat import VLChatConfig, VLChatForConditionalGeneration
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 IMAGE, TOKENS = "<image>", 4
 
@@ -359,6 +359,15 @@ def test_parts_that_do_not_fit_are_refused(tiny_clip: Any, tiny_llama: Any, tmp_
         VLChatForConditionalGeneration.from_backbones(tiny_clip, tiny_clip, {"type": "linear"})
     with pytest.raises(ConfigError, match="already in memory"):
         VLChatForConditionalGeneration.from_backbones(tiny_clip, tiny_llama, {"type": "linear"}, quantize="nf4")
+    with pytest.raises(CheckpointError, match="The vision tower .*nothing can't be loaded: there is no such folder"):
+        VLChatForConditionalGeneration.from_backbones(tmp_path / "nothing", tiny_llama, {"type": "linear"})
+    with pytest.raises(CheckpointError, match="The language model .*nothing can't be loaded"):
+        VLChatForConditionalGeneration.from_backbones(tiny_clip, tmp_path / "nothing", {"type": "linear"})
+    tiny_llama.save_pretrained(tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(tiny_llama.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        VLChatForConditionalGeneration.from_backbones(tiny_clip, tmp_path / "pickled", {"type": "linear"})
     with pytest.raises(ConfigError, match="must be one of patch, cls, full"):
         VLChatConfig(vision_feature_select_strategy="default")
 

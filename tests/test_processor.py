@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlchat import VLChatProcessor
-from vlchat.errors import ConfigError, VLChatError
-from vlchat.processor import template_names
+from vlchat.chat_templates import template_names
+from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.towers import clip_image_processor
 
 ENDS = {
@@ -329,6 +329,20 @@ def test_a_templates_refusal_is_passed_on(tmp_path: Path, tiny_tokenizer: Any) -
     processor = make(tiny_tokenizer, tmp_path / "strict.jinja")
     with pytest.raises(VLChatError, match="roles must alternate"):
         processor.apply_chat_template([{"role": "user", "content": "a"}])
+
+
+def test_parts_are_loaded_by_path(tmp_path: Path, tiny_tokenizer: Any, tiny_processor: Any, picture: Any) -> None:
+    clip_image_processor(24).save_pretrained(tmp_path / "tower")
+    tiny_tokenizer.save_pretrained(tmp_path / "language")
+    processor = VLChatProcessor.from_backbones(tmp_path / "tower", tmp_path / "language", 4)
+    assert type(processor.image_processor).__name__ == "CLIPImageProcessorPil"
+    messages = turns(ANSWERS, picture)
+    mine, theirs = encode(processor, messages), encode(tiny_processor, messages)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    with pytest.raises(CheckpointError, match="The tokenizer .*nothing can't be loaded: there is no such folder"):
+        VLChatProcessor.from_backbones(tmp_path / "tower", tmp_path / "nothing", 4)
+    with pytest.raises(CheckpointError, match="The image processor .*nothing can't be loaded"):
+        VLChatProcessor.from_backbones(tmp_path / "nothing", tmp_path / "language", 4)
 
 
 def test_templates_that_do_not_fit_are_refused(shared_data: Path) -> None:

@@ -14,6 +14,7 @@ from vlchat.connectors import build_connector
 from vlchat.errors import ConfigError
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
+from vlchat.reading import reading
 from vlchat.towers import count_features, load_tower
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def compose(
         if quantize is not None:
             compute = options["dtype"] if isinstance(options["dtype"], torch.dtype) else None
             options["quantization_config"] = quantization_config(quantize, compute)
-        decoder = AutoModelForCausalLM.from_pretrained(language, use_safetensors=True, **options)
+        with reading(language, "language model"):
+            decoder = AutoModelForCausalLM.from_pretrained(language, use_safetensors=True, **options)
     head = decoder.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")

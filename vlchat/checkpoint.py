@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlchat import lora
-from vlchat.errors import CheckpointError, VLChatError
+from vlchat.errors import CheckpointError
 from vlchat.folders import read_manifest, refuse_pickles, tensor_count, verify
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
@@ -28,6 +28,7 @@ from vlchat.quantize import (
     pack_for_cpu,
     quantization_config,
 )
+from vlchat.reading import reading
 from vlchat.saving import align_generation, save, save_full
 
 __all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
@@ -161,7 +162,7 @@ def _load_whole(
     strict: bool,
 ) -> tuple[Any, Any]:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
-    try:
+    with reading(source, "checkpoint"):
         config = AutoConfig.from_pretrained(source, revision=revision)
         if quantize is not None:
             with torch.device("meta"):  # only for the names of its layers
@@ -173,10 +174,6 @@ def _load_whole(
         )
         model, info = loaded
         processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except VLChatError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{source} can't be loaded: {str(error).strip().splitlines()[0]}") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     # transformers warns of tensors it has no place for; in a checkpoint of our own that is an error.
     if missing or (unexpected and strict):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from transformers import (
     AddedToken,
     AutoProcessor,
@@ -21,23 +17,11 @@ from transformers import (
 )
 
 from vlchat import prompt
+from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, template_names, template_source, written_tokens
 from vlchat.config import VLChatConfig
-from vlchat.errors import ConfigError, VLChatError, nearest
+from vlchat.errors import ConfigError, VLChatError
+from vlchat.reading import reading
 from vlchat.towers import load_image_processor
-
-IMAGE_TOKEN = "<image>"
-TEMPLATES = Path(__file__).parent / "templates"
-# Put before a text-only template, so that it can be given lists of parts like any other.
-_FLATTEN = (
-    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
-    "{%- set text = namespace(value='') -%}"
-    "{%- if message['content'] is string -%}{%- set text.value = message['content'] -%}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- set text.value = text.value + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}\n"
-)
 
 
 class VLChatProcessor(ProcessorMixin):
@@ -94,11 +78,12 @@ class VLChatProcessor(ProcessorMixin):
         if not isinstance(image_processor, BaseImageProcessor):
             image_processor = load_image_processor(image_processor)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            with reading(tokenizer, "tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        source = _template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
-        missing = [name for name in _written_tokens(source) if name not in tokenizer.get_vocab()]
+        source = template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
+        missing = [name for name in written_tokens(source) if name not in tokenizer.get_vocab()]
         if missing:
             raise ConfigError(
                 f"The template {str(template)!r} writes {', '.join(missing)}, which this tokenizer has no tokens for. "
@@ -180,7 +165,7 @@ class VLChatProcessor(ProcessorMixin):
             return rendered if batched else rendered[0]
         if return_assistant_tokens_mask and not self.tokenizer.is_fast:
             raise VLChatError("Assistant masks need a fast tokenizer (one with a tokenizer.json).")
-        pictures = [_pictures(c) for c in conversations]
+        pictures = [prompt.pictures_of(c) for c in conversations]
         batch = []
         for index, text in enumerate(rendered):
             ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
@@ -214,7 +199,7 @@ class VLChatProcessor(ProcessorMixin):
         Raises:
             VLChatError: when images and places differ in number.
         """
-        pictures = _flat_pictures(images)
+        pictures = prompt.flat_pictures(images)
         images_kwargs = {**kwargs, **(images_kwargs or {})}
         if text is None:
             if not pictures:
@@ -236,7 +221,8 @@ class VLChatProcessor(ProcessorMixin):
             batch.append((ids, [0] * len(ids)))
         places = sum(ids.count(self.image_token_id) for ids, _ in batch)
         if places != len(pictures):
-            raise _mismatch(places, len(pictures), "The prompt" if len(texts) == 1 else f"The {len(texts)} prompts")
+            where = "The prompt" if len(texts) == 1 else f"The {len(texts)} prompts"
+            raise prompt.mismatch(places, len(pictures), where)
         batch = [self._expand(ids, mask, ids.count(self.image_token_id), "") for ids, mask in batch]
         return self._collate(batch, pictures, return_tensors, side, False, images_kwargs=images_kwargs, **options)
 
@@ -257,7 +243,7 @@ class VLChatProcessor(ProcessorMixin):
         """Repeats each image token to the length of an image."""
         places = ids.count(self.image_token_id)
         if places != pictures:
-            raise _mismatch(places, pictures, where or "The prompt")
+            raise prompt.mismatch(places, pictures, where or "The prompt")
         lengths = [self.image_seq_length if token == self.image_token_id else 1 for token in ids]
         repeated = zip(ids, mask, lengths, strict=True)
         expanded = [(token, bit) for token, bit, length in repeated for _ in range(length)]
@@ -343,33 +329,6 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE
     return tokenizer.added_tokens_encoder[image_token]
 
 
-def template_names() -> list[str]:
-    """The templates that ship with vlchat."""
-    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
-
-
-def _template_source(template: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    if template is None:
-        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        if own is None:
-            raise ConfigError(f"This tokenizer has no chat template; choose one of {', '.join(template_names())}.")
-        return own if IMAGE_TOKEN in own else _FLATTEN + own
-    if str(template) in template_names():
-        return (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
-    path = Path(template)
-    if path.suffix == ".jinja" and path.is_file():
-        return path.read_text(encoding="utf-8")
-    raise ConfigError(
-        f"There is no chat template {str(template)!r}: give a .jinja file that exists or one of "
-        f"{', '.join(template_names())}{nearest(str(template), template_names()) or '.'}"
-    )
-
-
-def _written_tokens(source: str) -> list[str]:
-    """Tokens such as `<|im_end|>` that a template writes out in full."""
-    return sorted(set(re.findall(r"<\|[a-z_]+\|>", re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL))))
-
-
 def _mask(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
     """1 for every token that shares a character with one of the spans; tokens without characters share none."""
     return [
@@ -377,45 +336,11 @@ def _mask(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> l
     ]
 
 
-def _pictures(conversation: list[dict]) -> list[Any]:
-    parts = [part for message in conversation for part in message["content"] if part["type"] == "image"]
-    pictures = [part["image"] for part in parts if part.get("image") is not None]
-    if len(pictures) != len(parts):
-        raise _mismatch(len(parts), len(pictures), "The conversation")
-    for picture in pictures:
-        _check_picture(picture)
-    return pictures
-
-
-def _flat_pictures(images: Any) -> list[Any]:
-    if images is None:
-        return []
-    if isinstance(images, (list, tuple)):
-        return [picture for some in images for picture in _flat_pictures(some)]
-    _check_picture(images)
-    return [images]
-
-
-def _check_picture(picture: Any) -> None:
-    # Paths and addresses would be opened by transformers' helpers; what is opened is decided elsewhere.
-    if not isinstance(picture, (Image.Image, np.ndarray, torch.Tensor)):
-        raise VLChatError(
-            f"A picture here is a {type(picture).__name__}, not a decoded image: open it with vlchat.images.decode."
-        )
-
-
 def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
     padding = [filler] * (length - len(values))
     return padding + values if side == "left" else values + padding
 
 
-def _mismatch(places: int, pictures: int, where: str) -> VLChatError:
-    return VLChatError(
-        f"{where} {'have' if where.endswith('prompts') else 'has'} places for {places} image{'' if places == 1 else 's'} but {pictures} "
-        f"{'image was' if pictures == 1 else 'images were'} given."
-    )
-
-
 AutoProcessor.register(VLChatConfig, VLChatProcessor)
 
-__all__ = ["IMAGE_TOKEN", "VLChatProcessor", "add_image_token", "template_names"]
+__all__ = ["IMAGE_TOKEN", "TEMPLATES", "VLChatProcessor", "add_image_token", "template_names"]

@@ -14,6 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 import jinja2
+import numpy as np
+import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -195,6 +198,43 @@ class _Writer:
                 return [ids[i] for i in kept], [(spans[i][0] + shift, spans[i][1] + shift) for i in kept]
         ids, spans = _encode_plain(self.tokenizer, piece, add_special_tokens)
         return ids, [(first + start, last + start) for first, last in spans]
+
+
+def pictures_of(conversation: list[dict]) -> list[Any]:
+    """The decoded pictures of a validated conversation, in reading order."""
+    parts = [part for message in conversation for part in message["content"] if part["type"] == "image"]
+    pictures = [part["image"] for part in parts if part.get("image") is not None]
+    if len(pictures) != len(parts):
+        raise mismatch(len(parts), len(pictures), "The conversation")
+    for picture in pictures:
+        _check_picture(picture)
+    return pictures
+
+
+def flat_pictures(images: Any) -> list[Any]:
+    """One flat list from a picture, a list of pictures or lists of lists of them."""
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return [picture for some in images for picture in flat_pictures(some)]
+    _check_picture(images)
+    return [images]
+
+
+def _check_picture(picture: Any) -> None:
+    # Paths and addresses would be opened by transformers' helpers; what is opened is decided elsewhere.
+    if not isinstance(picture, (Image.Image, np.ndarray, torch.Tensor)):
+        raise VLChatError(
+            f"A picture here is a {type(picture).__name__}, not a decoded image: open it with vlchat.images.decode."
+        )
+
+
+def mismatch(places: int, pictures: int, where: str) -> VLChatError:
+    """The error for a prompt whose image places and pictures differ in number."""
+    has = "have" if where.endswith("prompts") else "has"
+    images = "image" if places == 1 else "images"
+    given = "image was" if pictures == 1 else "images were"
+    return VLChatError(f"{where} {has} places for {places} {images} but {pictures} {given} given.")
 
 
 def _encode_plain(

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, CLIPImageProcessorPil, PreTrainedModel
 
 from vlchat.errors import ConfigError
+from vlchat.reading import reading
 
 # Composed towers: NAME -> a function that builds one from keyword arguments.
 TOWERS: dict[str, Callable[..., PreTrainedModel]] = {}
@@ -27,15 +28,16 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
 
     Raises:
         ConfigError: when what is found there is not a vision model.
+        CheckpointError: when nothing can be read there; pickled weights are not.
     """
     if isinstance(source, PreTrainedModel):
         model: PreTrainedModel = source
     elif str(source) in TOWERS:
         return TOWERS[str(source)](**kwargs)
     else:
-        config = AutoConfig.from_pretrained(source, revision=kwargs.get("revision"))
-        # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
-        model = AutoModel.from_pretrained(source, config=config, use_safetensors=True, **kwargs)
+        with reading(source, "vision tower"):
+            # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
+            model = AutoModel.from_pretrained(source, use_safetensors=True, **kwargs)
     if getattr(model.config, "vision_config", None) is not None and hasattr(model, "vision_model"):
         model = model.vision_model  # type: ignore[assignment]
     if getattr(model, "main_input_name", None) != "pixel_values":
@@ -45,9 +47,8 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
 
 def load_image_processor(source: str | Path, **kwargs: Any) -> BaseImageProcessor:
     """The image processor beside a tower, in its Pillow variant, which needs no torchvision."""
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+    with reading(source, "image processor"):
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
 
 
 def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:

@@ -1,0 +1,51 @@
+"""Chat templates: the ones that ship with vlchat, a file of one's own, or the tokenizer's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from vlchat.errors import ConfigError, nearest
+
+IMAGE_TOKEN = "<image>"
+TEMPLATES = Path(__file__).parent / "templates"
+# Put before a text-only template, so that it can be given lists of parts like any other.
+_FLATTEN = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set text = namespace(value='') -%}"
+    "{%- if message['content'] is string -%}{%- set text.value = message['content'] -%}{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- set text.value = text.value + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}\n"
+)
+
+
+def template_names() -> list[str]:
+    """The templates that ship with vlchat."""
+    return sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+
+
+def template_source(template: str | Path | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    if template is None:
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        if own is None:
+            raise ConfigError(f"This tokenizer has no chat template; choose one of {', '.join(template_names())}.")
+        return own if IMAGE_TOKEN in own else _FLATTEN + own
+    if str(template) in template_names():
+        return (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    path = Path(template)
+    if path.suffix == ".jinja" and path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise ConfigError(
+        f"There is no chat template {str(template)!r}: give a .jinja file that exists or one of "
+        f"{', '.join(template_names())}{nearest(str(template), template_names()) or '.'}"
+    )
+
+
+def written_tokens(source: str) -> list[str]:
+    """Tokens such as `<|im_end|>` that a template writes out in full."""
+    return sorted(set(re.findall(r"<\|[a-z_]+\|>", re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL))))
