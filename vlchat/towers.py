@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+from transformers import AutoModel, BaseImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+
+# Not from transformers itself: in 5.17 that name insists on torchvision.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlchat.errors import ConfigError
 from vlchat.reading import reading
