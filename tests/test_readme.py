@@ -1,0 +1,80 @@
+"""What the README says holds: its tree, its commands, its snippet, its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlchat.cli import _parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINI = ROOT / "vlchat" / "assets" / "mini"
+RESULTS = ROOT / "benchmarks" / "results"
+needs_model = pytest.mark.skipif(not (MINI / "config.json").is_file(), reason="the embedded model is not there")
+
+
+def _blocks(language: str = "") -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for name, text in found if name == language]
+
+
+def _tree() -> list[str]:
+    block = README.split("## Tree", 1)[1].split("```")[1]
+    return [line.split()[0] for line in block.strip().splitlines()]
+
+
+def test_everything_in_the_tree_exists() -> None:
+    missing = [name for name in _tree() if not (ROOT / name).exists() and name != "tests/"]
+    assert not missing
+
+
+def test_every_module_is_in_the_tree() -> None:
+    named = _tree()
+    modules = [
+        path.relative_to(ROOT).as_posix()
+        for part in ("vlchat", "train", "serve")
+        for path in (ROOT / part).glob("*.py")
+    ]
+    unnamed = [name for name in modules if name not in named and not name.endswith("__init__.py")]
+    assert not unnamed
+
+
+def test_every_command_parses() -> None:
+    lines = [
+        line.split("#")[0].strip() for block in _blocks() for line in block.splitlines() if line.startswith("vlchat ")
+    ]
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "train":
+            assert (ROOT / words[1]).is_file(), line
+            yaml.safe_load((ROOT / words[1]).read_text())
+        else:
+            _parser().parse_args(words)
+
+
+@needs_model
+def test_the_snippet_answers_as_shown() -> None:
+    from vlchat import Chat
+
+    snippet = _blocks("python")[0]
+    assert "Chat.load()" in snippet and 'chat.ask("vlchat/assets/examples/owl.png", "What is this?")' in snippet
+    assert Chat.load().ask(ROOT / "vlchat/assets/examples/owl.png", "What is this?")
+
+
+@needs_model
+def test_the_figures_are_those_of_the_kept_results() -> None:
+    for name in ("scenes-seen", "scenes-held"):
+        scores = json.loads((RESULTS / name / "result.json").read_text(encoding="utf-8"))["scores"]
+        assert f"{100 * scores['overall']['mean']:.1f}" in README, name
+
+
+@needs_model
+def test_the_embedded_model_is_at_most_30_mb() -> None:
+    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) <= 30e6
