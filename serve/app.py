@@ -41,11 +41,13 @@ class Page(gr.ChatInterface):
         return [{**turn, "content": sorted(turn["content"], key=lambda p: not isinstance(p, str))} for turn in turns]
 
     def _pop_last_user_message(self, history: list[Any]) -> tuple[list[Any], Any]:
-        kept, message = super()._pop_last_user_message(history)
+        popped: tuple[list[Any], Any] = super()._pop_last_user_message(history)
+        kept, message = popped
         return kept, {**message, "text": html.unescape(message["text"])}
 
     def _edit_message(self, history: list[Any], edit_data: gr.EditData) -> tuple[list[Any], list[Any], Any]:
-        kept, state, text = super()._edit_message(history, edit_data)
+        edited: tuple[list[Any], list[Any], Any] = super()._edit_message(history, edit_data)
+        kept, state, text = edited
         files = [part["file"] for part in history[len(kept)]["content"] if part["type"] == "file"]
         return kept, state, {"text": html.unescape(text), "files": files}
 

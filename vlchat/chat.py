@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: threading.Event | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Answers a conversation, a few letters at a time.
 
         Args:
@@ -199,7 +199,7 @@ class Chat:
 
     def _pieces(
         self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None, stop: threading.Event | None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         left = threading.Event()  # set when whoever reads the pieces goes away
         stops = [left] if stop is None else [left, stop]
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -280,7 +280,7 @@ def _decoded(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Every content a list of parts, every picture an RGB image; text cleaned of what tokenizers choke on."""
     result = []
     for message in prompt.validate(messages):
-        parts = []
+        parts: list[dict[str, Any]] = []
         for part in message["content"]:
             if part["type"] == "text":
                 parts.append({"type": "text", "text": prompt.clean(part["text"])})

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlchat import __version__
 from vlchat.errors import VLChatError
@@ -38,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, as for any other mistake, where argparse would print its usage first."""
+        raise VLChatError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vlchat",
         description="Chat about images, ask visual questions in bulk, and fine-tune on your own pictures.",
     )
@@ -254,3 +260,7 @@ def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(co
 
 
 def answer(chat: Chat, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], out: TextIO) -> str:
-    """Writes the answer as it comes and returns it. Ctrl-C ends it early, with what there is."""
+    """Writes the answer as it comes and returns it. Ctrl-C ends the computation, too, and is raised again."""
     text = ""
     pieces = chat.stream(messages, **options)
     try:
@@ -35,6 +35,7 @@ def answer(chat: Chat, messages: Sequence[Mapping[str, Any]], options: Mapping[s
             out.write(piece.translate(_CONTROLS))
             out.flush()
     finally:
+        pieces.close()
         out.write("\n")
         out.flush()
     return text.strip()
