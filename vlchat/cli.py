@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlchat import __version__
-from vlchat.errors import VLChatError
+from vlchat.errors import VLChatError, nearest
 
 if TYPE_CHECKING:
     from vlchat.chat import Chat
@@ -201,7 +201,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from vlchat.data import SourceConfig, check
+    from vlchat.data.formats import FORMATS
 
+    if arguments.format is not None and arguments.format not in FORMATS:  # else every row would be told to be bad
+        known = ", ".join(FORMATS)
+        hint = nearest(arguments.format, FORMATS)
+        raise VLChatError(f'There is no format "{arguments.format}"; known: {known}{hint or "."}')
     source = SourceConfig(
         arguments.data,
         format=arguments.format,
