@@ -157,8 +157,8 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
-    """Serves the page until Ctrl-C.
+def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> gr.Blocks:
+    """Begins to serve the page, in a thread of its own; `close()` ends it.
 
     Raises:
         VLChatError: the address cannot be listened on.
@@ -171,6 +171,12 @@ def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: 
         app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
     except OSError as error:
         raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
+    return app
+
+
+def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
+    """Serves the page until Ctrl-C; see `launch`."""
+    app = launch(chat, host=host, port=port, open_browser=open_browser)
     print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)
     try:
         threading.Event().wait()

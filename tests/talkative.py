@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -47,3 +51,29 @@ def save_talkative(folder: Path, tower: CLIPVisionModel, tokenizer: PreTrainedTo
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def serving(chat: Any) -> Iterator[str]:
+    """The address of the real page, served by this process."""
+    from serve.app import launch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = launch(chat, port=port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        app.close(verbose=False)
+
+
+class Steps:
+    """Counts the forward passes of a chat's language model."""
+
+    def __init__(self, chat: Any) -> None:
+        self.count = 0
+        chat.model.model.language_model.register_forward_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from talkative import save_talkative
+from talkative import Steps, save_talkative
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from vlchat.chat import Chat, ask_messages
@@ -26,17 +26,6 @@ def chat(tiny_model: Any, tiny_processor: Any) -> Chat:
 def talkative(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Chat:
     """Never ends an answer by itself."""
     return Chat.load(save_talkative(tmp_path / "talkative", tiny_clip, tiny_tokenizer))
-
-
-class Steps:
-    """Counts the language model's forward passes of a real model."""
-
-    def __init__(self, chat: Chat) -> None:
-        self.count = 0
-        chat.model.model.language_model.register_forward_hook(self._add)
-
-    def _add(self, *_: Any) -> None:
-        self.count += 1
 
 
 def test_the_pieces_of_a_stream_make_up_the_asked_answer(talkative: Chat, picture: Callable) -> None:

@@ -18,8 +18,9 @@ import pytest
 from talkative import save_talkative
 
 from vlchat import __version__, checkpoint
-from vlchat.chat import Chat
+from vlchat.chat import Chat, ask_messages
 from vlchat.cli import _words, main
+from vlchat.terminal import answer
 
 COMMAND = [sys.executable, "-m", "vlchat.cli"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -295,14 +296,13 @@ def test_pictures_and_the_question_are_told_apart(words: list[str], meant: tuple
 
 
 def test_what_a_model_says_cannot_steer_the_terminal(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from vlchat.terminal import answer
-
-    class Rude:
-        def stream(self, messages: Any, **options: Any) -> Any:
-            yield from ("\x1b[2J", "two\ncats\t\x07")
-
-    answer(Rude(), [], {}, sys.stdout)  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "\ufffd[2Jtwo\ncats\t\ufffd\n"
+    chat = Chat.load(model)
+    (escape,) = chat.processor.tokenizer("\x1b", add_special_tokens=False)["input_ids"]
+    every = range(len(chat.processor.tokenizer))
+    chat.model.generation_config.suppress_tokens = [token for token in every if token != escape]
+    capsys.readouterr()
+    assert "\x1b" in answer(chat, ask_messages(None, "two cats"), {"max_new_tokens": 3}, sys.stdout)
+    assert capsys.readouterr().out == "\ufffd\ufffd\ufffd\n"
 
 
 def test_info_and_export(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

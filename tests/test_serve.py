@@ -1,0 +1,168 @@
+"""The real Gradio server on a tiny model, asked through its own client: answers stream, mistakes are told in the chat."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talkative import save_talkative, serving
+
+from vlchat.chat import Chat
+from vlchat.cli import main
+from vlchat.errors import ImageError, VLChatError
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("gradio_client", reason="gradio_client is not installed")
+
+from gradio_client import Client, handle_file  # noqa: E402
+
+from serve.app import EXAMPLES, about, build_app, launch_options  # noqa: E402
+from serve.messages import REFUSED, conversation, escaped, refusal  # noqa: E402
+
+
+@pytest.fixture
+def chat(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    chat = Chat.load(save_talkative(tmp_path / "model", tiny_clip, tiny_tokenizer))
+    chat.description.update(name="Tiny <one>", trained_on="nothing at all")
+    return chat
+
+
+@pytest.fixture
+def client(chat: Chat) -> Iterator[Client]:
+    with serving(chat) as address:
+        client = Client(address, verbose=False)
+        yield client
+        client.close()
+
+
+@pytest.fixture
+def good(tmp_path: Path, picture: Callable) -> str:
+    picture(1, (60, 40)).save(tmp_path / "good.png")
+    return str(tmp_path / "good.png")
+
+
+def ask(client: Client, text: str, *files: str, length: int = 8, system: str = "") -> Any:
+    message = {"text": text, "files": [handle_file(file) for file in files]}
+    return client.submit(message, system, 0, length, api_name="/chat")
+
+
+def said(role: str, text: str, *pictures: str) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": Path(path)} for path in pictures]
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+
+
+def test_an_answer_streams_and_is_the_models_own(client: Client, chat: Chat, good: str) -> None:
+    expected = chat.ask(Path(good), "two cats", max_new_tokens=20, system="no dogs")
+    job = ask(client, "two cats", good, length=20, system="no dogs")
+    assert job.result().strip() == expected
+    pieces = job.outputs()
+    assert len(pieces) > 3
+    assert all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:], strict=False))
+
+
+def test_a_bad_picture_is_told_and_the_conversation_goes_on_without_it(
+    client: Client, chat: Chat, good: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    first = ask(client, "two cats", good).result()
+    told = ask(client, "What is it?", str(tmp_path / "bad.png")).result()
+    assert told["metadata"]["title"] == REFUSED
+    assert "bad.png" in told["content"] and str(tmp_path) not in told["content"]
+    second = ask(client, "is it green ?", good, good).result()
+    turns = [said("user", "two cats", good), said("assistant", first), said("user", "is it green ?", good, good)]
+    assert second.strip() == chat.batch([turns], max_new_tokens=8)[0]
+
+
+def test_what_cannot_be_asked_is_told(client: Client, chat: Chat) -> None:
+    assert "Type a question" in ask(client, "").result()["content"]
+    chat.model.config.text_config.max_position_embeddings = 100
+    told = ask(client, "cats and dogs " * 50).result()["content"]
+    assert "100" in told and "tokens" in told
+    assert isinstance(ask(client, "two cats").result(), str)
+
+
+def test_only_the_chat_is_open_to_programs(client: Client) -> None:
+    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/chat"]
+
+
+def test_a_path_of_the_server_is_not_an_upload(chat: Chat, good: str, tmp_path: Path) -> None:
+    """A program that names a file of the server in place of an upload sees nothing of it."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    for path in (good, "/etc/hostname", str(uploads / ".." / "good.png"), "nul\0"):
+        with pytest.raises(ImageError, match="not uploaded here"):
+            conversation({"text": "?", "files": [path]}, [], "", [uploads])
+    (uploads / "in.png").write_bytes(Path(good).read_bytes())
+    turns = conversation({"text": "?", "files": [{"path": str(uploads / "in.png")}]}, [], "", [uploads])
+    assert [part["type"] for part in turns[0]["content"]] == ["image", "text"]
+
+
+def test_every_shape_of_history_becomes_the_same_turns(good: str) -> None:
+    root = [Path(good).parent]
+    page = [
+        {"role": "user", "content": [{"type": "text", "text": "a &lt;b> c"}, {"type": "file", "file": {"path": good}}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+    program = [
+        {"role": "user", "content": [{"path": good}, "a <b> c"]},
+        {"role": "assistant", "content": "yes"},
+    ]
+    refused = [{"role": "user", "content": "odd"}, refusal("no")]
+    for history in (page, program, [*page, *refused], [*refused, *program]):
+        turns = conversation({"text": "next"}, history, "", root)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+        assert [part["type"] for part in turns[0]["content"]] == ["image", "text"]
+        assert [turn["content"][-1]["text"] for turn in turns] == ["a <b> c", "yes", "next"]
+
+
+def test_a_question_stopped_before_its_answer_joins_the_next() -> None:
+    turns = conversation({"text": "two"}, [{"role": "user", "content": "one"}], "be kind", [])
+    assert [(turn["role"], len(turn["content"])) for turn in turns] == [("system", 1), ("user", 2)]
+    with pytest.raises(VLChatError, match="neither text nor a picture"):
+        conversation({"text": "two"}, [{"role": "user", "content": [{"type": "video"}]}], "", [])
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "a < b & c", "<b>bold</b>", "&lt;b&gt;", "&amp;lt;", "<script>", "x</p>", "1 <2", "AT&T &copy;"]
+)
+def test_texts_are_shown_as_texts_and_come_back_exactly(text: str) -> None:
+    shown = escaped({"role": "user", "content": text})["content"][0]
+    assert "<b" not in shown and "</" not in shown and "<s" not in shown
+    history = [{"role": "user", "content": shown}, {"role": "assistant", "content": "yes"}]
+    turns = conversation({"text": "next"}, history, "", [])
+    assert turns[0]["content"][0]["text"] == text
+
+
+def test_the_page_says_which_model_answers(chat: Chat) -> None:
+    line = about(chat.description)
+    assert "Tiny &lt;one&gt;" in line and "trained on nothing at all" in line and "k parameters" in line
+    assert "1.5B parameters" in about({"name": "x", "parameters": 1_500_000_000})
+
+
+def test_the_page_has_examples_each_with_its_question(chat: Chat) -> None:
+    examples = build_app(chat).config["components"]
+    (shown,) = [c["props"]["examples"] for c in examples if c["props"].get("elem_id") == "conversation"]
+    assert len(shown) == len(list(EXAMPLES.glob("*.png"))) >= 4
+    assert all(example["text"] and example["files"] for example in shown)
+
+
+def test_nothing_is_fetched_from_or_sent_to_elsewhere(chat: Chat) -> None:
+    options, app = launch_options(), build_app(chat)
+    assert options["share"] is False and app.analytics_enabled is False
+    assert options["theme"]._stylesheets == []
+
+
+def test_a_taken_port_is_one_sentence_and_exit_code_2(
+    chat: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--model", str(tmp_path / "model"), "--port", str(port)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("vlchat: Cannot listen") and str(port) in told
