@@ -1,4 +1,4 @@
-"""The real Gradio server on a tiny model, asked through its own client: answers stream, mistakes are told in the chat."""
+"""The real Gradio server on a tiny model, asked by its own client: answers stream, mistakes are told in the chat."""
 
 from __future__ import annotations
 

@@ -1,0 +1,218 @@
+"""The page in a real browser: a picture goes in, an answer comes out, and every button does what it says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from talkative import Steps, save_talkative, serving
+
+from vlchat.chat import Chat
+from vlchat.checkpoint import EMBEDDED
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+]  # fmt: skip
+EXAMPLES = Path(__file__).resolve().parent.parent / "vlchat" / "assets" / "examples"
+PATIENCE = 180_000  # milliseconds: a busy machine is slow, and only a broken page waits this long
+ANSWER = "#conversation .bot-row .message-content"
+QUESTION = "#conversation .user-row .message-content"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def chat(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    chat = Chat.load(save_talkative(tmp_path / "model", tiny_clip, tiny_tokenizer))
+    chat.description.update(name="Tiny", trained_on="nothing at all")
+    return chat
+
+
+@pytest.fixture
+def page(browser: Any, chat: Chat) -> Iterator[Any]:
+    with serving(chat) as address:
+        page = opened(browser, address)
+        yield page
+        page.context.close()
+
+
+def opened(browser: Any, address: str, **options: Any) -> Any:
+    """The page, ready to be asked. What it requests, and what its scripts complain of, is kept on it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, **options)
+    page.set_default_timeout(PATIENCE)
+    page.hosts, page.complaints = set(), []
+    page.on("request", lambda request: page.hosts.add(request.url.split("/")[2]) if "://" in request.url else None)
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#question textarea")
+    return page
+
+
+def send(page: Any, text: str, *pictures: Path) -> None:
+    if pictures:
+        page.set_input_files("#question input[type=file]", [str(picture) for picture in pictures])
+        playwright.expect(page.locator("#question img")).to_have_count(len(pictures), timeout=PATIENCE)
+    page.fill("#question textarea", text)
+    page.click("#question button[aria-label=Submit]")
+
+
+def answered(page: Any, count: int = 1) -> str:
+    """The last of `count` answers, once it has come to its end."""
+    playwright.expect(page.locator(ANSWER)).to_have_count(count, timeout=PATIENCE)
+    page.wait_for_selector("#question button[aria-label=Submit]:not([disabled])")
+    page.wait_for_selector("#conversation button[aria-label=Retry]:not([disabled])")
+    return page.locator(ANSWER).last.inner_text().strip()
+
+
+def longest_answer(page: Any, tokens: int) -> None:
+    page.click("text=Settings")
+    page.get_by_label("Longest answer").first.fill(str(tokens))
+    page.keyboard.press("Tab")
+    page.click("text=Settings")
+
+
+def part(role: str, text: str, *pictures: Path) -> dict[str, Any]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
+    return {"role": role, "content": [*content, {"type": "text", "text": text}]}
+
+
+def wait(page: Any, done: Callable[[], bool]) -> None:
+    """Lets the page go on until something is so on the server's side."""
+    for _ in range(PATIENCE // 50):
+        if done():
+            return
+        page.wait_for_timeout(50)
+    raise TimeoutError("it never came to be")
+
+
+def test_a_picture_and_a_question_get_the_models_answer(page: Any, chat: Chat) -> None:
+    owl, apples = EXAMPLES / "owl.png", EXAMPLES / "three-apples.png"
+    about = page.locator("#about").inner_text()
+    assert "Tiny" in about and "k parameters" in about and "trained on nothing at all" in about
+    longest_answer(page, 12)
+
+    words = "What is <b>this</b> & that?"
+    send(page, words, owl)
+    first = answered(page)
+    turns = [part("user", words, owl)]
+    assert first == "".join(chat.stream(turns, max_new_tokens=12)).strip()
+    assert page.locator(QUESTION).inner_text() == words
+    assert page.locator("#conversation .user-row img").count() == 1
+
+    # Two pictures in one turn of the same conversation.
+    send(page, "And these?", owl, apples)
+    second = answered(page, 2)
+    turns += [part("assistant", first), part("user", "And these?", owl, apples)]
+    assert second == "".join(chat.stream(turns, max_new_tokens=12)).strip()
+    assert page.locator("#conversation .user-row img").count() == 3
+
+    # Undo takes back the last question, and puts it where it can be changed.
+    page.locator("#conversation button[aria-label=Undo]").last.click()
+    playwright.expect(page.locator(ANSWER)).to_have_count(1, timeout=PATIENCE)
+    playwright.expect(page.locator("#question textarea")).to_have_value("And these?", timeout=PATIENCE)
+    assert page.locator("#conversation .user-row img").count() == 1
+
+    assert page.hosts == {page.url.split("/")[2]}, "nothing is fetched from elsewhere"
+    assert page.complaints == []
+
+
+def test_retry_asks_the_same_again(page: Any, chat: Chat) -> None:
+    steps = Steps(chat)
+    longest_answer(page, 7)
+    send(page, "a < b & &lt;", EXAMPLES / "owl.png")
+    first = answered(page)
+    assert steps.count == 7
+    page.locator("#conversation button[aria-label=Retry]").last.click()
+    wait(page, lambda: steps.count >= 14)
+    assert answered(page) == first
+    assert page.locator(QUESTION).inner_text() == "a < b & &lt;"
+    assert steps.count == 14
+
+
+def test_an_answer_is_seen_while_it_comes_and_stop_ends_the_computation(page: Any, chat: Chat) -> None:
+    steps = Steps(chat)
+    # A larger model's pace: half a minute for all of the answer, so that there is something to stop.
+    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
+    longest_answer(page, 1024)
+    send(page, "Tell me everything.", EXAMPLES / "owl.png")
+    page.wait_for_function(f"() => document.querySelector('{ANSWER}')?.innerText.split(' ').length > 3")
+    page.click("#question button[aria-label=Stop]")
+    shown = answered(page)
+    wait(page, lambda: all(thread.name != "vlchat-generate" for thread in threading.enumerate()))
+    counted = steps.count
+    assert len(shown.split()) > 3 and counted < 1024
+    assert page.locator(ANSWER).inner_text().strip() == shown
+    pace.remove()
+
+    # The next question is answered, with what was said so far in its context.
+    longest_answer(page, 5)
+    send(page, "two cats")
+    answered(page, 2)
+    assert steps.count == counted + 5
+
+
+def test_an_example_is_asked_with_one_click(page: Any, chat: Chat) -> None:
+    longest_answer(page, 6)
+    page.locator("#conversation .example", has_text="What is this?").click()
+    assert answered(page) == chat.ask(EXAMPLES / "owl.png", "What is this?", max_new_tokens=6)
+
+
+def test_a_bad_picture_is_told_in_the_chat_and_the_next_question_works(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes((EXAMPLES / "owl.png").read_bytes()[:200])
+    longest_answer(page, 6)
+    page.set_input_files("#question input[type=file]", str(tmp_path / "torn.png"))
+    page.fill("#question textarea", "What is this?")
+    page.wait_for_selector("#question .thumbnail-item, #question img")
+    page.click("#question button[aria-label=Submit]")
+    playwright.expect(page.locator("#conversation .bot-row")).to_contain_text("torn.png", timeout=PATIENCE)
+    playwright.expect(page.locator("#conversation .bot-row")).to_contain_text("could not be answered", timeout=PATIENCE)
+    send(page, "two cats", EXAMPLES / "owl.png")
+    page.wait_for_function("() => document.querySelectorAll('#conversation .bot-row').length == 2")
+    assert "could not" not in page.locator("#conversation .bot-row").last.inner_text()
+
+
+def test_the_page_fits_a_phone(browser: Any, chat: Chat) -> None:
+    with serving(chat) as address:
+        page = opened(browser, address)
+        page.set_viewport_size({"width": 390, "height": 844})
+        longest_answer(page, 200)
+        send(page, "two cats", EXAMPLES / "owl.png", EXAMPLES / "word.png")
+        answered(page)
+        width, height = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert width <= 390 and height <= 844, "nothing sticks out, and the question box stays in sight"
+        page.close()
+
+
+@pytest.mark.skipif(not (EMBEDDED / "config.json").exists(), reason="this checkout has no embedded model")
+def test_the_embedded_model_sees_the_owl(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    chat = Chat.load()
+    with serving(chat) as address:
+        page = opened(browser, address)
+        send(page, "What is this?", EXAMPLES / "owl.png")
+        answer = answered(page)
+        if target := os.environ.get("VLCHAT_SCREENSHOT"):
+            page.wait_for_timeout(1000)  # until the page has scrolled to the end
+            page.screenshot(path=target)
+        assert "owl" in answer.lower()
+        assert str(chat.description["name"]) in page.locator("#about").inner_text()
+        page.close()
