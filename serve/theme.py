@@ -25,6 +25,7 @@ footer { display: none !important; }
 #conversation .example { padding: 12px; }
 /* The conversation scrolls inside the page, so that the question box stays where it is. */
 #conversation { flex: 1 1 0 !important; height: 0; }
+#conversation .bubble-wrap { padding-bottom: 12px; }
 #conversation .user-row .user.message { display: flex; flex-flow: row wrap; }
 #conversation .user-row .user.message > .message { flex: 1 0 100%; }
 #conversation .user-row .user.message > .message.component { flex: 0 1 auto; width: auto; order: -1; }

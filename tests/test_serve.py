@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +170,28 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(
         assert main(["serve", "--model", str(tmp_path / "model"), "--port", str(port)]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("vlchat: Cannot listen") and str(port) in told
+
+
+def test_the_command_serves_until_ctrl_c(chat: Chat, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlchat.cli", "serve", "--model", str(tmp_path / "model"), "--port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Loading the model ...\n"
+        assert process.stdout.readline() == f"model is ready: http://127.0.0.1:{port} (Ctrl-C ends)\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}") as reply:
+            page = reply.read().decode()
+        assert "216k parameters" in page
+        assert "googleapis" not in page and "gstatic" not in page, "no fonts from elsewhere"
+        process.send_signal(signal.SIGINT)
+        said, told = process.communicate(timeout=120)
+        assert said == "Stopping.\n" and "Traceback" not in told
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
