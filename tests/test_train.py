@@ -15,7 +15,8 @@ from train.__main__ import main
 from train.config import OptimConfig
 from train.optim import parameter_groups, schedule
 from vlchat import checkpoint
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import CheckpointError, ConfigError, VLChatError
+from vlchat.export import export
 
 fonts = importlib.import_module("vlchat.scenes.draw")._font_files()
 pytestmark = pytest.mark.skipif("NotoColorEmoji.ttf" not in fonts, reason="Noto Color Emoji is not installed")
@@ -101,6 +102,23 @@ def test_every_save_point_answers_about_a_picture_by_its_path_alone(stages: dict
         inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True,
                                                return_tensors="pt", add_generation_prompt=True)  # fmt: skip
         assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp_path: Path) -> None:
+    out = export(str(stages["tune"]), tmp_path / "whole", dtype="float32", name="tiny")
+    (out / "README.md").write_text("A card that a second export keeps.")
+    assert export(str(stages["tune"]), out, dtype="float32", name="tiny") == out
+    assert (out / "README.md").read_text() == "A card that a second export keeps."
+    about = checkpoint.describe(out)
+    assert about["name"] == "tiny" and about["base"] is None and "drawn by vlchat" in about["trained_on"]
+    merged, processor = checkpoint.load(stages["tune"], merge=True)
+    whole, _ = checkpoint.load(out)
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": "What is this?"}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(whole(**inputs).logits, merged(**inputs).logits)
+    with pytest.raises(CheckpointError, match='dtype is "int3"'):
+        export(str(stages["tune"]), tmp_path / "other", dtype="int3")
 
 
 def test_a_resumed_run_ends_with_the_same_bits(stages: dict[str, Path], tmp_path: Path) -> None:

@@ -1,22 +1,23 @@
 """`vlchat train CONFIG.yaml [key=value ...]`: a run, told as a story."""
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 import torch
+import transformers
 
 from train import checkpoint
 from train.config import construct, load_config
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from vlchat.arguments import Parser
 from vlchat.errors import ConfigError, VLChatError
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a training from the command line. Returns 0, or raises VLChatError for a person's mistake."""
-    parser = argparse.ArgumentParser(prog="vlchat train", description="Train from a YAML file.")
+    parser = Parser(prog="vlchat train", description="Train from a YAML file.")
     parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as loop.steps=100")
     parser.add_argument(
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints"
     )
     arguments = parser.parse_args(argv)
+
+    transformers.logging.disable_progress_bar()  # of loading; the run has its own
 
     # 1. What to do.
     config = load_config(arguments.config, arguments.overrides)

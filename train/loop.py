@@ -64,75 +64,74 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     share = schedule(config.optim)
     started = time.monotonic() - progress.seconds
     last = time.monotonic()
-    bar = tqdm(
+    with tqdm(
         total=steps, initial=progress.step, dynamic_ncols=True, mininterval=2, disable=not accelerator.is_main_process
-    )
-    objective.train()
-    for step, batch in enumerate(
-        stream(_Rows(bare, loop.batch), progress.step, steps, loop.workers), start=progress.step
-    ):
-        done = step / steps
-        if loop.minutes is not None:
-            done = max(done, (time.monotonic() - started) / 60 / loop.minutes)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * share(done)
-        batch = {
-            key: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
-        with accelerator.autocast():
-            loss, metrics = objective(batch)
-        if not math.isfinite(loss.item()):
-            raise TrainingStopped(
-                f"The loss of step {step + 1} is {loss.item()}. Nothing of it was saved; lower the learning "
-                f"rate or look at the rows of this batch. Checkpoints in {run}: {len(checkpoint.saved(run))}."
-            )
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress = Progress(
-            step + 1, progress.samples + loop.batch * accelerator.num_processes, time.monotonic() - started
-        )
-        final = progress.step == steps or done >= 1.0
-        bar.update()
-        if progress.step % loop.log_every == 0 or final:
-            now = time.monotonic()
-            rate = loop.batch * loop.log_every / (now - last)
-            last = now
-            line = {
-                "step": progress.step,
-                "loss": loss.item(),
-                **metrics,
-                "grad_norm": float(norm),
-                "lr": optimizer.param_groups[0]["lr"],
-                "rows_per_second": rate,
-                "seconds": progress.seconds,
+    ) as bar:
+        objective.train()
+        for step, batch in enumerate(
+            stream(_Rows(bare, loop.batch), progress.step, steps, loop.workers), start=progress.step
+        ):
+            done = step / steps
+            if loop.minutes is not None:
+                done = max(done, (time.monotonic() - started) / 60 / loop.minutes)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * share(done)
+            batch = {
+                key: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
             }
-            bar.set_postfix_str(f"loss {loss.item():.3f} lr {line['lr']:.1e} {rate:.0f} rows/s")
-            if accelerator.is_main_process:
-                _log(run, line)
-        if progress.step % loop.sample_every == 0 or final:
-            bare.eval()
             with accelerator.autocast():
-                scores, shown = bare.sample()
-            objective.train()
-            last = time.monotonic()
-            if accelerator.is_main_process:
-                _log(run, {"step": progress.step, **scores})
-                bar.write(
-                    "\n".join(
-                        [
-                            f"step {progress.step}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()),
-                            *(f"    {text}" for text in shown),
-                        ]
-                    )
+                loss, metrics = objective(batch)
+            if not math.isfinite(loss.item()):
+                raise TrainingStopped(
+                    f"The loss of step {step + 1} is {loss.item()}. Nothing of it was saved; lower the learning "
+                    f"rate or look at the rows of this batch. Checkpoints in {run}: {len(checkpoint.saved(run))}."
                 )
-        if (progress.step % loop.save_every == 0 or final) and accelerator.is_main_process:
-            checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
-        if final:
-            break
-    bar.close()
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress = Progress(
+                step + 1, progress.samples + loop.batch * accelerator.num_processes, time.monotonic() - started
+            )
+            final = progress.step == steps or done >= 1.0
+            bar.update()
+            if progress.step % loop.log_every == 0 or final:
+                now = time.monotonic()
+                rate = loop.batch * loop.log_every / (now - last)
+                last = now
+                line = {
+                    "step": progress.step,
+                    "loss": loss.item(),
+                    **metrics,
+                    "grad_norm": float(norm),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "rows_per_second": rate,
+                    "seconds": progress.seconds,
+                }
+                bar.set_postfix_str(f"loss {loss.item():.3f} lr {line['lr']:.1e} {rate:.0f} rows/s")
+                if accelerator.is_main_process:
+                    _log(run, line)
+            if progress.step % loop.sample_every == 0 or final:
+                bare.eval()
+                with accelerator.autocast():
+                    scores, shown = bare.sample()
+                objective.train()
+                last = time.monotonic()
+                if accelerator.is_main_process:
+                    _log(run, {"step": progress.step, **scores})
+                    bar.write(
+                        "\n".join(
+                            [
+                                f"step {progress.step}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()),
+                                *(f"    {text}" for text in shown),
+                            ]
+                        )
+                    )
+            if (progress.step % loop.save_every == 0 or final) and accelerator.is_main_process:
+                checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
+            if final:
+                break
     return checkpoint.saved(run)[-1]
 
 

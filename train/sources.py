@@ -33,7 +33,7 @@ class SceneSource:
             raise ConfigError(
                 f'data: ask is "{ask}"; the drawn world has captions and chat{nearest(ask, ("captions", "chat"))}'
             )
-        self.name = f"scenes ({ask})"
+        self.name = f"pictures with {'captions' if ask == 'captions' else 'conversations'} drawn by vlchat"
         self.ask, self.rows, self.seed, self.turns, self.side, self.weight = ask, rows, seed, turns, side, weight
 
     def __len__(self) -> int:

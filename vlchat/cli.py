@@ -9,9 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vlchat import __version__
+from vlchat.arguments import Parser
 from vlchat.errors import VLChatError, nearest
 
 if TYPE_CHECKING:
@@ -38,14 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, as for any other mistake, where argparse would print its usage first."""
-        raise VLChatError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="vlchat",
         description="Chat about images, ask visual questions in bulk, and fine-tune on your own pictures.",
     )
