@@ -208,15 +208,17 @@ def test_the_page_fits_a_phone(browser: Any, chat: Chat) -> None:
 
 
 @pytest.mark.skipif(not list(EMBEDDED.glob("*.safetensors")), reason="this checkout has no embedded model")
-def test_the_embedded_model_sees_the_owl(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_model_answers_about_an_uploaded_picture(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     chat = Chat.load()
     with serving(chat) as address:
         page = opened(browser, address)
-        send(page, "What is this?", EXAMPLES / "owl.png")
+        send(page, "What color is the background?", EXAMPLES / "word.png")
         answered(page)
         wait(page, lambda: all(thread.name != "vlchat-generate" for thread in threading.enumerate()))
-        playwright.expect(page.locator(ANSWER)).to_contain_text("owl", ignore_case=True, timeout=PATIENCE)
+        playwright.expect(page.locator(ANSWER)).to_contain_text("background is blue", timeout=PATIENCE)
         if target := os.environ.get("VLCHAT_SCREENSHOT"):
             page.wait_for_timeout(1000)  # until the page has scrolled to the end
             page.screenshot(path=target)

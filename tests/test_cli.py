@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -243,6 +244,7 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(model: Path) -> Non
     def until(text: str) -> None:
         nonlocal seen
         while text not in seen:
+            assert select.select([master], [], [], 120)[0], f"waiting for {text!r}, read {seen!r}"
             seen += os.read(master, 4096).decode(errors="replace")
         seen = seen.partition(text)[2]
 

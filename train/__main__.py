@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # key=value may follow --resume auto
 
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
 
