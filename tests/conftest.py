@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-# A shell that runs the tests in the background has SIGINT ignored, which child processes would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; nothing here may ask a server
 
 from collections.abc import Callable
@@ -25,6 +23,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+# A shell that runs the tests in the background has SIGINT ignored, which child processes would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 SPECIAL = [
