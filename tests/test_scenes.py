@@ -101,13 +101,22 @@ def test_the_map_names_what_lies_under_a_cell() -> None:
     thing = Thing("shape", "circle", "red", "large", 0.25, 0.75, 0.4, 0.4)
     cells = scene_map(Scene((thing,), "white", "plain", 0))
     assert len(cells) == GRID * GRID
-    assert cells[6 * GRID + 2].words() == "large red circle rowg colc"
+    assert cells[6 * GRID + 2].words() == "large red circle rowg colc here"
+    assert cells[5 * GRID + 2].words() == "large red circle rowg colc"
+    assert sum(cell.centre == "here" for cell in cells) == 1
     assert cells[0].words() == "white background"
 
 
 def test_rows_depend_on_seed_and_index_alone() -> None:
     assert conversation(3, 5) == conversation(3, 5)
     assert conversation(3, 5) != conversation(3, 6) and conversation(3, 5) != conversation(4, 5)
+
+
+def test_a_training_conversation_says_nothing_twice() -> None:
+    for index in range(60):
+        answers = [turn.answer for turn in conversation(0, index, turns=8).turns if not turn.form.startswith("talk")]
+        follow_ups = len(answers) - len(set(answers))
+        assert follow_ups <= 2, answers  # the first half of a follow-up may repeat
 
 
 def test_english() -> None:

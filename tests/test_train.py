@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CLIPModel
 
 from train.__main__ import main
 from train.config import OptimConfig
-from train.optim import parameter_groups, schedule
+from train.optim import optimizer, parameter_groups, schedule
 from vlchat import checkpoint
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.export import export
@@ -45,7 +45,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("stages")
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tower = run(folder, "tower", {"type": "clip", "vision": VISION, "text": text, "projection": 16, "vocabulary": 500})
-    lm = run(folder, "lm", {"type": "language", "model": LANGUAGE, "vocabulary": 500})
+    lm = run(folder, "lm", {"type": "language", "model": LANGUAGE, "vocabulary": 500}, optim={"name": "muon"})
     align = run(
         folder,
         "align",
@@ -122,7 +122,7 @@ def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp
 
 
 def test_a_resumed_run_ends_with_the_same_bits(stages: dict[str, Path], tmp_path: Path) -> None:
-    for name in ("tower", "tune"):
+    for name in ("tower", "lm", "tune"):
         whole = stages[name]
         config = yaml.safe_load((whole.parent.parent / f"{name}.yaml").read_text())
         config["run"] = str(tmp_path / name)
@@ -157,8 +157,30 @@ def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None
         run(tmp_path, "a", tune, data=[{"path": "nowhere.json"}])
     with pytest.raises(ConfigError, match='Unknown key "formatt" in data.0.*Did you mean "format"'):
         run(tmp_path, "b", tune, data=[{"path": "x.json", "formatt": "llava"}])
+    with pytest.raises(ConfigError, match='optim.name is "adam"; use "adamw" or "muon"'):
+        run(tmp_path, "d", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], optim={"name": "adam"})
     with pytest.raises(ConfigError, match='trainable: "conector" matches no parameter'):
         run(tmp_path, "c", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], trainable={"conector": 1e-3})
+
+
+def test_muon_moves_hidden_matrices_and_adamw_the_rest_as_torch_does() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "up": torch.nn.Linear(4, 6)}) for _ in "ab")
+    theirs.load_state_dict(ours.state_dict())
+    config = OptimConfig(name="muon", weight_decay=0.1)
+    together = optimizer(parameter_groups(ours, {".*": 1e-2}, config)[0], config)
+    muon = torch.optim.Muon([theirs["up"].weight], 1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rest = [{"params": [theirs["embed"].weight]}, {"params": [theirs["up"].bias], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(rest, 1e-2, betas=(0.9, 0.98), weight_decay=0.1)
+    for step in range(3):
+        words = torch.tensor([step, step + 1])
+        for model, parts in ((ours, [together]), (theirs, [muon, adamw])):
+            model["up"](model["embed"](words)).square().sum().backward()
+            for part in parts:
+                part.step()
+                part.zero_grad()
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor)
 
 
 def test_first_matching_rule_wins_and_the_rest_is_frozen() -> None:

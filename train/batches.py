@@ -1,8 +1,10 @@
 """Batches as a pure function of (seed, step): a resumed run sees what it would have seen."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -20,6 +22,13 @@ class _Steps(Dataset):
         return self.source.batch(step)
 
 
+def _stand_back(worker: int) -> None:
+    """A worker takes one core, and only what the training leaves: a step whose threads wait for each other is slow."""
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
 def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator[dict[str, Any]]:
     """The batches of steps start .. stop - 1, made ahead in `workers` processes."""
     loader: DataLoader = DataLoader(
@@ -28,5 +37,7 @@ def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator
         sampler=range(start, stop),
         num_workers=workers,
         prefetch_factor=3 if workers else None,
+        worker_init_fn=_stand_back,
+        generator=torch.Generator(),  # its seed for workers is not drawn from the training's own randomness
     )
     return iter(loader)

@@ -14,8 +14,9 @@ from vlchat.errors import ConfigError, nearest
 
 @dataclass
 class OptimConfig:
-    """AdamW with warm-up and cosine decay."""
+    """AdamW or Muon with warm-up and cosine decay."""
 
+    name: str = "adamw"  # "adamw" | "muon": Muon for hidden matrices, AdamW for the rest
     weight_decay: float = 0.0
     warmup: float = 0.03  # share of the steps
     floor: float = 0.0  # learning rate at the end, as a share of the peak

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.tokenizer import train_tokenizer
@@ -24,7 +25,8 @@ from vlchat.scenes.world import GRID, Scene
 IMAGE_TOKENS = GRID * GRID
 _WORD_TOKENS = 10  # tokens of a cell's words, at most
 _MASKED = -100
-_SORTED_TOGETHER = 4  # steps whose rows are sorted by length together, to pad less
+_TURNS = 11  # asked of a conversation; those that do not fit are left out
+_LISTED = ("caption", "detail", "two_one")
 
 
 class LanguageObjective(nn.Module):
@@ -36,6 +38,9 @@ class LanguageObjective(nn.Module):
         prose_share: share of the rows that describe the scene in words.
         word_dropout: share of a cell's words left out, since no tower sees everything.
         noise: standard deviation of the noise on map embeddings, in units of their own.
+        length: tokens of every row; a conversation has as many turns as fit.
+        compile: train through torch.compile, which needs a C++ compiler: a third faster on a CPU, after a first step
+            of half a minute.
     """
 
     name = "language"
@@ -47,10 +52,13 @@ class LanguageObjective(nn.Module):
         prose_share: float = 0.3,
         word_dropout: float = 0.06,
         noise: float = 0.2,
+        length: int = 384,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.prose_share, self.word_dropout, self.noise, self.seed = prose_share, word_dropout, noise, seed
+        self.length = length
         self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
         self.image_token: Any = self.tokenizer.convert_tokens_to_ids("<image>")
         self.model = LlamaForCausalLM(
@@ -62,22 +70,27 @@ class LanguageObjective(nn.Module):
                 **model,
             )
         )
-        self._chunk: tuple[int, list[dict[str, Any]]] = (-1, [])
+        # Fused attention is slow to train on a CPU at short lengths; compiled, the plain one is also fused.
+        self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
+        self._body: list[Any] = [torch.compile(self.model.model) if compile else self.model.model]  # not a submodule
 
     def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
         """input_ids, labels (rows, tokens) and cell_words (maps, cells, word tokens) of one step."""
-        chunk, place = divmod(step, _SORTED_TOGETHER)
-        if self._chunk[0] != chunk:
-            first = chunk * _SORTED_TOGETHER * rows
-            made = [self._row(index) for index in range(first, first + _SORTED_TOGETHER * rows)]
-            self._chunk = (chunk, sorted(made, key=lambda row: len(row["input_ids"])))
-        order = generator("lm-order", self.seed, chunk).sample(range(_SORTED_TOGETHER), _SORTED_TOGETHER)
-        return self._padded(self._chunk[1][order[place] * rows : (order[place] + 1) * rows])
+        return self._padded([self._row(index) for index in range(step * rows, (step + 1) * rows)], self.length)
 
     def _row(self, index: int) -> dict[str, Any]:
         rng = generator("lm-row", self.seed, index)
-        shown = conversation(self.seed, index, split="lm", turns=6)
-        return self._tokens(shown, rng, written=rng.random() < self.prose_share)
+        written = rng.random() < self.prose_share
+        shown = conversation(self.seed, index, split="lm", turns=_TURNS)
+        # What lists everything comes last, or later answers could be read from it in place of the scene.
+        turns = sorted(shown.turns, key=lambda turn: turn.form in _LISTED and rng.random() < 0.8)
+        state = rng.getstate()
+        while True:
+            rng.setstate(state)
+            row = self._tokens(Conversation(shown.scenes, tuple(turns)), rng, written=written)
+            if len(row["input_ids"]) <= self.length or len(turns) == 1:
+                return row
+            del turns[next((place for place, turn in enumerate(turns) if turn.form not in _LISTED), 0)]
 
     def _tokens(self, shown: Conversation, rng: Random, *, written: bool, answer: bool = True) -> dict[str, Any]:
         if written:
@@ -120,14 +133,17 @@ class LanguageObjective(nn.Module):
             cells.append(tokens + [_MASKED] * (_WORD_TOKENS - len(tokens)))
         return cells
 
-    def _padded(self, rows: list[dict[str, Any]], *, left: bool = False) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        length += -length % 32  # few different shapes: each costs the CPU a freshly compiled kernel
+    def _padded(
+        self, rows: list[dict[str, Any]], length: int | None = None, *, left: bool = False
+    ) -> dict[str, torch.Tensor]:
+        if length is None:
+            length = max(len(row["input_ids"]) for row in rows)
+            length += -length % 32  # few different shapes: each costs the CPU a freshly compiled kernel
         batch = {}
         for key, blank in (("input_ids", self.tokenizer.pad_token_id), ("labels", _MASKED)):
             blanks = [[blank] * (length - len(row[key])) for row in rows]
             batch[key] = torch.tensor(
-                [pad + row[key] if left else row[key] + pad for row, pad in zip(rows, blanks, strict=True)]
+                [pad + row[key] if left else (row[key] + pad)[:length] for row, pad in zip(rows, blanks, strict=True)]
             )
         if left:
             batch["attention_mask"] = torch.tensor(
@@ -154,8 +170,11 @@ class LanguageObjective(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         # Right padding under a causal mask is never seen by a real token, so no mask is needed.
-        loss = self.model(inputs_embeds=self.embed(batch), labels=batch["labels"], use_cache=False).loss
-        return loss, {}
+        hidden = self._body[0](inputs_embeds=self.embed(batch), use_cache=False).last_hidden_state
+        labels = batch["labels"][:, 1:]
+        asked = torch.ne(labels, _MASKED)  # words are only predicted where they count
+        logits = self.model.lm_head(hidden[:, :-1][asked]).float()
+        return functional.cross_entropy(logits, labels[asked]), {}
 
     def sample(self) -> tuple[dict[str, float], list[str]]:
         scores, shown = {}, []

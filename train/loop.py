@@ -15,7 +15,8 @@ from train import checkpoint
 from train.batches import stream
 from train.checkpoint import Progress
 from train.config import RunConfig
-from train.optim import adamw, parameter_groups, schedule
+from train.optim import optimizer as optimizer_of
+from train.optim import parameter_groups, schedule
 from vlchat.errors import VLChatError
 
 
@@ -39,7 +40,6 @@ class _Rows:
         self.objective, self.rows = objective, rows
 
     def batch(self, step: int) -> dict[str, Any]:
-        torch.set_num_threads(1)  # a worker beside the training: leave it the cores
         return self.objective.batch(step, self.rows)
 
 
@@ -54,7 +54,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     accelerator = Accelerator(mixed_precision=loop.precision, cpu=not torch.cuda.is_available())
     groups, table = parameter_groups(objective, config.trainable, config.optim)
     accelerator.print(table)
-    optimizer = adamw(groups, config.optim)
+    optimizer: Any = optimizer_of(groups, config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = checkpoint.read(resume, objective, optimizer) if resume else Progress()
     if resume:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +11,11 @@ from torch import nn
 from train.config import OptimConfig
 from vlchat.errors import ConfigError
 
+_OUTER = re.compile("embed|lm_head")  # matrices at the ends of a model, which Muon is not made for
+
 
 def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConfig) -> tuple[list[dict], str]:
-    """Freeze what no rule matches, and group the rest for AdamW: one group a rate, matrices with weight decay.
+    """Freeze what no rule matches, and group the rest: by rate, matrices with weight decay, hidden ones apart.
 
     Returns:
         The groups, and a table for people: rule, parameters, rate, and what is frozen.
@@ -23,7 +26,7 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
     compiled = {re.compile(rule): rate for rule, rate in rules.items()}
     counts = {pattern.pattern: [0, 0] for pattern in compiled}
     frozen = [0, 0]
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         rule = next((pattern for pattern in compiled if pattern.search(name)), None)
         # A quantized weight is an integer tensor and cannot take a gradient.
@@ -33,7 +36,8 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
         tally[0] += 1
         tally[1] += parameter.numel()
         if trains and rule is not None:
-            groups.setdefault((compiled[rule], parameter.ndim >= 2), []).append(parameter)
+            hidden = parameter.ndim == 2 and not _OUTER.search(name)
+            groups.setdefault((compiled[rule], parameter.ndim >= 2, hidden), []).append(parameter)
     for rule_text, (tensors, _) in counts.items():
         if not tensors and rules[rule_text] > 0:
             raise ConfigError(
@@ -49,8 +53,8 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
     ]
     lines.append(f"{'(frozen)':44} {frozen[0]:8,} {frozen[1]:13,} {'-':>9}")
     return [
-        {"params": members, "lr": rate, "weight_decay": optim.weight_decay if matrix else 0.0}
-        for (rate, matrix), members in groups.items()
+        {"params": members, "lr": rate, "weight_decay": optim.weight_decay if matrix else 0.0, "hidden": hidden}
+        for (rate, matrix, hidden), members in groups.items()
     ], "\n".join(lines)
 
 
@@ -66,5 +70,49 @@ def schedule(optim: OptimConfig) -> Callable[[float], float]:
     return share
 
 
-def adamw(groups: list[dict], optim: OptimConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, betas=(optim.betas[0], optim.betas[1]), eps=1e-8, fused=True)
+def optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW for all groups, or with `name: muon` Muon for hidden matrices and AdamW for the rest."""
+    adamw = {"betas": (optim.betas[0], optim.betas[1]), "eps": 1e-8, "fused": True}
+    if optim.name == "adamw":
+        return torch.optim.AdamW(groups, **adamw)
+    if optim.name == "muon":
+        return MuonWithAdamW(groups, adamw)
+    raise ConfigError(f'optim.name is "{optim.name}"; use "adamw" or "muon".')
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch's Muon (Jordan et al. 2024) and AdamW as one optimizer with one state dict.
+
+    Muon's updates are scaled to the size of AdamW's (Moonlight, arXiv 2502.16982), so both share learning rates.
+
+    Args:
+        groups: parameter groups; Muon takes those whose `hidden` is true.
+        adamw: keyword arguments of AdamW.
+    """
+
+    def __init__(self, groups: list[dict], adamw: dict[str, Any]) -> None:
+        super().__init__([{**group, "params": list(group["params"])} for group in groups], {})
+        hidden = [{k: v for k, v in group.items() if k != "hidden"} for group in groups if group["hidden"]]
+        rest = [{k: v for k, v in group.items() if k != "hidden"} for group in groups if not group["hidden"]]
+        self.parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.parts.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, **adamw))
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        first = 0
+        for part in self.parts:
+            part.state = self.state
+            part.param_groups = self.param_groups[first : first + len(part.param_groups)]
+            first += len(part.param_groups)
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()

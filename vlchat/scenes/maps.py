@@ -1,17 +1,18 @@
 """The scene map: what each of GRID x GRID cells shows, in words. The tower learns it, the language model reads it.
 
-A cell's words are size, colour and name of the thing on it, and row and column of that thing's centre (`rowa` ...
-`rowh`, `cola` ... `colh`), so that two cells of one thing agree and two equal things differ.
+A cell's words are size, colour and name of the thing on it, row and column of that thing's centre (`rowa` ... `rowh`,
+`cola` ... `colh`), so that two cells of one thing agree and two equal things differ, and `here` in the one cell that
+holds the centre, so that things can be counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from vlchat.scenes.vocabulary import COLOURS, NUMBERS, PICTOGRAMS, SHAPES, WORDS, article
 from vlchat.scenes.world import GRID, Scene, Thing
 
 _LETTERS = "abcdefgh"
-FIELDS = ("size", "colour", "name", "row", "column")
+FIELDS = ("size", "colour", "name", "row", "column", "centre")
 _SIZES = ("", "small", "medium", "large", "word", "number")  # text has its kind in place of a size
 _COLOURS = ("", *COLOURS)
 _NAMES = ("background", *SHAPES, *PICTOGRAMS, *(f"word {w}" for w in WORDS), *(f"number {n}" for n in NUMBERS))
@@ -21,6 +22,7 @@ FIELD_WORDS: dict[str, tuple[str, ...]] = {
     "name": _NAMES,
     "row": ("", *(f"row{letter}" for letter in _LETTERS)),
     "column": ("", *(f"col{letter}" for letter in _LETTERS)),
+    "centre": ("", "here"),
 }
 """All words of a field, at the places that `Cell.codes` counts."""
 _NAME_INDEX = {name: index for index, name in enumerate(_NAMES)}
@@ -35,6 +37,7 @@ class Cell:
     name: str
     row: str
     column: str
+    centre: str = ""
 
     def words(self, fields: tuple[str, ...] = FIELDS) -> str:
         """The words of these fields, such as `small red circle rowc cole`."""
@@ -49,6 +52,7 @@ class Cell:
             _NAME_INDEX[self.name],
             1 + _LETTERS.index(self.row[-1]) if self.row else 0,
             1 + _LETTERS.index(self.column[-1]) if self.column else 0,
+            int(bool(self.centre)),
         ]
 
 
@@ -62,7 +66,11 @@ def cell_of(thing: Thing | None, scene: Scene) -> Cell:
 def scene_map(scene: Scene) -> list[Cell]:
     """GRID * GRID cells, row by row."""
     known = {thing: cell_of(thing, scene) for thing in (None, *scene.things)}
-    return [known[thing] for thing in scene.cells()]
+    cells = [known[thing] for thing in scene.cells()]
+    for thing in scene.things:
+        row, column = (min(int(value * GRID), GRID - 1) for value in (thing.y, thing.x))
+        cells[row * GRID + column] = replace(known[thing], centre="here")
+    return cells
 
 
 def prose(scene: Scene, rng: Random) -> str:

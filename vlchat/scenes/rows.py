@@ -17,17 +17,17 @@ from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES
 from vlchat.scenes.wording import Speaker, Turn
 from vlchat.scenes.world import Scene, sample_scene
 
-TRAIN_WEIGHTS = {
-    "caption": 1.6,
-    "what": 1.0,
-    "yesno": 1.2,
+TRAIN_WEIGHTS = {  # few scenes allow reading, naming by place or comparing: those are drawn more often
+    "caption": 0.8,
+    "what": 2.5,
+    "yesno": 1.0,
     "count": 1.6,
-    "colour": 1.0,
-    "where": 1.0,
-    "relation": 1.6,
-    "read": 1.0,
-    "compare": 1.8,
-    "missing": 1.0,
+    "colour": 1.2,
+    "where": 1.2,
+    "relation": 2.2,
+    "read": 3.5,
+    "compare": 3.0,
+    "missing": 0.9,
 }
 
 
@@ -77,29 +77,36 @@ def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5)
     if draw_kind < 0.04:  # no picture at all
         scenes: tuple[Scene, ...] = ()
         asked = [talk(say, picture=False) for _ in range(rng.randint(1, 3))]
+        turns = 0
     elif draw_kind < 0.20:
         scenes = two_scenes(rng)
-        while len(asked) < max(2, turns - 1):
-            turn = two_pictures(*scenes, say, rng.choice(TWO_PICTURES))
-            asked += [turn] if turn else []
     else:
         scenes = (sample_scene(rng),)
-        tries = 0
-        while len(asked) < turns and tries < 4 * turns:
-            tries += 1
-            draw_turn = rng.random()
-            if draw_turn < 0.06:
-                asked += follow_up(scenes[0], say) or []
-            elif draw_turn < 0.10:
-                asked.append(talk(say, picture=True))
-            elif draw_turn < 0.16:
-                asked.append(detail(scenes[0], say))
-            else:
-                kind = rng.choices(list(TRAIN_WEIGHTS), list(TRAIN_WEIGHTS.values()))[0]
-                turn = rng.choice(ONE_PICTURE[kind])(scenes[0], say)
-                asked += [turn] if turn else []
+    for _ in range(4 * turns):
+        if len(asked) >= turns:
+            break
+        fresh = _turns(scenes, say)
+        if all(turn.answer not in {known.answer for known in asked} for turn in fresh[-1:]):  # nothing twice
+            asked += fresh
     turned = tuple(Turn(turn.form, _roughen(turn.question, rng), turn.answer, turn.fact) for turn in asked)
     return Conversation(scenes, turned)
+
+
+def _turns(scenes: tuple[Scene, ...], say: Speaker) -> list[Turn]:
+    """The next turns of a training conversation; none where the kind that was drawn does not fit the scenes."""
+    if len(scenes) == 2:
+        turn = two_pictures(*scenes, say, say.rng.choice(TWO_PICTURES))
+        return [turn] if turn else []
+    draw_turn = say.rng.random()
+    if draw_turn < 0.06:
+        return follow_up(scenes[0], say) or []
+    if draw_turn < 0.085:
+        return [talk(say, picture=True)]
+    if draw_turn < 0.16:
+        return [detail(scenes[0], say)]
+    kind = say.rng.choices(list(TRAIN_WEIGHTS), list(TRAIN_WEIGHTS.values()))[0]
+    turn = say.rng.choice(ONE_PICTURE[kind])(scenes[0], say)
+    return [turn] if turn else []
 
 
 def two_scenes(rng: Random) -> tuple[Scene, Scene]:
