@@ -157,6 +157,10 @@ def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None
         run(tmp_path, "a", tune, data=[{"path": "nowhere.json"}])
     with pytest.raises(ConfigError, match='Unknown key "formatt" in data.0.*Did you mean "format"'):
         run(tmp_path, "b", tune, data=[{"path": "x.json", "formatt": "llava"}])
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"image": "a.png", "question": "What?", "answer": "That."}]')
+    with pytest.raises(ConfigError, match='Unknown format "lava".*Did you mean "llava"'):
+        run(tmp_path, "e", tune, data=[{"path": str(rows), "format": "lava"}])
     with pytest.raises(ConfigError, match='optim.name is "adam"; use "adamw" or "muon"'):
         run(tmp_path, "d", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], optim={"name": "adam"})
     with pytest.raises(ConfigError, match='trainable: "conector" matches no parameter'):

@@ -72,7 +72,7 @@ def schedule(optim: OptimConfig) -> Callable[[float], float]:
 
 def optimizer(groups: list[dict], optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW for all groups, or with `name: muon` Muon for hidden matrices and AdamW for the rest."""
-    adamw = {"betas": (optim.betas[0], optim.betas[1]), "eps": 1e-8, "fused": True}
+    adamw: dict[str, Any] = {"betas": (optim.betas[0], optim.betas[1]), "eps": 1e-8, "fused": True}
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, **adamw)
     if optim.name == "muon":
@@ -109,7 +109,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.param_groups = self.param_groups[first : first + len(part.param_groups)]
             first += len(part.param_groups)
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
             part.step()
 

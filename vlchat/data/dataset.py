@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy
 
 from vlchat.data import readers
-from vlchat.data.formats import Example, to_example
-from vlchat.errors import ConfigError, DataError, PathEscapeError
+from vlchat.data.formats import FORMATS, Example, to_example
+from vlchat.errors import ConfigError, DataError, PathEscapeError, nearest
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,13 @@ def load_source(config: SourceConfig) -> Source:
 
     Raises:
         DataError: the file is missing, empty, not what its suffix says, or has no such split.
-        ConfigError: a limit or weight that makes no sense.
+        ConfigError: an unknown format, or a limit or weight that makes no sense.
     """
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit is {config.limit} for {config.path}; it must be at least 1")
+    if config.format is not None and config.format not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ConfigError(f'Unknown format "{config.format}"{nearest(config.format, FORMATS)} Known: {known}.')
     rows = readers.read_rows(config.path, split=config.split)
     if len(rows) == 0:
         raise DataError(f"{config.path} has no rows")
