@@ -1,11 +1,12 @@
-# make demo: the chat page on the embedded model.   make test: the test suite.   Both set up the environment first.
+# make demo: the chat page on the embedded model.   make test: the test suite.   make mini: trains the embedded model.
+# All set up the environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint setup setup-demo fonts clean
+.PHONY: demo test lint mini setup setup-demo fonts clean
 
 demo: setup-demo
 	$(BIN)/vlchat serve --port $(PORT)
@@ -16,6 +17,13 @@ test: setup fonts
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The embedded model's whole recipe; stop and start it as you like. The variables keep glibc from giving memory back
+# to the system between steps, which takes a sixth of the time of a step on a CPU.
+STEADY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+mini: setup fonts
+	for stage in tower lm align tune; do \
+		$(STEADY) $(BIN)/vlchat train configs/mini/$$stage.yaml --resume auto || exit 1; done
 
 setup: $(VENV)/.installed-dev
 setup-demo: $(VENV)/.installed-serve

@@ -54,6 +54,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "vision": str(tower.parent),
             "language": str(lm.parent),
             "connector": {"type": "mlp", "depth": 2},
+            "attention": "eager",
             "sample_tokens": 3,
         },  # fmt: skip
         data=[{"type": "scenes", "ask": "captions", "rows": 50}],
@@ -109,6 +110,7 @@ def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp
     (out / "README.md").write_text("A card that a second export keeps.")
     assert export(str(stages["tune"]), out, dtype="float32", name="tiny") == out
     assert (out / "README.md").read_text() == "A card that a second export keeps."
+    assert str(tmp_path.parent) not in (out / "config.json").read_text()
     about = checkpoint.describe(out)
     assert about["name"] == "tiny" and about["base"] is None and "drawn by vlchat" in about["trained_on"]
     merged, processor = checkpoint.load(stages["tune"], merge=True)
@@ -161,6 +163,8 @@ def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None
     rows.write_text('[{"image": "a.png", "question": "What?", "answer": "That."}]')
     with pytest.raises(ConfigError, match='Unknown format "lava".*Did you mean "llava"'):
         run(tmp_path, "e", tune, data=[{"path": str(rows), "format": "lava"}])
+    with pytest.raises(ConfigError, match='objective.attention is "flash"; use one of eager, sdpa'):
+        run(tmp_path, "f", {**tune, "attention": "flash"}, data=[{"path": str(rows)}])
     with pytest.raises(ConfigError, match='optim.name is "adam"; use "adamw" or "muon"'):
         run(tmp_path, "d", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], optim={"name": "adam"})
     with pytest.raises(ConfigError, match='trainable: "conector" matches no parameter'):

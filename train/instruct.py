@@ -22,6 +22,7 @@ from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 
 _SHAPE_STEP = 32
+_ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
 class _Conversations(nn.Module):
@@ -37,6 +38,13 @@ class _Conversations(nn.Module):
         self.base: dict[str, str | Path | None] = {}
         self.adapter = False
         self.trained_on = ", ".join(source.name for source in self.mixture.sources)
+
+    def attend(self, attention: str | None) -> None:
+        """Choose the attention kernels; null leaves the choice to transformers."""
+        if attention is not None:
+            if attention not in _ATTENTION:
+                raise ConfigError(f'objective.attention is "{attention}"; use one of {", ".join(_ATTENTION)}.')
+            self.model.set_attn_implementation(attention)
 
     def steps(self, epochs: float, batch: int) -> int:
         return max(1, round(epochs * len(self.mixture) / batch))
@@ -117,6 +125,7 @@ class AlignObjective(_Conversations):
         projection: width of the contrastive space; its two projections are not saved.
         template: chat template by name, or null for the tokenizer's own.
         quantize: "nf4" or "int8" for the language model.
+        attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
     """
 
     name = "align"
@@ -136,6 +145,7 @@ class AlignObjective(_Conversations):
         quantize: str | None = None,
         max_length: int | None = 2048,
         sample_tokens: int = 60,
+        attention: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens)
@@ -152,6 +162,7 @@ class AlignObjective(_Conversations):
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
         )
+        self.attend(attention)
         self.processor = VLChatProcessor.from_backbones(vision, tokenizer, self.model.config.image_seq_length, template)
         hidden = self.model.config.text_config.hidden_size
         self.image_projection = nn.Linear(hidden, projection)
@@ -203,6 +214,7 @@ class TuneObjective(_Conversations):
         model: any vlchat folder, run or Hub id of an image-text-to-text model; null is the embedded model.
         lora: `{r, alpha, dropout}` and optionally `targets`; null trains without an adapter.
         quantize: "nf4" or "int8" for the language model.
+        attention: as in stage 1.
     """
 
     name = "tune"
@@ -215,12 +227,14 @@ class TuneObjective(_Conversations):
         quantize: str | None = None,
         max_length: int | None = 2048,
         sample_tokens: int = 60,
+        attention: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens)
         path = newest(model) if model else None
         self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None)
         self.base = {"model": path}
+        self.attend(attention)
         if lora is not None:
             self.model = add_lora(self.model, **lora)
             self.adapter = True

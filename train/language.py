@@ -70,6 +70,7 @@ class LanguageObjective(nn.Module):
                 **model,
             )
         )
+        self._word_tokens: dict[str, list[int]] = {}
         # Fused attention is slow to train on a CPU at short lengths; compiled, the plain one is also fused.
         self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
         self._body: list[Any] = [torch.compile(self.model.model) if compile else self.model.model]  # not a submodule
@@ -121,17 +122,18 @@ class LanguageObjective(nn.Module):
         return {"input_ids": input_ids, "labels": labels, "maps": maps}
 
     def _words(self, scene: Scene, rng: Random | None) -> list[list[int]]:
-        known: dict[str, list[int]] = {}
         cells = []
         for cell in scene_map(scene):
-            text = cell.words()
-            if text not in known:
-                known[text] = self.tokenizer(" " + text, add_special_tokens=False)["input_ids"][:_WORD_TOKENS]
-            tokens = known[text]
+            tokens = [token for word in cell.words().split(" ") for token in self._word(word)][:_WORD_TOKENS]
             if rng is not None:
                 tokens = [token for token in tokens if rng.random() >= self.word_dropout] or tokens
             cells.append(tokens + [_MASKED] * (_WORD_TOKENS - len(tokens)))
         return cells
+
+    def _word(self, word: str) -> list[int]:
+        if word not in self._word_tokens:
+            self._word_tokens[word] = self.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        return self._word_tokens[word]
 
     def _padded(
         self, rows: list[dict[str, Any]], length: int | None = None, *, left: bool = False

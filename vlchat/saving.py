@@ -119,8 +119,7 @@ def save_full(
                 for name, t in model.state_dict().items()
             }
         model.save_pretrained(stage, state_dict=state)
-        if wanted is not None:
-            _set_dtype(stage / "config.json", str(wanted).removeprefix("torch."))
+        _tidy_config(stage / "config.json", None if wanted is None else str(wanted).removeprefix("torch."))
         processor.save_pretrained(stage)
         if extra is not None:
             extra(stage)
@@ -149,11 +148,14 @@ def _write_config(model: Any, stage: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _set_dtype(path: Path, dtype: str) -> None:
+def _tidy_config(path: Path, dtype: str | None) -> None:
+    """The stored dtype in every part, and no word about the folders that the parts once came from."""
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, config.get("text_config"), config.get("vision_config")):
         if isinstance(part, dict):
-            part["dtype"] = dtype
+            part.pop("_name_or_path", None)
+            if dtype is not None:
+                part["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

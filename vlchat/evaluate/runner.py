@@ -209,7 +209,8 @@ def evaluate(
         task=type(task).__name__,
         protocol=task.protocol,
         metric=task.metric,
-        model=dict(chat.description),
+        # The path stays out: settings hold it as it was given, and a result is something to share.
+        model={key: value for key, value in chat.description.items() if key != "path"},
         data=task.data,
         settings={"seed": seed, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "decoding": "greedy"},
         scores=_tally(items, [reply for reply, _ in answered], task),

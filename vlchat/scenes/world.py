@@ -68,17 +68,17 @@ class Scene:
     def cells(self) -> list[Thing | None]:
         """The thing that covers each cell of the GRID x GRID map, row by row; None where only background is."""
         side = 1 / GRID
-        cells: list[Thing | None] = []
-        for row in range(GRID):
-            for column in range(GRID):
-                best, best_cover = None, 0.22  # a thing must cover about a quarter of a cell to name it
-                for thing in self.things:
-                    cover = _overlap(column * side, side, thing.x, thing.width) * _overlap(
-                        row * side, side, thing.y, thing.height
-                    )
-                    if cover > best_cover:
-                        best, best_cover = thing, cover
-                cells.append(best)
+        cells: list[Thing | None] = [None] * (GRID * GRID)
+        covers = [0.22] * (GRID * GRID)  # a thing must cover about a quarter of a cell to name it
+        for thing in self.things:
+            columns = [_overlap(column * side, side, thing.x, thing.width) for column in range(GRID)]
+            for row in range(GRID):
+                down = _overlap(row * side, side, thing.y, thing.height)
+                if down == 0.0:
+                    continue
+                for place, across in enumerate(columns, start=row * GRID):
+                    if across * down > covers[place]:
+                        cells[place], covers[place] = thing, across * down
         return cells
 
 
