@@ -12,8 +12,8 @@ from vlchat.errors import VLChatError
 from vlchat.scenes.dialogue import TWO_PICTURES, follow_up, talk, two_pictures
 from vlchat.scenes.draw import draw
 from vlchat.scenes.language import KINDS, ONE_PICTURE, detail
-from vlchat.scenes.phrasings import PREFIXES
-from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES
+from vlchat.scenes.phrasings import HELD, PREFIXES
+from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES, SIZES, plural
 from vlchat.scenes.wording import Speaker, Turn
 from vlchat.scenes.world import Scene, sample_scene
 
@@ -55,17 +55,48 @@ def generator(split: str, seed: int, index: int) -> Random:
     return Random(f"vlchat-scenes/{split}/{seed}/{index}")
 
 
+_MEANT = set(" ".join((*PICTOGRAMS, *SHAPES, *COLOURS, *SIZES, *COUNT_WORDS)).split())
+_MEANT |= {plural(word) for word in _MEANT} | set("left right above below top bottom center first second both".split())
+_MEANT |= set("word number text bigger where color colour many more no background".split())
+
+
+def _slip(question: str, rng: Random) -> str:
+    """Leaves out or mistypes one word that does not carry the question's meaning."""
+    words = question.split(" ")
+    places = [place for place, word in enumerate(words[1:], 1) if word.lower().rstrip("?.,!") not in _MEANT]
+    if len(words) < 4 or not places:
+        return question
+    place = rng.choice(places)
+    word = words[place]
+    if rng.random() < 0.4 or len(word) < 3:
+        end = word[-1] if word[-1] in "?.,!" else ""
+        words[place - 1] += end
+        del words[place]
+    else:
+        at = rng.randrange(len(word.rstrip("?.,!")) - 1)
+        words[place] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    return " ".join(words)
+
+
 def _roughen(question: str, rng: Random) -> str:
-    """How people really type: a greeting before, no capital, no question mark."""
+    """How people really type: a greeting before, no capital, no question mark, a word left out or mistyped."""
+    rough = _slip(question, rng) if rng.random() < 0.3 else question
     prefix = rng.choice(PREFIXES)
     if prefix.endswith((", ", "And ", "So ", ": ")):
-        question = question[0].lower() + question[1:]
-    question = prefix + question
+        rough = rough[0].lower() + rough[1:]
+    rough = prefix + rough
     if rng.random() < 0.12:
-        question = question.lower()
+        rough = rough.lower()
     if rng.random() < 0.12:
-        question = question.rstrip("?.")
-    return question
+        rough = rough.rstrip("?.")
+    return question if _bare(rough) in _HELD_BARE else rough
+
+
+def _bare(question: str) -> str:
+    return question.lower().rstrip("?.!")
+
+
+_HELD_BARE = {_bare(phrase) for phrases in HELD.values() for phrase in phrases if "{" not in phrase}
 
 
 def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5) -> Conversation:
