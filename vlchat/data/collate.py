@@ -63,7 +63,7 @@ class Collator:
             if self.max_length is not None and length > self.max_length:
                 raise TooLongError(
                     f'Row "{example.id}" has {length} tokens, more than the limit of {self.max_length}. '
-                    "Shorten the row, raise max_length, or let the run drop such rows."
+                    "Shorten the row or raise max_length."
                 )
             if not supervised:
                 raise EmptySupervisionError(
