@@ -215,10 +215,10 @@ def test_the_embedded_model_answers_about_an_uploaded_picture(
     chat = Chat.load()
     with serving(chat) as address:
         page = opened(browser, address)
-        send(page, "What color is the background?", EXAMPLES / "word.png")
+        send(page, "What is this?", EXAMPLES / "owl.png")
         answered(page)
         wait(page, lambda: all(thread.name != "vlchat-generate" for thread in threading.enumerate()))
-        playwright.expect(page.locator(ANSWER)).to_contain_text("background is blue", timeout=PATIENCE)
+        playwright.expect(page.locator(ANSWER)).to_contain_text("owl", timeout=PATIENCE)
         if target := os.environ.get("VLCHAT_SCREENSHOT"):
             page.wait_for_timeout(1000)  # until the page has scrolled to the end
             page.screenshot(path=target)

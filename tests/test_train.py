@@ -153,7 +153,9 @@ def test_a_run_that_exists_is_never_overwritten_unasked(stages: dict[str, Path])
         main([str(stages["tower"].parent.parent / "tower.yaml")])
 
 
-def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None:
+def test_mistakes_are_sentences(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tune = {"type": "tune", "model": str(stages["align"]), "lora": {"r": 2}}
     with pytest.raises(VLChatError, match="nowhere.json"):
         run(tmp_path, "a", tune, data=[{"path": "nowhere.json"}])
@@ -163,6 +165,9 @@ def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None
     rows.write_text('[{"image": "a.png", "question": "What?", "answer": "That."}]')
     with pytest.raises(ConfigError, match='Unknown format "lava".*Did you mean "llava"'):
         run(tmp_path, "e", tune, data=[{"path": str(rows), "format": "lava"}])
+    with monkeypatch.context() as nowhere, pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
+        nowhere.setenv("PATH", str(tmp_path))
+        run(tmp_path, "g", {"type": "language", "model": LANGUAGE, "compile": True})
     with pytest.raises(ConfigError, match='objective.attention is "flash"; use one of eager, sdpa'):
         run(tmp_path, "f", {**tune, "attention": "flash"}, data=[{"path": str(rows)}])
     with pytest.raises(ConfigError, match='optim.name is "adam"; use "adamw" or "muon"'):

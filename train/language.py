@@ -5,6 +5,8 @@ cell's word embeddings over the root of their number, as a perfect connector wou
 what stands in its context before it is ever shown a picture; trained on questions and answers alone it learns to guess.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -16,6 +18,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.tokenizer import train_tokenizer
+from vlchat.errors import ConfigError
 from vlchat.folders import writing
 from vlchat.scenes.language import KINDS
 from vlchat.scenes.maps import prose, scene_map
@@ -57,6 +60,8 @@ class LanguageObjective(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+            raise ConfigError("objective.compile needs a C++ compiler, and there is none. Set objective.compile=false.")
         self.prose_share, self.word_dropout, self.noise, self.seed = prose_share, word_dropout, noise, seed
         self.length = length
         self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
