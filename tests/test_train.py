@@ -141,6 +141,16 @@ def test_a_resumed_run_ends_with_the_same_bits(stages: dict[str, Path], tmp_path
             assert all(torch.equal(one[key], two[key]) for key in one), (name, part)
 
 
+def test_a_run_that_has_had_its_minutes_is_left_as_it_is(
+    stages: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(stages["tune"].parent.parent / "tune.yaml")
+    before = (stages["tune"].parent / "metrics.jsonl").read_text()
+    assert main([config, "--resume", "auto", "loop.minutes=0.0001", "loop.steps=9"]) == 0
+    assert "raise loop.minutes to go on" in capsys.readouterr().out
+    assert (stages["tune"].parent / "metrics.jsonl").read_text() == before
+
+
 def test_metrics_and_the_resolved_configuration_lie_beside_the_weights(stages: dict[str, Path]) -> None:
     lines = [json.loads(line) for line in (stages["align"].parent / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]

@@ -59,6 +59,9 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     progress = checkpoint.read(resume, objective, optimizer) if resume else Progress()
     if resume:
         accelerator.print(f"Resuming {resume}: step {progress.step:,} of {steps:,}, {progress.samples:,} samples seen.")
+        if loop.minutes is not None and progress.seconds >= 60 * loop.minutes:
+            accelerator.print(f"It has had its {loop.minutes:g} minutes; raise loop.minutes to go on.")
+            return resume
     objective, optimizer = accelerator.prepare(objective, optimizer)
     bare = accelerator.unwrap_model(objective)
     share = schedule(config.optim)
