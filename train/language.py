@@ -1,8 +1,8 @@
 """Stage 0, language: a small language model from nothing that reads scenes from its context.
 
-Some rows describe the scene in words; the others lay the scene map over the image tokens, each token the sum of its
-cell's word embeddings over the root of their number, as a perfect connector would. The model so learns to answer from
-what stands in its context before it is ever shown a picture; trained on questions and answers alone it learns to guess.
+Some rows describe the scene in words; the others lay the scene map over the image tokens (`train.reader`), as a perfect
+connector would. The model so learns to answer from what stands in its context before it is ever shown a picture;
+trained on questions and answers alone it learns to guess.
 """
 
 import os
@@ -17,19 +17,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from train.tokenizer import train_tokenizer
+from train.reader import IMAGE_TOKENS, MapReader
+from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
 from vlchat.folders import writing
 from vlchat.scenes.language import KINDS
-from vlchat.scenes.maps import prose, scene_map
+from vlchat.scenes.maps import READ_FIELDS, prose, scene_map
 from vlchat.scenes.rows import Conversation, ask_about, conversation, generator, states
-from vlchat.scenes.world import GRID, Scene
 
-IMAGE_TOKENS = GRID * GRID
-_WORD_TOKENS = 10  # tokens of a cell's words, at most
 _MASKED = -100
 _TURNS = 11  # asked of a conversation; those that do not fit are left out
-_LISTED = ("caption", "detail", "two_one")
+_LISTED = ("caption", "detail", "sides", "two_one")
 
 
 class LanguageObjective(nn.Module):
@@ -62,10 +60,11 @@ class LanguageObjective(nn.Module):
         super().__init__()
         if compile and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
             raise ConfigError("objective.compile needs a C++ compiler, and there is none. Set objective.compile=false.")
-        self.prose_share, self.word_dropout, self.noise, self.seed = prose_share, word_dropout, noise, seed
+        self.prose_share, self.seed = prose_share, seed
         self.length = length
         self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
         self.image_token: Any = self.tokenizer.convert_tokens_to_ids("<image>")
+        self.reader = MapReader(self.tokenizer, word_dropout, noise)
         self.model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(self.tokenizer),
@@ -75,13 +74,16 @@ class LanguageObjective(nn.Module):
                 **model,
             )
         )
-        self._word_tokens: dict[str, list[int]] = {}
         # Fused attention is slow to train on a CPU at short lengths; compiled, the plain one is also fused.
         self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
         self._body: list[Any] = [torch.compile(self.model.model) if compile else self.model.model]  # not a submodule
 
+    def restore(self, folder: Path) -> None:
+        """Take the tokenizer of a checkpoint that is resumed."""
+        self.tokenizer = self.reader.tokenizer = saved_tokenizer(folder, len(self.tokenizer))
+
     def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
-        """input_ids, labels (rows, tokens) and cell_words (maps, cells, word tokens) of one step."""
+        """input_ids, labels (rows, tokens), cell_words and cell_sides (`MapReader.tensors`) of one step."""
         return self._padded([self._row(index) for index in range(step * rows, (step + 1) * rows)], self.length)
 
     def _row(self, index: int) -> dict[str, Any]:
@@ -123,22 +125,8 @@ class LanguageObjective(nn.Module):
             repeat = IMAGE_TOKENS if token == self.image_token else 1
             input_ids += [token] * repeat
             labels += [token if assistant else _MASKED] * repeat
-        maps = [] if written else [self._words(scene, rng if answer else None) for scene in shown.scenes]
+        maps = [] if written else [self.reader.cells(scene, rng if answer else None) for scene in shown.scenes]
         return {"input_ids": input_ids, "labels": labels, "maps": maps}
-
-    def _words(self, scene: Scene, rng: Random | None) -> list[list[int]]:
-        cells = []
-        for cell in scene_map(scene):
-            tokens = [token for word in cell.words().split(" ") for token in self._word(word)][:_WORD_TOKENS]
-            if rng is not None:
-                tokens = [token for token in tokens if rng.random() >= self.word_dropout] or tokens
-            cells.append(tokens + [_MASKED] * (_WORD_TOKENS - len(tokens)))
-        return cells
-
-    def _word(self, word: str) -> list[int]:
-        if word not in self._word_tokens:
-            self._word_tokens[word] = self.tokenizer(" " + word, add_special_tokens=False)["input_ids"]
-        return self._word_tokens[word]
 
     def _padded(
         self, rows: list[dict[str, Any]], length: int | None = None, *, left: bool = False
@@ -156,20 +144,14 @@ class LanguageObjective(nn.Module):
             batch["attention_mask"] = torch.tensor(
                 [[0] * (length - len(row["input_ids"])) + [1] * len(row["input_ids"]) for row in rows]
             )
-        maps = [cells for row in rows for cells in row["maps"]]
-        batch["cell_words"] = torch.tensor(maps, dtype=torch.long).reshape(-1, IMAGE_TOKENS, _WORD_TOKENS)
-        return batch
+        return batch | self.reader.tensors([cells for row in rows for cells in row["maps"]])
 
     def embed(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """(rows, tokens, hidden): token embeddings, with the scene maps over the image tokens."""
         table = self.model.get_input_embeddings()
         embeds = table(batch["input_ids"])
-        words = batch["cell_words"]  # (maps, cells, word tokens)
-        if len(words):
-            present = torch.ne(words, _MASKED).unsqueeze(-1)
-            cells = (table(words.clamp(min=0)) * present).sum(2) / present.sum(2).clamp(min=1).sqrt()
-            if self.training:
-                cells = cells + torch.randn_like(cells) * self.noise * cells.detach().std()
+        if len(batch["cell_words"]):
+            cells = self.reader.embed(table, batch["cell_words"], batch["cell_sides"], noisy=self.training)
             embeds = embeds.masked_scatter(
                 torch.eq(batch["input_ids"], self.image_token).unsqueeze(-1), cells.to(embeds.dtype)
             )
@@ -241,6 +223,6 @@ def _texts(index: int) -> list[str]:
     shown = conversation(0, index, split="tokenizer")
     rng = generator("tokenizer-prose", 0, index)
     texts = [text for turn in shown.turns for text in (turn.question, turn.answer)]
-    return texts + [
-        text for scene in shown.scenes for text in (prose(scene, rng), *{" " + c.words() for c in scene_map(scene)})
-    ]
+    for scene in shown.scenes:
+        texts += [prose(scene, rng), *{" " + cell.words(READ_FIELDS) for cell in scene_map(scene)}]
+    return texts

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 from vlchat.scenes.pairs import compare_colour, compare_count, compare_size, relation, relation_or, relation_where
 from vlchat.scenes.vocabulary import COUNT_WORDS, SHAPES, article, plural
@@ -32,6 +33,25 @@ def detail(scene: Scene, say: Speaker) -> Turn:
     parts = [f"{article(thing.phrase())} at the {thing.place}" for thing in scene.things]
     question = say.rng.choice(("Describe every detail.", "Describe the picture in detail.", "Tell me all the details."))
     return Turn("detail", question, f"On a {scene.background} background there is {join(parts)}.", facts(scene.things))
+
+
+def sides(scene: Scene, say: Speaker) -> Turn | None:
+    """How each thing lies from the one before it, in reading order: what relations are learnt from."""
+    named_things = [(thing, name) for thing in scene.things if (name := reference(thing, scene))]
+    parts = []
+    for (one, name), (two, other) in pairwise(named_things):
+        across, down = two.x - one.x, two.y - one.y
+        if abs(across) > 1.3 * abs(down):
+            side = "to the right" if across > 0 else "to the left"
+        elif abs(down) > 1.3 * abs(across):
+            side = "below" if down > 0 else "above"
+        else:
+            continue
+        parts.append(f"from {name} {other} is {side}")
+    if not parts:
+        return None
+    question = say.rng.choice(("How do the things lie?", "Tell me how the things lie.", "Where do the things lie?"))
+    return Turn("sides", question, f"Seen {join(parts)}.", ", ".join(parts))
 
 
 def what(scene: Scene, say: Speaker) -> Turn | None:

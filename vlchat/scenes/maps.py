@@ -2,7 +2,8 @@
 
 A cell's words are size, colour and name of the thing on it, row and column of that thing's centre (`rowa` ... `rowh`,
 `cola` ... `colh`), so that two cells of one thing agree and two equal things differ, and `here` in the one cell that
-holds the centre, so that things can be counted.
+holds the centre, so that things can be counted. The language model reads the place in words of its answers instead
+(`top left`), and the centre's coordinates.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,11 @@ from vlchat.scenes.world import GRID, Scene, Thing
 
 _LETTERS = "abcdefgh"
 FIELDS = ("size", "colour", "name", "row", "column", "centre")
+READ_FIELDS = ("size", "colour", "name", "place", "centre")
+"""The fields whose words the language model reads."""
 _SIZES = ("", "small", "medium", "large", "word", "number")  # text has its kind in place of a size
+TEXT_CODE = _SIZES.index("word")
+"""Codes of the field `size` from here on are those of text."""
 _COLOURS = ("", *COLOURS)
 _NAMES = ("background", *SHAPES, *PICTOGRAMS, *(f"word {w}" for w in WORDS), *(f"number {n}" for n in NUMBERS))
 FIELD_WORDS: dict[str, tuple[str, ...]] = {
@@ -38,6 +43,8 @@ class Cell:
     row: str
     column: str
     centre: str = ""
+    place: str = ""
+    at: tuple[float, float] | None = None  # x and y of the thing's centre, 0 to 1
 
     def words(self, fields: tuple[str, ...] = FIELDS) -> str:
         """The words of these fields, such as `small red circle rowc cole`."""
@@ -60,7 +67,15 @@ def cell_of(thing: Thing | None, scene: Scene) -> Cell:
     if thing is None:
         return Cell("", scene.background, "background", "", "")
     row, column = (_LETTERS[min(int(value * GRID), GRID - 1)] for value in (thing.y, thing.x))
-    return Cell("" if thing.is_text else thing.size, thing.colour or "", thing.noun, f"row{row}", f"col{column}")
+    return Cell(
+        "" if thing.is_text else thing.size,
+        thing.colour or "",
+        thing.noun,
+        f"row{row}",
+        f"col{column}",
+        place=thing.place,
+        at=(thing.x, thing.y),
+    )
 
 
 def scene_map(scene: Scene) -> list[Cell]:
