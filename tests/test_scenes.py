@@ -10,7 +10,7 @@ import pytest
 
 from vlchat.errors import VLChatError
 from vlchat.scenes import KINDS, conversation, correct, questions
-from vlchat.scenes.maps import scene_map
+from vlchat.scenes.maps import READ_FIELDS, scene_map
 from vlchat.scenes.pairs import relation_where
 from vlchat.scenes.phrasings import HELD, SEEN
 from vlchat.scenes.rows import ask_about, generator, states
@@ -105,6 +105,16 @@ def test_the_map_names_what_lies_under_a_cell() -> None:
     assert cells[5 * GRID + 2].words() == "large red circle rowg colc"
     assert sum(cell.centre == "here" for cell in cells) == 1
     assert cells[0].words() == "white background"
+    assert cells[6 * GRID + 2].words(READ_FIELDS) == "large red circle bottom left here"
+
+
+def test_scenes_of_mostly_text_come_where_they_are_asked_for() -> None:
+    def share(texts: float) -> float:
+        scenes = [sample_scene(Random(seed), texts=texts) for seed in range(300)]
+        return sum(any(thing.is_text for thing in scene.things) for scene in scenes) / len(scenes)
+
+    assert share(0.0) < 0.4 < 0.75 < share(1.0)
+    assert sample_scene(Random(4)) == sample_scene(Random(4), texts=0.0)
 
 
 def test_rows_depend_on_seed_and_index_alone() -> None:

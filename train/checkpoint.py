@@ -75,6 +75,9 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     for name in ("trained.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json"):
         if not (state / name).is_file():
             raise CheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+    restore: Any = getattr(objective, "restore", None)
+    if restore is not None:
+        restore(folder)
     weights = load_file(state / "trained.safetensors")
     trained = _trained(objective)
     if weights.keys() != trained.keys():
@@ -120,9 +123,3 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torc
         index, key = name.split(".", 1)
         tree["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(tree)
-
-
-def newest(path: str) -> str:
-    """A run's folder stands for its newest checkpoint; any other path or Hub id for itself."""
-    found = saved(Path(path)) if Path(path).is_dir() else []
-    return str(found[-1]) if found else path

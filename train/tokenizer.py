@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import vlchat
+from vlchat.errors import CheckpointError
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 
@@ -40,3 +42,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, append_end: bool =
     if not append_end:
         fast.chat_template = (Path(vlchat.__file__).parent / "templates" / "chatml.jinja").read_text()
     return fast
+
+
+def saved_tokenizer(folder: Path, tokens: int) -> PreTrainedTokenizerFast:
+    """The tokenizer that a run began with: its texts may be other ones by now.
+
+    Raises CheckpointError when it does not have as many tokens as the model that is to go on.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) != tokens:
+        raise CheckpointError(
+            f"{folder} cannot be resumed: its tokenizer has {len(tokenizer):,} tokens, and objective.vocabulary makes "
+            f"{tokens:,} now. Give the run the configuration that it began with."
+        )
+    return tokenizer

@@ -12,10 +12,10 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from train.contrastive import clip_loss, recall
-from train.tokenizer import train_tokenizer
+from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.folders import writing
 from vlchat.scenes.draw import draw
-from vlchat.scenes.maps import FIELD_WORDS, FIELDS, alt_text, cell_of, scene_map
+from vlchat.scenes.maps import FIELD_WORDS, FIELDS, TEXT_CODE, alt_text, cell_of, scene_map
 from vlchat.scenes.picture import picture_of
 from vlchat.scenes.rows import generator
 from vlchat.scenes.vocabulary import PICTOGRAMS, article
@@ -36,6 +36,7 @@ class TowerObjective(nn.Module):
         vocabulary: size of the tokenizer that is trained on the way.
         cells: cells a picture, on average, that enter the second loss (0 leaves it out).
         cells_weight: its weight beside the first.
+        texts: share of scenes that are mostly text (`sample_scene`).
     """
 
     name = "clip"
@@ -50,12 +51,13 @@ class TowerObjective(nn.Module):
         vocabulary: int = 1200,
         cells: int = 16,
         cells_weight: float = 1.0,
+        texts: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.cells, self.cells_weight, self.seed = cells, cells_weight, seed
-        texts = (text_ for index in range(6000) for text_ in _texts(generator("tokenizer", 0, index)))
-        self.tokenizer = train_tokenizer(texts, vocabulary, append_end=True)
+        self.cells, self.cells_weight, self.texts, self.seed = cells, cells_weight, texts, seed
+        written = (text_ for index in range(6000) for text_ in _texts(generator("tokenizer", 0, index)))
+        self.tokenizer = train_tokenizer(written, vocabulary, append_end=True)
         self.side = int(vision["image_size"])
         self.processor = CLIPImageProcessorPil(
             size={"height": self.side, "width": self.side},
@@ -79,6 +81,11 @@ class TowerObjective(nn.Module):
         self.cell_projections = nn.ModuleDict(
             {field: nn.Linear(int(vision["hidden_size"]), projection) for field in FIELDS}
         )
+        self._fix_words()
+        # On a CPU the backward pass of fused attention takes half of a step at 65 tokens: 1.7 s against 0.7 s here.
+        self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
+
+    def _fix_words(self) -> None:
         words = self.tokenizer(
             [word or "nothing" for field in FIELDS for word in FIELD_WORDS[field]],
             padding="max_length",
@@ -88,13 +95,16 @@ class TowerObjective(nn.Module):
         )
         self.register_buffer("word_ids", words["input_ids"], persistent=False)
         self.register_buffer("word_mask", words["attention_mask"], persistent=False)
-        # On a CPU the backward pass of fused attention takes half of a step at 65 tokens: 1.7 s against 0.7 s here.
-        self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
+
+    def restore(self, folder: Path) -> None:
+        """Take the tokenizer of a checkpoint that is resumed."""
+        self.tokenizer = saved_tokenizer(folder, len(self.tokenizer))
+        self._fix_words()
 
     def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
         """Pictures, captions and labelled cells of one step."""
         rngs = [generator("tower", self.seed, step * rows + row) for row in range(rows)]
-        scenes = [sample_scene(rng) for rng in rngs]
+        scenes = [sample_scene(rng, texts=self.texts) for rng in rngs]
         pictures = [picture_of(scene, rng, self.side) for scene, rng in zip(scenes, rngs, strict=True)]
         # Fixed lengths: every new shape costs the CPU a freshly compiled kernel.
         captions = self.tokenizer(
@@ -179,16 +189,24 @@ class TowerObjective(nn.Module):
 
     @torch.no_grad()
     def _cells_named(self) -> dict[str, float]:
-        """Share of the cells with a thing on them, on fresh scenes, whose word is ranked first, field by field."""
-        scenes = [sample_scene(generator("tower-cells", 0, index)) for index in range(64)]
+        """Share of the cells with a thing on them, on fresh scenes, whose word is ranked first, field by field.
+
+        `cell_text` is that of the name where the thing is a word or a number.
+        """
+        scenes = [sample_scene(generator("tower-cells", 0, index), texts=0.25) for index in range(96)]
         pixels = self.processor([draw(s, 192, 192) for s in scenes], return_tensors="pt")["pixel_values"]
         vision = self.model.vision_model(pixels.to(self.model.device))
         patches = self.model.vision_model.post_layernorm(vision.last_hidden_state[:, 1:]).flatten(0, 1)
         codes = torch.tensor([cell.codes() for scene in scenes for cell in scene_map(scene)])
         there = codes[:, FIELDS.index("row")] > 0
-        return {
-            f"cell_{field}": (logits.argmax(1).cpu() == codes[there][:, number]).float().mean().item()
+        codes = codes[there]
+        right = {
+            field: (logits.argmax(1).cpu() == codes[:, number]).float()
             for number, (field, logits) in enumerate(self._cell_logits(patches[there]).items())
+        }
+        text = codes[:, FIELDS.index("size")] >= TEXT_CODE
+        return {f"cell_{field}": share.mean().item() for field, share in right.items()} | {
+            "cell_text": right["name"][text].mean().item()
         }
 
     def save(self, folder: Path, extra: Callable[[Path], None]) -> None:

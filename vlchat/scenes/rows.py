@@ -11,7 +11,7 @@ from PIL import Image
 from vlchat.errors import VLChatError
 from vlchat.scenes.dialogue import TWO_PICTURES, follow_up, talk, two_pictures
 from vlchat.scenes.draw import draw
-from vlchat.scenes.language import KINDS, ONE_PICTURE, detail
+from vlchat.scenes.language import KINDS, ONE_PICTURE, detail, sides
 from vlchat.scenes.phrasings import HELD, PREFIXES
 from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES, SIZES, plural
 from vlchat.scenes.wording import Speaker, Turn
@@ -99,8 +99,8 @@ def _bare(question: str) -> str:
 _HELD_BARE = {_bare(phrase) for phrases in HELD.values() for phrase in phrases if "{" not in phrase}
 
 
-def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5) -> Conversation:
-    """One training conversation of about `turns` questions, in seen phrasings only."""
+def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5, texts: float = 0.0) -> Conversation:
+    """One training conversation of about `turns` questions, in seen phrasings only; `texts` as in `sample_scene`."""
     rng = generator(split, seed, index)
     say = Speaker(rng)
     asked: list[Turn] = []
@@ -112,7 +112,7 @@ def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5)
     elif draw_kind < 0.20:
         scenes = two_scenes(rng)
     else:
-        scenes = (sample_scene(rng),)
+        scenes = (sample_scene(rng, texts=texts),)
     for _ in range(4 * turns):
         if len(asked) >= turns:
             break
@@ -135,6 +135,9 @@ def _turns(scenes: tuple[Scene, ...], say: Speaker) -> list[Turn]:
         return [talk(say, picture=True)]
     if draw_turn < 0.16:
         return [detail(scenes[0], say)]
+    if draw_turn < 0.22:
+        turn = sides(scenes[0], say)
+        return [turn] if turn else []
     kind = say.rng.choices(list(TRAIN_WEIGHTS), list(TRAIN_WEIGHTS.values()))[0]
     turn = say.rng.choice(ONE_PICTURE[kind])(scenes[0], say)
     return [turn] if turn else []

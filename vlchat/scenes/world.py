@@ -112,12 +112,20 @@ def _distance(a: str, b: str) -> float:
     return sum((p - q) ** 2 for p, q in zip(COLOURS[a], COLOURS[b], strict=True)) ** 0.5
 
 
-def sample_scene(rng: Random, count: int | None = None) -> Scene:
-    """Draw a scene: `count` things (1 to 6, weighted to few when None), repeated kinds on purpose, no overlaps."""
+_MUCH_TEXT = 0.7
+
+
+def sample_scene(rng: Random, count: int | None = None, texts: float = 0.0) -> Scene:
+    """Draw a scene: `count` things (1 to 6, weighted to few when None), repeated kinds on purpose, no overlaps.
+
+    `texts` is the share of scenes in which most things are a word or a number; by themselves those are rare.
+    """
     if count is None:
         count = rng.choices((1, 2, 3, 4, 5, 6), (20, 24, 22, 16, 10, 8))[0]
     repeat = rng.choice((0.0, 0.0, 0.35, 0.6))  # some scenes repeat a kind, so that there is something to count
     text_share = rng.choice((0.0, 0.1, 0.25))
+    if texts and rng.random() < texts:
+        text_share = _MUCH_TEXT
     palette = rng.sample(list(COLOURS), 2) if rng.random() < 0.3 else list(COLOURS)  # shared colours, to compare
     placed: list[Thing] = []
     identities: list[tuple[str, str, str | None]] = []
@@ -159,7 +167,7 @@ def sample_scene(rng: Random, count: int | None = None) -> Scene:
         choices = ["white"]
     background = rng.choice(choices or ["white" if "white" not in used else "black"])
     if background in used:  # every colour is near a used one: draw anew rather than unseen
-        return sample_scene(rng, count)
+        return sample_scene(rng, count, texts)
     texture = rng.choice(("plain", "plain", "gradient", "noise"))
     placed.sort(key=lambda thing: (int(thing.y * 3), thing.x))
     return Scene(tuple(placed), background, texture, rng.getrandbits(32))
