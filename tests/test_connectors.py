@@ -48,6 +48,19 @@ def test_mlp_of_depth_two_is_llavas_projector() -> None:
     assert torch.equal(connector(features), reference(features))
 
 
+def test_a_wide_mlp_with_a_norm_is_torchs_own_layers() -> None:
+    connector = MLPConnector(12, 20, hidden_size=30, norm=True)
+    reference = torch.nn.Sequential(
+        torch.nn.LayerNorm(12), torch.nn.Linear(12, 30), torch.nn.GELU(), torch.nn.Linear(30, 20)
+    )
+    reference[0].load_state_dict({"weight": torch.rand(12), "bias": torch.rand(12)})
+    connector.norm.load_state_dict(reference[0].state_dict())
+    for mine, theirs in zip(connector.layers, (reference[1], reference[3]), strict=True):
+        mine.load_state_dict(theirs.state_dict())
+    features = torch.randn(2, 9, 12)
+    assert torch.equal(connector(features), reference(features))
+
+
 def qformer(**options: Any) -> QFormerConnector:
     torch.manual_seed(4)
     return QFormerConnector(

@@ -9,19 +9,22 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from train.checkpoint import newest
 from train.contrastive import clip_loss, recall
+from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
 from vlchat import checkpoint
 from vlchat.data import Collator, Example
 from vlchat.data.collate import decode_images
 from vlchat.data.formats import text_of
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, nearest
+from vlchat.folders import newest
 from vlchat.lora import add_lora
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 
 _SHAPE_STEP = 32
+_BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
+_LORA = ("r", "alpha", "dropout", "targets")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
@@ -30,10 +33,14 @@ class _Conversations(nn.Module):
 
     model: Any
     processor: Any
+    reader: MapReader
 
-    def __init__(self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int) -> None:
+    def __init__(
+        self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int, cells: float
+    ) -> None:
         super().__init__()
         self.mixture = open_data(data, seed)
+        self.cells = cells
         self.max_length, self.sample_tokens = max_length, sample_tokens
         self.base: dict[str, str | Path | None] = {}
         self.adapter = False
@@ -62,6 +69,8 @@ class _Conversations(nn.Module):
 
     def tensors(self, examples: list[Example]) -> dict[str, Any]:
         batch = Collator(self.processor, self.max_length)(examples)
+        if self.cells:
+            batch |= self._maps(examples)
         # Few different lengths: on a CPU each costs a freshly compiled kernel.
         extra = -batch["input_ids"].shape[1] % _SHAPE_STEP
         blanks = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0}
@@ -69,6 +78,34 @@ class _Conversations(nn.Module):
             key: functional.pad(value, (0, extra), value=blanks[key]) if key in blanks else value
             for key, value in batch.items()
         }
+
+    def _maps(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        for example in examples:
+            if len(example.meta.get("scenes", ())) != len(example.images):
+                raise ConfigError(
+                    f'Row "{example.id}" has no scene map, and objective.cells learns from it: only the drawn world '
+                    "(data.N.type=scenes) has one. Set objective.cells=0."
+                )
+        scenes = [scene for example in examples for scene in example.meta["scenes"]]
+        return self.reader.tensors([self.reader.cells(scene) for scene in scenes])
+
+    def cells_loss(self, features: torch.Tensor, words: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        """What the image tokens lack of the scene maps, as a share of their variance; the background counts less.
+
+        Args:
+            features: (maps * cells, hidden), what the connector gives.
+            words, sides: of `MapReader.tensors`.
+        """
+        with torch.no_grad():
+            target = self.reader.embed(self.model.get_input_embeddings(), words, sides).flatten(0, 1).float()
+            weight = torch.where(sides.sum(-1).flatten() > 0, 1.0, _BACKGROUND)
+        if features.shape != target.shape:
+            raise ConfigError(
+                f"objective.cells needs one image token for each of the {IMAGE_TOKENS} cells of a scene map; this "
+                f"tower and connector give {len(features) // len(words)}. Set objective.cells=0."
+            )
+        error = (features.float() - target).square().mean(-1)
+        return (weight * error).sum() / weight.sum() / target.var(0).mean()
 
     @torch.no_grad()
     def sample(self) -> tuple[dict[str, float], list[str]]:
@@ -120,8 +157,11 @@ class AlignObjective(_Conversations):
         vision, language: path or Hub id of a backbone; the folder of a run stands for its newest checkpoint.
         connector: `{type: name, **kwargs}`.
         itg: weight of the caption's likelihood through the frozen language model.
+        itg_share: share of a step's rows that enter it; it is what costs most.
         itc: weight of the contrast between the mean of a picture's image tokens and the mean of its caption's last
             hidden states, both projected.
+        cells: weight of the scene maps' loss, for drawn scenes only: each image token is drawn to the embedding of its
+            cell's words, which the embedded language model learnt to read (`train.reader`).
         projection: width of the contrastive space; its two projections are not saved.
         template: chat template by name, or null for the tokenizer's own.
         quantize: "nf4" or "int8" for the language model.
@@ -137,7 +177,9 @@ class AlignObjective(_Conversations):
         connector: dict[str, Any],
         data: Sequence[dict[str, Any]],
         itg: float = 1.0,
+        itg_share: float = 1.0,
         itc: float = 0.2,
+        cells: float = 0.0,
         projection: int = 128,
         template: str | None = None,
         vision_feature_layer: int = -2,
@@ -148,10 +190,10 @@ class AlignObjective(_Conversations):
         attention: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, seed, max_length, sample_tokens)
-        vision, language = newest(vision), newest(language)
+        super().__init__(data, seed, max_length, sample_tokens, cells)
+        vision, language = str(newest(Path(vision))), str(newest(Path(language)))
         self.base = {"vision": vision, "language": language}
-        self.itg, self.itc = itg, itc
+        self.itg, self.itg_share, self.itc = itg, itg_share, itc
         tokenizer = AutoTokenizer.from_pretrained(language)
         self.model = VLChatForConditionalGeneration.from_backbones(
             vision,
@@ -164,6 +206,7 @@ class AlignObjective(_Conversations):
         )
         self.attend(attention)
         self.processor = VLChatProcessor.from_backbones(vision, tokenizer, self.model.config.image_seq_length, template)
+        self.reader = MapReader(self.processor.tokenizer)
         hidden = self.model.config.text_config.hidden_size
         self.image_projection = nn.Linear(hidden, projection)
         self.text_projection = nn.Linear(hidden, projection)
@@ -188,10 +231,17 @@ class AlignObjective(_Conversations):
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         model = self.model
         captions, caption_mask = batch.pop("caption_input_ids"), batch.pop("caption_attention_mask")
+        maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
         features = model.get_image_features(batch.pop("pixel_values"), return_dict=True)
-        out = model(**batch, mm_encoder_outputs={"image": features})
+        rows = max(1, round(self.itg_share * len(captions)))  # one picture a row
+        told = type(features)(pooler_output=features.pooler_output[:rows])
+        out = model(**{key: value[:rows] for key, value in batch.items()}, mm_encoder_outputs={"image": told})
         metrics = {"itg": out.loss.item()}
         loss = self.itg * out.loss
+        if maps:
+            cells = self.cells_loss(torch.cat(features.pooler_output), *maps)
+            metrics["cells"] = cells.item()
+            loss = loss + self.cells * cells
         if self.itc:
             pooled = torch.stack([tokens.mean(0) for tokens in features.pooler_output])  # (images, hidden)
             with torch.no_grad():
@@ -213,6 +263,7 @@ class TuneObjective(_Conversations):
     Args:
         model: any vlchat folder, run or Hub id of an image-text-to-text model; null is the embedded model.
         lora: `{r, alpha, dropout}` and optionally `targets`; null trains without an adapter.
+        cells: as in stage 1.
         quantize: "nf4" or "int8" for the language model.
         attention: as in stage 1.
     """
@@ -225,19 +276,30 @@ class TuneObjective(_Conversations):
         model: str | None = None,
         lora: dict[str, Any] | None = None,
         quantize: str | None = None,
+        cells: float = 0.0,
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, seed, max_length, sample_tokens)
-        path = newest(model) if model else None
+        super().__init__(data, seed, max_length, sample_tokens, cells)
+        for key in lora or {}:
+            if key not in _LORA:
+                hint = nearest(key, _LORA) or f"; known: {', '.join(_LORA)}."
+                raise ConfigError(f'Unknown key "{key}" in objective.lora{hint}')
+        path = str(newest(Path(model))) if model else None
         self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None)
         self.base = {"model": path}
+        self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
         if lora is not None:
             self.model = add_lora(self.model, **lora)
             self.adapter = True
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        return self.model(**batch, use_cache=False).loss, {}
+        maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
+        out = self.model(**batch, use_cache=False)
+        if not maps or not len(maps[0]):
+            return out.loss, {}
+        cells = self.cells_loss(out.image_hidden_states, *maps)
+        return out.loss + self.cells * cells, {"answers": out.loss.item(), "cells": cells.item()}

@@ -23,17 +23,26 @@ class SceneSource:
         seed: another seed, other rows.
         turns: questions about a picture, for `chat`.
         side: pictures are at least so many pixels wide and high.
+        texts: share of scenes that are mostly text (`sample_scene`).
         weight: as in SourceConfig.
     """
 
     def __init__(
-        self, ask: str, rows: int = 200_000, seed: int = 0, turns: int = 5, side: int = 96, weight: float = 1.0
+        self,
+        ask: str,
+        rows: int = 200_000,
+        seed: int = 0,
+        turns: int = 5,
+        side: int = 96,
+        texts: float = 0.0,
+        weight: float = 1.0,
     ) -> None:
         if ask not in ("captions", "chat"):
             raise ConfigError(
                 f'data: ask is "{ask}"; the drawn world has captions and chat{nearest(ask, ("captions", "chat"))}'
             )
         self.name = f"pictures with {'captions' if ask == 'captions' else 'conversations'} drawn by vlchat"
+        self.texts = texts
         self.ask, self.rows, self.seed, self.turns, self.side, self.weight = ask, rows, seed, turns, side, weight
 
     def __len__(self) -> int:
@@ -42,7 +51,7 @@ class SceneSource:
     def __getitem__(self, index: int) -> Example:
         rng = generator(f"source-{self.ask}", self.seed, index)
         if self.ask == "captions":
-            scene = sample_scene(rng)
+            scene = sample_scene(rng, texts=self.texts)
             say = Speaker(rng)
             turn = (detail if rng.random() < 0.7 else caption)(scene, say)
             content: list[dict[str, Any]] = [
@@ -55,10 +64,11 @@ class SceneSource:
                     {"role": "user", "content": content},
                     {"role": "assistant", "content": [{"type": "text", "text": turn.answer}]},
                 ],
+                {"scenes": (scene,)},
             )
-        shown = conversation(self.seed, index, split="source", turns=self.turns)
+        shown = conversation(self.seed, index, split="source", turns=self.turns, texts=self.texts)
         pictures = [picture_of(scene, rng, self.side) for scene in shown.scenes]
-        return Example(f"scene-{index}", shown.messages(pictures))
+        return Example(f"scene-{index}", shown.messages(pictures), {"scenes": shown.scenes})
 
 
 SOURCES: dict[str, Any] = {"scenes": SceneSource}

@@ -55,13 +55,28 @@ class LinearConnector(Connector):
 
 
 class MLPConnector(Connector):
-    """`depth` linear layers with GELU between them; depth 2 is LLaVA-1.5's `mlp2x_gelu` (arXiv:2310.03744)."""
+    """`depth` linear layers with GELU between them; depth 2 is LLaVA-1.5's `mlp2x_gelu` (arXiv:2310.03744).
 
-    def __init__(self, vision_dim: int, llm_dim: int, depth: int = 2, bias: bool = True) -> None:
+    Args:
+        hidden_size: width between the layers; None is llm_dim, as in LLaVA.
+        norm: normalize the features first (LayerNorm). A tower's last states are not normalized, and a few of their
+            dimensions drown the others.
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        llm_dim: int,
+        depth: int = 2,
+        bias: bool = True,
+        hidden_size: int | None = None,
+        norm: bool = False,
+    ) -> None:
         super().__init__()
         if depth < 1:
             raise ConfigError(f"The mlp connector's depth is {depth}; it must be at least 1.")
-        widths = [vision_dim] + [llm_dim] * depth
+        self.norm = nn.LayerNorm(vision_dim) if norm else nn.Identity()
+        widths = [vision_dim] + [hidden_size or llm_dim] * (depth - 1) + [llm_dim]
         self.layers = nn.ModuleList(nn.Linear(i, o, bias=bias) for i, o in zip(widths, widths[1:], strict=False))
 
     def forward(
@@ -70,7 +85,7 @@ class MLPConnector(Connector):
         instruction_ids: torch.Tensor | None = None,
         instruction_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = features.to(next(self.parameters()).dtype)
+        hidden = self.norm(features.to(next(self.parameters()).dtype))
         for index, layer in enumerate(self.layers):
             hidden = layer(nn.functional.gelu(hidden) if index else hidden)
         return hidden

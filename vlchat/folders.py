@@ -53,6 +53,14 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def newest(folder: Path) -> Path:
+    """The folder of a run stands for its newest checkpoint, any other folder for itself."""
+    saves = [found for found in folder.glob("step-*") if (found / MANIFEST).is_file()]
+    if not saves or (folder / "config.json").is_file():
+        return folder
+    return max(saves, key=lambda save: int(save.name.removeprefix("step-")))
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The folder's manifest, or None where it has none.
 
