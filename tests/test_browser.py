@@ -89,6 +89,9 @@ def longest_answer(page: Any, tokens: int) -> None:
     page.click("text=Settings")
     page.get_by_label("Longest answer").first.fill(str(tokens))
     page.keyboard.press("Tab")
+    # The slider beside the number shows what the page has taken in.
+    slider = page.locator("input[type=range][aria-label*='Longest answer']")
+    playwright.expect(slider).to_have_value(str(tokens), timeout=PATIENCE)
     page.click("text=Settings")
 
 

@@ -327,3 +327,12 @@ def reseal(folder: Path) -> None:
     manifest = json.loads((folder / "vlchat.json").read_text())
     manifest["files"] = {name: sha256(folder / name) for name in manifest["files"]}
     (folder / "vlchat.json").write_text(json.dumps(manifest))
+
+
+def test_a_device_or_a_type_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='device is "gpu"; use auto, cpu, cuda'):
+        load(tmp_path, device="gpu")
+    with pytest.raises(ConfigError, match="device is cuda:99, and torch sees"):
+        load(tmp_path, device="cuda:99")
+    with pytest.raises(ConfigError, match='dtype is "fp16"; use auto, float32'):
+        load(tmp_path, dtype="fp16")

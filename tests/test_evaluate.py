@@ -194,9 +194,16 @@ def test_a_result_says_how_it_came_about(data: str, tmp_path: Path) -> None:
     assert markdown(result).count("|\n") >= 5
 
 
+def test_an_option_of_the_other_task_and_a_missing_one_are_told() -> None:
+    with pytest.raises(ConfigError, match='"scenes" has no option "data"; the task vqa has'):
+        make_task("scenes", data="rows.json")
+    with pytest.raises(ConfigError, match='"vqa" needs data: --data on the command line'):
+        make_task("vqa")
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_unknown_tasks_and_options_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be made from colour"):
+    with pytest.raises(ConfigError, match=f'The task "{name}" has no option "colour"'):
         make_task(name, colour="red")
     with pytest.raises(ConfigError, match=f'Did you mean "{name}"'):
         make_task(name[:-1])

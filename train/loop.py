@@ -17,7 +17,9 @@ from train.checkpoint import Progress
 from train.config import RunConfig
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
-from vlchat.errors import VLChatError
+from vlchat.errors import ConfigError, VLChatError
+
+_PRECISIONS = ("no", "bf16", "fp16")
 
 
 class Objective(Protocol):
@@ -48,9 +50,12 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
 
     Raises:
         TrainingStopped: the loss is not finite; the last checkpoint is from before.
+        ConfigError: an unknown precision, or a rule that matches no parameter.
         CheckpointError: `resume` is incomplete or from another configuration.
     """
     loop, run = config.loop, Path(config.run)
+    if loop.precision not in _PRECISIONS:
+        raise ConfigError(f'loop.precision is "{loop.precision}"; use {", ".join(_PRECISIONS)}.')
     accelerator = Accelerator(mixed_precision=loop.precision, cpu=not torch.cuda.is_available())
     groups, table = parameter_groups(objective, config.trainable, config.optim)
     accelerator.print(table)

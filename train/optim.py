@@ -40,10 +40,9 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
             groups.setdefault((compiled[rule], parameter.ndim >= 2, hidden), []).append(parameter)
     for rule_text, (tensors, _) in counts.items():
         if not tensors and rules[rule_text] > 0:
+            parts = {re.sub(r"\.\d+\..*", "", name): name for name, _ in model.named_parameters()}  # one of each stack
             raise ConfigError(
-                f'trainable: "{rule_text}" matches no parameter. Some names: '
-                + ", ".join(name for name, _ in list(model.named_parameters())[:4])
-                + ", ..."
+                f'trainable: "{rule_text}" matches no parameter. Some names: ' + ", ".join(list(parts.values())[:12])
             )
     if not groups:
         raise ConfigError("Nothing trains: every rule in trainable has rate 0 or matches nothing.")

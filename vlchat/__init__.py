@@ -26,6 +26,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for home in ("vlchat.config", "vlchat.model", "vlchat.processor"):  # transformers' Auto classes know all or none
+        importlib.import_module(home)
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

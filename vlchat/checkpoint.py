@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlchat import lora
-from vlchat.errors import CheckpointError
-from vlchat.folders import read_manifest, refuse_pickles, tensor_count, verify
+from vlchat.errors import CheckpointError, ConfigError
+from vlchat.folders import newest, read_manifest, refuse_pickles, tensor_count, verify
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
@@ -34,6 +34,7 @@ from vlchat.saving import align_generation, save, save_full
 __all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
 
 EMBEDDED = Path(__file__).parent / "assets" / "mini"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALL = 1_000_000_000  # parameters up to which float32 on a CPU is both faster and affordable
 
 
@@ -64,6 +65,8 @@ def load(
     """
     if merge and quantize is not None:
         raise CheckpointError("An adapter can't be merged into a quantized model: choose merge or quantize.")
+    if isinstance(dtype, str) and dtype not in _DTYPES:
+        raise ConfigError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}.')
     target = _device(device)
     model, processor = _load(path_or_id, quantize, dtype, target, revision, trainable)
     model = lora.merge(model) if merge else model
@@ -213,7 +216,7 @@ def _locate(path_or_id: str | Path | None) -> Path | str:
         return EMBEDDED
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return path
+        return newest(path)
     text = str(path_or_id)
     if isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.")
@@ -234,7 +237,13 @@ def _resolve(folder: Path, manifest: dict[str, Any], key: str) -> str | Path | N
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f'device is "{device}"; use auto, cpu, cuda or cuda:1.') from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {device}, and torch sees {torch.cuda.device_count()} GPUs. Use auto or cpu.")
+    return wanted
 
 
 def _parameters(model: nn.Module) -> int:

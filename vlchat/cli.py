@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model", description="Score a model.")
     _add_model(evaluate, "model")
-    evaluate.add_argument("--task", default="scenes", help="scenes (drawn on the spot, default) or vqa (your data)")
+    evaluate.add_argument("--task", help="scenes (drawn on the spot) or vqa (your data; default where --data is given)")
     evaluate.add_argument("--data", help="the questions of --task vqa: any file that `vlchat check` reads")
     evaluate.add_argument("--images", help="folder of their pictures (default: beside the data)")
     evaluate.add_argument("--floor", metavar="TRAIN_DATA", help="print what these rows' questions alone would give")
@@ -225,7 +225,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     }
     result = run(
         arguments.model,
-        arguments.task,
+        arguments.task or ("vqa" if "data" in options else "scenes"),
         blind=arguments.blind,
         seed=arguments.seed,
         batch_size=arguments.batch,

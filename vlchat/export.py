@@ -9,6 +9,7 @@ import torch
 
 from vlchat import checkpoint
 from vlchat.errors import CheckpointError
+from vlchat.folders import newest
 from vlchat.model import VLChatForConditionalGeneration
 
 _KEPT = ("README.md", "run.json", "metrics.jsonl")
@@ -35,7 +36,7 @@ def export(model: str, out: str | Path, *, dtype: str = "bfloat16", name: str | 
         raise CheckpointError(f"{model} is a {type(loaded).__name__}; only vlchat's own models are exported so far.")
     out = Path(out)
     kept = {file: (out / file).read_bytes() for file in _KEPT if (out / file).is_file()}
-    source = Path(model)
+    source = newest(Path(model))
 
     def extra(stage: Path) -> None:
         for file, content in kept.items():

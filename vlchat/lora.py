@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +55,20 @@ def add_lora(
         )
     pack_for_cpu(model, False)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    with _quiet():
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What peft wakes in bitsandbytes and transformers, and nobody can act on: a kernel not built, a renamed method."""
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        yield
+    logger.setLevel(level)
 
 
 def is_lora(model: nn.Module) -> bool:
@@ -68,7 +85,8 @@ def load_lora(model: nn.Module, folder: Path, *, trainable: bool = False) -> Pef
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with _quiet():
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         stored = set(file.keys())
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))

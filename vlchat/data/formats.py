@@ -172,6 +172,8 @@ def detect(row: Row) -> str:
     if found:
         several = ", ".join(found)
         raise DataError(f"the row fits several formats ({several}) with the keys {_keys(row)}. Set the format.")
+    if "question" in has:
+        raise DataError("the row has a question but neither answer nor answers.")
     raise DataError(f"no format fits a row with the keys {_keys(row)}. Known formats: {', '.join(FORMATS)}.")
 
 

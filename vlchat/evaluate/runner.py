@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -100,12 +101,18 @@ def make_task(name: str, **options: Any) -> Task:
     """
     if name not in TASKS:
         raise ConfigError(f'Unknown task "{name}"; known: {", ".join(TASKS)}{nearest(name, TASKS)}')
-    try:
-        return TASKS[name](**options)
-    except TypeError as error:
-        raise ConfigError(
-            f'The task "{name}" cannot be made from {", ".join(options) or "no options"}: {error}'
-        ) from error
+    known = inspect.signature(TASKS[name]).parameters
+    for option in options:
+        if option not in known:
+            owner = next((task for task in TASKS if option in inspect.signature(TASKS[task]).parameters), None)
+            raise ConfigError(
+                f'The task "{name}" has no option "{option}"'
+                + (f"; the task {owner} has." if owner else nearest(option, known) or ".")
+            )
+    for option, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f'The task "{name}" needs {option}: --{option} on the command line.')
+    return TASKS[name](**options)
 
 
 def run(
