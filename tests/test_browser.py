@@ -87,11 +87,17 @@ def answered(page: Any, count: int = 1, text: str | None = None) -> str:
 
 def longest_answer(page: Any, tokens: int) -> None:
     page.click("text=Settings")
-    page.get_by_label("Longest answer").first.fill(str(tokens))
-    page.keyboard.press("Tab")
-    # The slider beside the number shows what the page has taken in.
+    number = page.get_by_label("Longest answer").first
+    # The slider beside the number shows what the page has taken in. It takes nothing until its scripts are there.
     slider = page.locator("input[type=range][aria-label*='Longest answer']")
-    playwright.expect(slider).to_have_value(str(tokens), timeout=PATIENCE)
+
+    def taken() -> bool:
+        number.fill(str(tokens))
+        number.press("Tab")
+        page.wait_for_timeout(200)
+        return slider.input_value() == number.input_value() == str(tokens)
+
+    wait(page, taken)
     page.click("text=Settings")
 
 
