@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPModel
 
 from train.__main__ import main
@@ -175,6 +176,28 @@ def test_a_resumed_run_ends_with_the_same_bits(
             two = load_file(tmp_path / name / "step-4" / "training_state" / f"{part}.safetensors")
             assert one.keys() == two.keys()
             assert all(torch.equal(one[key], two[key]) for key in one), (name, part)
+
+
+def test_a_tower_begins_with_the_weights_of_an_earlier_run(stages: dict[str, Path], tmp_path: Path) -> None:
+    config = yaml.safe_load((stages["tower"].parent.parent / "tower.yaml").read_text())["objective"]
+    config["start"] = str(stages["tower"].parent)
+    still = run(tmp_path, "still", config, trainable={"logit_scale": 1e-9})
+    one, two = (CLIPModel.from_pretrained(folder).vision_model.state_dict() for folder in (stages["tower"], still))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (still / "tokenizer.json").read_text() == (stages["tower"] / "tokenizer.json").read_text()
+    with pytest.raises(ConfigError, match=r"objective.start: .*step-4 is another model.*first difference: model\."):
+        run(tmp_path, "wider", config | {"projection": 24})
+    with pytest.raises(CheckpointError, match="nowhere has no tokenizer.json"):
+        run(tmp_path, "nowhere", config | {"start": str(tmp_path / "nowhere")})
+
+
+def test_a_resumed_optimizer_goes_by_the_names_of_parameters(stages: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(stages["tower"].parent, tmp_path / "tower")
+    file = tmp_path / "tower" / "step-4" / "training_state" / "optimizer.safetensors"
+    save_file({f"{i}.exp_avg": tensor for i, tensor in enumerate(load_file(file).values())}, file)
+    config = str(stages["tower"].parent.parent / "tower.yaml")
+    with pytest.raises(CheckpointError, match="step-4 cannot be resumed: its optimizer state names .0.exp_avg."):
+        main([config, "--resume", "auto", f"run={tmp_path / 'tower'}", "loop.steps=6"])
 
 
 def test_a_run_that_has_had_its_minutes_is_left_as_it_is(

@@ -39,7 +39,7 @@ def write(
         folder = stage / STATE
         folder.mkdir()
         save_file(_trained(objective), folder / "trained.safetensors")
-        save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+        save_file(_optimizer_tensors(objective, optimizer), folder / "optimizer.safetensors")
         save_file({"torch": torch.get_rng_state()}, folder / "rng.safetensors")
         version, numbers, gauss = random.getstate()
         numbers_and_rng = {
@@ -89,7 +89,7 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(weights[name])
-    _restore_optimizer(optimizer, load_file(state / "optimizer.safetensors"))
+    _restore_optimizer(folder, objective, optimizer)
     torch.set_rng_state(load_file(state / "rng.safetensors")["torch"])
     progress = json.loads((state / "progress.json").read_text())
     version, numbers, gauss = progress["python_rng"]
@@ -108,18 +108,33 @@ def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.data for name, parameter in objective.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizer_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters in the optimizer's own order, which changes with the grouping."""
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    names = _optimizer_names(objective, optimizer)
     return {
-        f"{index}.{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        f"{names[index]}/{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def _restore_optimizer(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    names = _optimizer_names(objective, optimizer)
+    index_of = {name: index for index, name in enumerate(names)}
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for label, tensor in load_file(folder / STATE / "optimizer.safetensors").items():
+        name, _, key = label.rpartition("/")
+        if name not in index_of:
+            raise CheckpointError(
+                f'{folder} cannot be resumed: its optimizer state names "{label}", which this run does not train. It '
+                "may be of an earlier vlchat; begin a new run from its weights."
+            )
+        states.setdefault(index_of[name], {})[key] = tensor
     tree = optimizer.state_dict()
-    tree["state"] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        tree["state"].setdefault(int(index), {})[key] = tensor
+    tree["state"] = states
     optimizer.load_state_dict(tree)
