@@ -10,7 +10,7 @@ import pytest
 
 from vlchat.errors import VLChatError
 from vlchat.scenes import KINDS, conversation, correct, questions
-from vlchat.scenes.maps import READ_FIELDS, scene_map
+from vlchat.scenes.maps import FIELD_WORDS, FIELDS, READ_FIELDS, scene_map
 from vlchat.scenes.pairs import relation_where
 from vlchat.scenes.phrasings import HELD, SEEN
 from vlchat.scenes.rows import ask_about, generator, states
@@ -86,6 +86,9 @@ def test_scoring_is_free_in_wording_but_not_in_facts() -> None:
     assert not states(Turn("where", "", "", "top"), "It is in the top left.")
     assert states(Turn("compare_size", "", "", "the cat is bigger", ("the dog is bigger",)), "The cat is bigger.")
     assert not states(Turn("what", "", "", ("bear",)), "This is a teddy bear.")
+    below = Turn("relation", "", "", "no")
+    assert states(below, "No, the cat is above the dog.") and states(below, "The cat is above the dog, so no.")
+    assert not states(below, "The cat is above the dog, so yes.") and not states(below, "Yes, so no.")
 
 
 def test_relations_agree_with_the_coordinates() -> None:
@@ -106,6 +109,17 @@ def test_the_map_names_what_lies_under_a_cell() -> None:
     assert sum(cell.centre == "here" for cell in cells) == 1
     assert cells[0].words() == "white background"
     assert cells[6 * GRID + 2].words(READ_FIELDS) == "large red circle bottom left here"
+
+
+def test_the_map_spells_text() -> None:
+    word = Thing("word", "tree", "red", "medium", 0.5, 0.55, 0.6, 0.2)
+    cells = scene_map(Scene((word,), "white", "plain", 0))[4 * GRID : 5 * GRID]
+    spelled = "first t second r third e fourth e"
+    for index, letter in ((2, "letter t"), (3, "letter r"), (4, "here letter e"), (5, "letter e")):
+        assert cells[index].words() == f"red word tree rowe cole {letter} {spelled}"
+    assert cells[1].letter == "", "its middle lies beside the word"
+    assert "letter" not in cells[3].words(READ_FIELDS)
+    assert FIELD_WORDS["third"][cells[3].codes()[FIELDS.index("third")]] == "third e"
 
 
 def test_scenes_of_mostly_text_come_where_they_are_asked_for() -> None:

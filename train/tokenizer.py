@@ -44,13 +44,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, *, append_end: bool =
     return fast
 
 
-def saved_tokenizer(folder: Path, tokens: int) -> PreTrainedTokenizerFast:
+def saved_tokenizer(folder: Path, tokens: int | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer that a run began with: its texts may be other ones by now.
 
-    Raises CheckpointError when it does not have as many tokens as the model that is to go on.
+    Raises CheckpointError where there is none, or it does not have as many `tokens` as the model that is to go on.
     """
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json. Train it first, or name a run that is there.")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    if len(tokenizer) != tokens:
+    if tokens is not None and len(tokenizer) != tokens:
         raise CheckpointError(
             f"{folder} cannot be resumed: its tokenizer has {len(tokenizer):,} tokens, and objective.vocabulary makes "
             f"{tokens:,} now. Give the run the configuration that it began with."

@@ -6,16 +6,19 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from train.checkpoint import STATE
 from train.contrastive import clip_loss, recall
 from train.tokenizer import saved_tokenizer, train_tokenizer
-from vlchat.folders import writing
+from vlchat.errors import ConfigError
+from vlchat.folders import newest, writing
 from vlchat.scenes.draw import draw
-from vlchat.scenes.maps import FIELD_WORDS, FIELDS, TEXT_CODE, alt_text, cell_of, scene_map
+from vlchat.scenes.maps import FIELD_WORDS, FIELDS, LETTER_FIELDS, TEXT_CODE, alt_text, cell_of, scene_map
 from vlchat.scenes.picture import picture_of
 from vlchat.scenes.rows import generator
 from vlchat.scenes.vocabulary import PICTOGRAMS, article
@@ -36,7 +39,8 @@ class TowerObjective(nn.Module):
         vocabulary: size of the tokenizer that is trained on the way.
         cells: cells a picture, on average, that enter the second loss (0 leaves it out).
         cells_weight: its weight beside the first.
-        texts: share of scenes that are mostly text (`sample_scene`).
+        texts: share of scenes that are mostly text (`sample_scene`), and of the things' cells that are to be text.
+        start: a run of this objective whose weights and tokenizer to begin with.
     """
 
     name = "clip"
@@ -52,12 +56,16 @@ class TowerObjective(nn.Module):
         cells: int = 16,
         cells_weight: float = 1.0,
         texts: float = 0.0,
+        start: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.cells, self.cells_weight, self.texts, self.seed = cells, cells_weight, texts, seed
-        written = (text_ for index in range(6000) for text_ in _texts(generator("tokenizer", 0, index)))
-        self.tokenizer = train_tokenizer(written, vocabulary, append_end=True)
+        if start:
+            self.tokenizer = saved_tokenizer(newest(Path(start)))
+        else:
+            written = (text_ for index in range(6000) for text_ in _texts(generator("tokenizer", 0, index)))
+            self.tokenizer = train_tokenizer(written, vocabulary, append_end=True)
         self.side = int(vision["image_size"])
         self.processor = CLIPImageProcessorPil(
             size={"height": self.side, "width": self.side},
@@ -84,6 +92,24 @@ class TowerObjective(nn.Module):
         self._fix_words()
         # On a CPU the backward pass of fused attention takes half of a step at 65 tokens: 1.7 s against 0.7 s here.
         self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
+        if start:
+            self._start(newest(Path(start)))
+
+    def _start(self, folder: Path) -> None:
+        """Begin with the weights of an earlier run; fields that it did not know begin from nothing."""
+        weights = load_file(folder / STATE / "trained.safetensors")
+        wrong = [
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.shape != weights.get(name, torch.empty(0)).shape
+            and (name in weights or not name.startswith("cell_projections."))
+        ]
+        if wrong:
+            raise ConfigError(
+                f"objective.start: {folder} is another model than objective.vision and objective.text describe "
+                f"(first difference: {wrong[0]}). Give it the sizes of that run."
+            )
+        self.load_state_dict(weights, strict=False)
 
     def _fix_words(self) -> None:
         words = self.tokenizer(
@@ -125,10 +151,16 @@ class TowerObjective(nn.Module):
     def _cell_batch(self, scenes: list[Scene], rng: Random) -> dict[str, torch.Tensor]:
         codes = torch.tensor([cell.codes() for scene in scenes for cell in scene_map(scene)])  # (rows * cells, fields)
         on_thing = (codes[:, FIELDS.index("row")] > 0).nonzero().flatten().tolist()
+        on_text = (codes[:, FIELDS.index("size")] >= TEXT_CODE).nonzero().flatten().tolist()
         elsewhere = (codes[:, FIELDS.index("row")] == 0).nonzero().flatten().tolist()
         wanted = self.cells * len(scenes)
         things = round(wanted * _THING_SHARE)
-        index = torch.tensor(rng.choices(on_thing, k=things) + rng.choices(elsewhere or on_thing, k=wanted - things))
+        texts = round(things * self.texts) if on_text else 0
+        index = torch.tensor(
+            rng.choices(on_thing, k=things - texts)
+            + rng.choices(on_text or on_thing, k=texts)
+            + rng.choices(elsewhere or on_thing, k=wanted - things)
+        )
         return {"cell_index": index, "cell_codes": codes[index]}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -191,7 +223,7 @@ class TowerObjective(nn.Module):
     def _cells_named(self) -> dict[str, float]:
         """Share of the cells with a thing on them, on fresh scenes, whose word is ranked first, field by field.
 
-        `cell_text` is that of the name where the thing is a word or a number.
+        `cell_text` is that of the name where the thing is a word or a number, and letters count only there.
         """
         scenes = [sample_scene(generator("tower-cells", 0, index), texts=0.25) for index in range(96)]
         pixels = self.processor([draw(s, 192, 192) for s in scenes], return_tensors="pt")["pixel_values"]
@@ -205,9 +237,9 @@ class TowerObjective(nn.Module):
             for number, (field, logits) in enumerate(self._cell_logits(patches[there]).items())
         }
         text = codes[:, FIELDS.index("size")] >= TEXT_CODE
-        return {f"cell_{field}": share.mean().item() for field, share in right.items()} | {
-            "cell_text": right["name"][text].mean().item()
-        }
+        shares = {field: share[text] if field in LETTER_FIELDS else share for field, share in right.items()}
+        shares["text"] = right["name"][text]
+        return {f"cell_{field}": share.mean().item() for field, share in shares.items()}
 
     def save(self, folder: Path, extra: Callable[[Path], None]) -> None:
         with writing(folder, {"trained_on": "a CLIP trained from nothing on drawn scenes"}) as stage:

@@ -2,8 +2,9 @@
 
 A cell's words are size, colour and name of the thing on it, row and column of that thing's centre (`rowa` ... `rowh`,
 `cola` ... `colh`), so that two cells of one thing agree and two equal things differ, and `here` in the one cell that
-holds the centre, so that things can be counted. The language model reads the place in words of its answers instead
-(`top left`), and the centre's coordinates.
+holds the centre, so that things can be counted. Cells of text have its characters one by one, too: the one under the
+cell and the first four. Words and numbers share them, so each is met far more often than any word. The language model
+reads the place in words of its answers instead (`top left`), and the centre's coordinates.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,10 @@ from vlchat.scenes.vocabulary import COLOURS, NUMBERS, PICTOGRAMS, SHAPES, WORDS
 from vlchat.scenes.world import GRID, Scene, Thing
 
 _LETTERS = "abcdefgh"
-FIELDS = ("size", "colour", "name", "row", "column", "centre")
+_ORDER = ("first", "second", "third", "fourth")
+LETTER_FIELDS = ("letter", *_ORDER)
+"""The fields that only cells of text have."""
+FIELDS = ("size", "colour", "name", "row", "column", "centre", *LETTER_FIELDS)
 READ_FIELDS = ("size", "colour", "name", "place", "centre")
 """The fields whose words the language model reads."""
 _SIZES = ("", "small", "medium", "large", "word", "number")  # text has its kind in place of a size
@@ -21,6 +25,7 @@ TEXT_CODE = _SIZES.index("word")
 """Codes of the field `size` from here on are those of text."""
 _COLOURS = ("", *COLOURS)
 _NAMES = ("background", *SHAPES, *PICTOGRAMS, *(f"word {w}" for w in WORDS), *(f"number {n}" for n in NUMBERS))
+_CHARACTERS = sorted(set("".join((*WORDS, *NUMBERS))))
 FIELD_WORDS: dict[str, tuple[str, ...]] = {
     "size": _SIZES,
     "colour": _COLOURS,
@@ -28,9 +33,10 @@ FIELD_WORDS: dict[str, tuple[str, ...]] = {
     "row": ("", *(f"row{letter}" for letter in _LETTERS)),
     "column": ("", *(f"col{letter}" for letter in _LETTERS)),
     "centre": ("", "here"),
+    **{field: ("", *(f"{field} {character}" for character in _CHARACTERS)) for field in LETTER_FIELDS},
 }
 """All words of a field, at the places that `Cell.codes` counts."""
-_NAME_INDEX = {name: index for index, name in enumerate(_NAMES)}
+_CODES = {field: {word: code for code, word in enumerate(words)} for field, words in FIELD_WORDS.items()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Cell:
     centre: str = ""
     place: str = ""
     at: tuple[float, float] | None = None  # x and y of the thing's centre, 0 to 1
+    letter: str = ""
+    first: str = ""
+    second: str = ""
+    third: str = ""
+    fourth: str = ""
 
     def words(self, fields: tuple[str, ...] = FIELDS) -> str:
         """The words of these fields, such as `small red circle rowc cole`."""
@@ -53,20 +64,14 @@ class Cell:
     def codes(self) -> list[int]:
         """The place of each field's word in FIELD_WORDS."""
         kind = self.name.split(" ")[0] if self.name.startswith(("word ", "number ")) else self.size
-        return [
-            _SIZES.index(kind),
-            _COLOURS.index(self.colour),
-            _NAME_INDEX[self.name],
-            1 + _LETTERS.index(self.row[-1]) if self.row else 0,
-            1 + _LETTERS.index(self.column[-1]) if self.column else 0,
-            int(bool(self.centre)),
-        ]
+        return [_CODES[field][kind if field == "size" else getattr(self, field)] for field in FIELDS]
 
 
 def cell_of(thing: Thing | None, scene: Scene) -> Cell:
     if thing is None:
         return Cell("", scene.background, "background", "", "")
     row, column = (_LETTERS[min(int(value * GRID), GRID - 1)] for value in (thing.y, thing.x))
+    text = thing.name if thing.is_text else ""
     return Cell(
         "" if thing.is_text else thing.size,
         thing.colour or "",
@@ -75,16 +80,27 @@ def cell_of(thing: Thing | None, scene: Scene) -> Cell:
         f"col{column}",
         place=thing.place,
         at=(thing.x, thing.y),
+        **{field: f"{field} {character}" for field, character in zip(_ORDER, text, strict=False)},
     )
+
+
+def _letter(thing: Thing, column: int) -> str:
+    """The character of a text in the middle of a column of cells; its characters are taken as equally wide."""
+    along = ((column + 0.5) / GRID - thing.x) / thing.width + 0.5
+    return f"letter {thing.name[int(along * len(thing.name))]}" if 0 <= along < 1 else ""
 
 
 def scene_map(scene: Scene) -> list[Cell]:
     """GRID * GRID cells, row by row."""
     known = {thing: cell_of(thing, scene) for thing in (None, *scene.things)}
-    cells = [known[thing] for thing in scene.cells()]
+    cells = [
+        replace(known[thing], letter=_letter(thing, index % GRID)) if thing and thing.is_text else known[thing]
+        for index, thing in enumerate(scene.cells())
+    ]
     for thing in scene.things:
         row, column = (min(int(value * GRID), GRID - 1) for value in (thing.y, thing.x))
-        cells[row * GRID + column] = replace(known[thing], centre="here")
+        letter = _letter(thing, column) if thing.is_text else ""
+        cells[row * GRID + column] = replace(known[thing], centre="here", letter=letter)
     return cells
 
 

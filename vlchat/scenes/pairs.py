@@ -20,6 +20,12 @@ def _side(one: Thing, two: Thing, rng: Random, *, sole: bool) -> str | None:
     return rng.choice(options) if options else None
 
 
+def verdict(form: str, question: str, truth: str, holds: bool) -> Turn:
+    """A yes or no that needs facts. They come before it: a small model cannot weigh what it has not said yet."""
+    fact = "yes" if holds else "no"
+    return Turn(form, question, sentence(f"{truth}, so {fact}"), fact)
+
+
 def _relation(scene: Scene, say: Speaker, form: str) -> Turn | None:
     pair = pair_of(scene, say.rng)
     if pair is None:
@@ -33,7 +39,7 @@ def _relation(scene: Scene, say: Speaker, form: str) -> Turn | None:
     if form == "relation":
         holds = say.rng.random() < 0.5
         question = say.ask(form, the=name, other=other, side=side if holds else opposite)
-        return Turn(form, question, f"{'Yes' if holds else 'No'}, {truth}.", "yes" if holds else "no")
+        return verdict(form, question, truth, holds)
     first, second = (side, opposite) if say.rng.random() < 0.5 else (opposite, side)
     shorter = {"to the left of": "to the left", "to the right of": "to the right"}
     question = say.ask(form, the=name, other=other, side=shorter.get(first, first), opposite=second)
@@ -85,9 +91,9 @@ def compare_colour(scene: Scene, say: Speaker) -> Turn | None:
     else:
         return None
     one, name, two, other = pair
-    same = one.colour == two.colour
-    answer = f"Yes, both are {one.colour}." if same else f"No, {name} is {one.colour} and {other} is {two.colour}."
-    return Turn("compare_colour", say.ask("compare_colour", the=name, other=other), answer, "yes" if same else "no")
+    question = say.ask("compare_colour", the=name, other=other)
+    truth = f"{name} is {one.colour} and {other} is {two.colour}"
+    return verdict("compare_colour", question, truth, one.colour == two.colour)
 
 
 def compare_count(scene: Scene, say: Speaker) -> Turn | None:
@@ -101,10 +107,6 @@ def compare_count(scene: Scene, say: Speaker) -> Turn | None:
     if say.rng.random() < 0.5 and first > second or first < second and say.rng.random() < 0.25:
         one, two, first, second = two, one, second, first
     verb = "is" if first == 1 else "are"
-    answer = f"{'Yes' if first > second else 'No'}, there {verb} {number_of(first, one)} and {number_of(second, two)}."
-    return Turn(
-        "compare_count",
-        say.ask("compare_count", many=plural(one), others=plural(two)),
-        answer,
-        "yes" if first > second else "no",
-    )
+    question = say.ask("compare_count", many=plural(one), others=plural(two))
+    truth = f"there {verb} {number_of(first, one)} and {number_of(second, two)}"
+    return verdict("compare_count", question, truth, first > second)

@@ -24,7 +24,7 @@ TRAIN_WEIGHTS = {  # few scenes allow reading, naming by place or comparing: tho
     "count": 1.6,
     "colour": 1.2,
     "where": 1.2,
-    "relation": 2.2,
+    "relation": 3.0,
     "read": 3.5,
     "compare": 3.0,
     "missing": 0.9,
@@ -246,7 +246,8 @@ def states(turn: Turn, reply: str) -> bool:
         return tuple(sorted(_THING.findall(text))) == fact
     assert isinstance(fact, str)
     if form in YES_NO:
-        return text.split(" ")[0] == fact
+        words_said = text.split(" ")  # the verdict opens the reply or, after its reasons, closes it
+        return (words_said[0] if words_said[0] in ("yes", "no") else words_said[-1]) == fact
     if form in ("count", "count_all"):
         said = [COUNT_WORDS[int(n)] if n.isdigit() else "zero" if n == "no" else n for n in _COUNT.findall(text)]
         return bool(said) and said[0] == fact and len(set(said)) == 1
