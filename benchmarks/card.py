@@ -15,8 +15,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 STAGES = {
     "tower": "a CLIP from nothing; its ViT is the tower",
+    "tower-read": "the same, on scenes of which half are mostly text",
     "lm": "a Llama from nothing, on described pictures",
-    "align": "the connector, ITC and captions",
+    "align": "the connector: scene maps, captions, ITC",
     "tune": "LoRA on the language model, and the connector",
 }
 
@@ -27,7 +28,7 @@ def main(runs: Path, model: Path) -> None:
         "# vlchat-mini",
         "",
         "A small chat model that sees, trained from nothing on drawn pictures by `configs/mini/` of vlchat: a ViT of 6",
-        "layers (96 px, patches of 12), an MLP connector of 2, a Llama of 6 that is 256 wide; "
+        "layers (96 px, patches of 12), an MLP connector of 2 layers, a Llama of 6 that is 256 wide; "
         f"{about['parameters'] / 1e6:.1f} M parameters in",
         "bfloat16. Its world is 173 pictograms, 10 shapes, 12 colors, short words and numbers: what is there, how",
         "many, where, and what differs. It knows nothing else and speaks only English. It is there for fine-tuning,",
