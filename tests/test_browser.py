@@ -69,10 +69,31 @@ def opened(browser: Any, address: str, **options: Any) -> Any:
 
 def send(page: Any, text: str, *pictures: Path) -> None:
     if pictures:
-        page.set_input_files("#question input[type=file]", [str(picture) for picture in pictures])
+        attach(page, *pictures)
         playwright.expect(page.locator("#question img")).to_have_count(len(pictures), timeout=PATIENCE)
     page.fill("#question textarea", text)
     page.click("#question button[aria-label=Submit]")
+
+
+def attach(page: Any, *pictures: Path) -> None:
+    """Gives the page pictures; again after 20 seconds, since it drops what comes before its scripts are there."""
+    there = page.locator("#question .thumbnail-item, #question img").first
+
+    def taken() -> bool:
+        page.set_input_files("#question input[type=file]", [str(picture) for picture in pictures])
+        for _ in range(400):
+            if there.is_visible():
+                return True
+            page.wait_for_timeout(50)
+        return False
+
+    wait(page, taken)
+
+
+def ready(page: Any) -> None:
+    """The page has finished an answer and takes the next question."""
+    page.wait_for_selector("#question button[aria-label=Submit]:not([disabled])")
+    page.wait_for_selector("#conversation button[aria-label=Retry]:not([disabled])")
 
 
 def answered(page: Any, count: int = 1, text: str | None = None) -> str:
@@ -80,8 +101,7 @@ def answered(page: Any, count: int = 1, text: str | None = None) -> str:
     playwright.expect(page.locator(ANSWER)).to_have_count(count, timeout=PATIENCE)
     if text is not None:
         playwright.expect(page.locator(ANSWER).last).to_have_text(text, timeout=PATIENCE)
-    page.wait_for_selector("#question button[aria-label=Submit]:not([disabled])")
-    page.wait_for_selector("#conversation button[aria-label=Retry]:not([disabled])")
+    ready(page)
     return page.locator(ANSWER).last.inner_text().strip()
 
 
@@ -193,12 +213,12 @@ def test_an_example_is_asked_with_one_click(page: Any, chat: Chat) -> None:
 def test_a_bad_picture_is_told_in_the_chat_and_the_next_question_works(page: Any, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes((EXAMPLES / "owl.png").read_bytes()[:200])
     longest_answer(page, 6)
-    page.set_input_files("#question input[type=file]", str(tmp_path / "torn.png"))
+    attach(page, tmp_path / "torn.png")
     page.fill("#question textarea", "What is this?")
-    page.wait_for_selector("#question .thumbnail-item, #question img")
     page.click("#question button[aria-label=Submit]")
     playwright.expect(page.locator("#conversation .bot-row")).to_contain_text("torn.png", timeout=PATIENCE)
     playwright.expect(page.locator("#conversation .bot-row")).to_contain_text("could not be answered", timeout=PATIENCE)
+    ready(page)
     send(page, "two cats", EXAMPLES / "owl.png")
     page.wait_for_function("() => document.querySelectorAll('#conversation .bot-row').length == 2")
     assert "could not" not in page.locator("#conversation .bot-row").last.inner_text()
