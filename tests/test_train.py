@@ -187,6 +187,9 @@ def test_a_tower_begins_with_the_weights_of_an_earlier_run(stages: dict[str, Pat
     assert (still / "tokenizer.json").read_text() == (stages["tower"] / "tokenizer.json").read_text()
     with pytest.raises(ConfigError, match=r"objective.start: .*step-4 is another model.*first difference: model\."):
         run(tmp_path, "wider", config | {"projection": 24})
+    (still / "training_state" / "trained.safetensors").unlink()
+    with pytest.raises(ConfigError, match="objective.start: .*step-4 has no training_state/trained.safetensors"):
+        run(tmp_path, "bare", config | {"start": str(still)})
     with pytest.raises(CheckpointError, match="nowhere has no tokenizer.json"):
         run(tmp_path, "nowhere", config | {"start": str(tmp_path / "nowhere")})
 

@@ -97,7 +97,10 @@ class TowerObjective(nn.Module):
 
     def _start(self, folder: Path) -> None:
         """Begin with the weights of an earlier run; fields that it did not know begin from nothing."""
-        weights = load_file(folder / STATE / "trained.safetensors")
+        file = folder / STATE / "trained.safetensors"
+        if not file.is_file():
+            raise ConfigError(f"objective.start: {folder} has no {STATE}/{file.name}. Name a run of this objective.")
+        weights = load_file(file)
         wrong = [
             name
             for name, parameter in self.named_parameters()
