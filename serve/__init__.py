@@ -20,6 +20,8 @@ def main(
     Raises:
         VLChatError: no such model, gradio is not installed, or the address cannot be listened on.
     """
+    if not 1 <= port <= 65535:
+        raise VLChatError(f"--port is {port}; a port is a number from 1 to 65535.")
     try:
         from serve.app import run
     except ModuleNotFoundError as error:

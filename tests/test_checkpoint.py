@@ -95,7 +95,7 @@ def test_a_run_comes_back_on_its_two_backbones(
     assert is_lora(loaded)
     assert torch.equal(tuned(**batch).logits, loaded(**batch).logits)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"vlchat.json", "config.json", "chat_template.jinja", "connector.safetensors", "adapter"} <= names
+    assert {"vlchat.json", "config.json", "chat_template.jinja", "trained.safetensors", "adapter"} <= names
     assert "model.safetensors" not in names
 
 
@@ -143,6 +143,11 @@ def test_lora_stays_in_the_language_model(tiny_model: Any) -> None:
     model = add_lora(tiny_model())
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert names and all(".language_model." in name and "lora_" in name for name in names)
+
+
+def test_an_adapter_on_an_adapter_is_refused(tuned: Any) -> None:
+    with pytest.raises(ConfigError, match="has an adapter, and a second one cannot be trained on top of it"):
+        add_lora(tuned, r=2)
 
 
 def test_lora_targets_that_match_nothing_or_too_much_are_refused(tiny_model: Any) -> None:

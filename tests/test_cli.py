@@ -100,11 +100,16 @@ def test_a_mistake_is_one_sentence_in_a_real_process(arguments: list[str], told:
         (["chat", "lone-word"], "lone-word"),
         (["chat", "--quantize", "nf3", "two cats"], "nf3"),
         (["serve", "--port", "many"], "--port"),
+        (["serve", "--port", "70000"], "--port is 70000"),
         (["check", "nowhere.json"], "nowhere.json"),
         (["check", "rows.json", "--format", "lava"], "lava"),
         (["eval", "--phrasings", "unseen"], "unseen"),
         (["eval", "--task", "scnes"], "scenes"),
         (["eval", "--task", "vqa"], "data"),
+        (["eval", "--data", "rows.json", "--format", "lava"], "lava"),
+        (["eval", "--data", "rows.json", "--out", "rows.json"], "No result can be written to rows.json"),
+        (["eval", "--task", "scenes", "--split", "test"], "split"),
+        (["info", "damaged"], "config.json is damaged"),
         (["eval", "--task", "scenes", "--data", "rows.json"], "data"),
         (["export", "no/such/folder", "out"], "no/such/folder"),
         (["info", "no/such/folder"], "no/such/folder"),
@@ -119,6 +124,8 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps([{"id": "a", "question": "Two?", "answer": "yes"}]))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"model_type": ')
     assert told in refused(capsys, *arguments)
 
 
@@ -159,8 +166,9 @@ def test_check_names_a_row_whose_tags_differ_from_its_pictures(
     assert main(["check", str(mismatched), "--limit", "1"]) == 0
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 def test_training_refuses_a_row_whose_tags_differ_from_its_pictures(
-    mismatched: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    mismatched: Path, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], workers: int
 ) -> None:
     config = tmp_path / "tune.yaml"
     settings = {
@@ -168,7 +176,7 @@ def test_training_refuses_a_row_whose_tags_differ_from_its_pictures(
         "objective": {"type": "tune", "model": str(model)},
         "data": [{"path": str(mismatched)}],
         "trainable": {"connector": 0.001},
-        "loop": {"steps": 2, "batch": 2, "workers": 0},
+        "loop": {"steps": 2, "batch": 2, "workers": workers},
     }
     config.write_text(json.dumps(settings))  # JSON is YAML
     assert main(["train", str(config)]) == 2

@@ -13,10 +13,10 @@ from vlchat.scenes import KINDS, conversation, correct, questions
 from vlchat.scenes.maps import FIELD_WORDS, FIELDS, READ_FIELDS, scene_map
 from vlchat.scenes.pairs import relation_where
 from vlchat.scenes.phrasings import HELD, SEEN
-from vlchat.scenes.rows import ask_about, generator, states
+from vlchat.scenes.rows import ask_about, generator, states, two_scenes
 from vlchat.scenes.vocabulary import COLOURS, PICTOGRAMS, SHAPES, article, plural
 from vlchat.scenes.wording import Speaker, Turn
-from vlchat.scenes.world import GRID, Scene, Thing, sample_scene
+from vlchat.scenes.world import GRID, Scene, Thing, reading_order, sample_scene
 
 draw_module = importlib.import_module("vlchat.scenes.draw")
 needs_font = pytest.mark.skipif(
@@ -89,6 +89,9 @@ def test_scoring_is_free_in_wording_but_not_in_facts() -> None:
     below = Turn("relation", "", "", "no")
     assert states(below, "No, the cat is above the dog.") and states(below, "The cat is above the dog, so no.")
     assert not states(below, "The cat is above the dog, so yes.") and not states(below, "Yes, so no.")
+    assert not states(Turn("relation", "", "", "yes"), "Yes, so no.")
+    blue = Turn("colour", "", "", "blue")
+    assert states(blue, "It is blue.") and not states(blue, "It is red or green or blue.")
 
 
 def test_relations_agree_with_the_coordinates() -> None:
@@ -134,6 +137,16 @@ def test_scenes_of_mostly_text_come_where_they_are_asked_for() -> None:
 def test_rows_depend_on_seed_and_index_alone() -> None:
     assert conversation(3, 5) == conversation(3, 5)
     assert conversation(3, 5) != conversation(3, 6) and conversation(3, 5) != conversation(4, 5)
+
+
+def test_every_training_conversation_asks_something() -> None:
+    assert all(conversation(0, index, turns=1).turns for index in range(400))
+
+
+def test_things_are_in_reading_order() -> None:
+    for index in range(200):
+        for scene in (sample_scene(Random(index)), *two_scenes(Random(index))):
+            assert list(scene.things) == sorted(scene.things, key=reading_order)
 
 
 def test_a_training_conversation_says_nothing_twice() -> None:

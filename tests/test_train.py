@@ -11,11 +11,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CLIPModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel
 
 from train.__main__ import main
-from train.config import OptimConfig
+from train.checkpoint import saved
+from train.config import LoopConfig, OptimConfig, RunConfig
 from train.instruct import TuneObjective
+from train.loop import fit
 from train.optim import optimizer, parameter_groups, schedule
 from vlchat import checkpoint
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
@@ -136,6 +138,7 @@ def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp
     (out / "README.md").write_text("A card that a second export keeps.")
     assert export(str(stages["tune"]), out, dtype="float32", name="tiny") == out
     assert (out / "README.md").read_text() == "A card that a second export keeps."
+    (out / "README.md").write_text("A card that people may edit: the model loads all the same.")
     assert str(tmp_path.parent) not in (out / "config.json").read_text()
     about = checkpoint.describe(out)
     assert about["name"] == "tiny" and about["base"] is None and "drawn by vlchat" in about["trained_on"]
@@ -176,6 +179,57 @@ def test_a_resumed_run_ends_with_the_same_bits(
             two = load_file(tmp_path / name / "step-4" / "training_state" / f"{part}.safetensors")
             assert one.keys() == two.keys()
             assert all(torch.equal(one[key], two[key]) for key in one), (name, part)
+
+
+def test_what_is_frozen_stays_as_it_is_in_memory(stages: dict[str, Path], tmp_path: Path) -> None:
+    objective = TuneObjective(
+        [{"type": "scenes", "ask": "chat", "rows": 8}], str(stages["align"]), lora={"r": 2}, sample_tokens=1
+    )
+    before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
+    loop = LoopConfig(steps=2, batch=2, workers=0)
+    fit(objective, RunConfig(str(tmp_path / "run"), {}, trainable={"lora_|connector": 1e-2}, loop=loop), 2)
+    moved = {name for name, tensor in objective.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("lora_" in name for name in moved) and any("connector" in name for name in moved)
+    assert not [name for name in moved if "lora_" not in name and "connector" not in name]
+
+
+def test_starting_anew_leaves_nothing_of_the_old_run(stages: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(stages["tune"].parent, tmp_path / "tune")
+    config = [str(stages["tune"].parent.parent / "tune.yaml"), f"run={tmp_path / 'tune'}", "loop.save_every=1"]
+    assert main([*config, "--overwrite", "loop.steps=2"]) == 0
+    assert [folder.name for folder in saved(tmp_path / "tune")] == ["step-1", "step-2"]
+    assert len((tmp_path / "tune" / "metrics.jsonl").read_text().splitlines()) == 3  # two steps and a sample
+    with pytest.raises(CheckpointError, match="has checkpoints after step 1: step-2. Add run=OTHER/FOLDER"):
+        main([*config, "--resume", str(tmp_path / "tune" / "step-1")])
+    shutil.copytree(tmp_path / "tune" / "step-1", tmp_path / "tune" / "step-9-good")
+    assert checkpoint.describe(tmp_path / "tune")["path"] == str(tmp_path / "tune" / "step-2")
+    assert checkpoint.describe(tmp_path / "tune")["name"] == "tune"
+    with pytest.raises(ConfigError, match="objective.model lies in .*tune, where this run is to write"):
+        main([*config, "--overwrite", f"objective.model={tmp_path / 'tune'}", "objective.lora=null"])
+
+
+def test_a_run_of_other_sizes_is_not_resumed_and_keeps_its_configuration(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(stages["tune"].parent, tmp_path / "tune")
+    before = (tmp_path / "tune" / "run.json").read_text()
+    config = [str(stages["tune"].parent.parent / "tune.yaml"), f"run={tmp_path / 'tune'}", "--resume", "auto"]
+    with pytest.raises(CheckpointError, match=r"step-4: model\..*lora_A.* has the shape \(4, 32\); this run's is \(2"):
+        main([*config, "objective.lora.r=2", "loop.steps=6"])
+    assert (tmp_path / "tune" / "run.json").read_text() == before
+
+
+def test_a_base_that_has_changed_is_refused(stages: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("align", "tune"):
+        shutil.copytree(stages[name].parent, tmp_path / name)
+    tune = tmp_path / "tune" / "step-4"
+    for name in ("tower", "lm"):
+        shutil.copytree(stages[name].parent, tmp_path / name)
+    checkpoint.load(tune)
+    again = [str(stages["align"].parent.parent / "align.yaml"), "--overwrite", f"run={tmp_path / 'align'}", "seed=1"]
+    assert main(again) == 0
+    with pytest.raises(CheckpointError, match="tune.step-4 was trained on top of .*align.step-4, whose weights have"):
+        checkpoint.load(tune)
 
 
 def test_a_tower_begins_with_the_weights_of_an_earlier_run(stages: dict[str, Path], tmp_path: Path) -> None:
@@ -254,6 +308,49 @@ def test_mistakes_are_sentences(
         run(tmp_path, "d", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], optim={"name": "adam"})
     with pytest.raises(ConfigError, match='trainable: "conector" matches no parameter'):
         run(tmp_path, "c", tune, data=[{"type": "scenes", "ask": "chat", "rows": 8}], trainable={"conector": 1e-3})
+
+
+def test_mistakes_in_the_parts_of_an_objective_are_sentences(stages: dict[str, Path], tmp_path: Path) -> None:
+    scenes = [{"type": "scenes", "ask": "chat", "rows": 8}]
+    tune = {"type": "tune", "model": str(stages["align"])}
+    clip = {"type": "clip", "vision": VISION, "text": {"hidden_size": 32}}
+    align = {"type": "align", "vision": str(stages["tower"]), "language": str(stages["lm"]), "connector": {}}
+    for message, objective, data, keys in [
+        (r'trainable: "\*" is not a regular expression', tune, scenes, {"trainable": {"*": 1e-3}}),
+        (r"objective \(clip\) takes no data", clip, scenes, {}),
+        ('Unknown key "patch_sise" in objective.vision', {**clip, "vision": {"patch_sise": 8}}, None, {}),
+        ("loop.steps is missing: clip draws its rows", clip, None, {"loop": {"batch": 2}}),
+        ("data: names no source", tune, None, {}),
+        ("objective.lora must be dict or null, not 8", {**tune, "lora": 8}, scenes, {}),
+        ("data.0: limit must be int or null, not 'ten'", tune, [{"path": "a.json", "limit": "ten"}], {}),
+        ("data.0.rows must be int, not 'ten'", tune, [{**scenes[0], "rows": "ten"}], {}),
+        ("tokenizer .*nowhere can't be loaded", {**align, "language": str(tmp_path / "nowhere")}, scenes, {}),
+    ]:
+        with pytest.raises(VLChatError, match=message):
+            run(tmp_path, "wrong", objective, data=data, **keys)  # type: ignore[arg-type]
+
+
+def test_an_instruction_aware_q_former_learns_to_read_the_question(stages: dict[str, Path], tmp_path: Path) -> None:
+    words = len(AutoTokenizer.from_pretrained(stages["lm"]))
+    qformer = {"type": "qformer", "hidden_size": 32, "num_query_tokens": 4, "num_hidden_layers": 2,
+               "num_attention_heads": 2, "intermediate_size": 32, "text_vocab_size": words}  # fmt: skip
+    objective = {"type": "align", "vision": str(stages["tower"]), "language": str(stages["lm"]), "connector": qformer,
+                 "instruction_length": 12, "sample_tokens": 2}  # fmt: skip
+    scenes = [{"type": "scenes", "ask": "captions", "rows": 50}]
+    aligned = run(tmp_path, "aware", objective, data=scenes, trainable={"connector": 1e-2})
+    for name in ("step-2", "step-4"):
+        model, processor = checkpoint.load(aligned.parent / name)
+        assert processor.instruction_length == 12
+        table = model.get_parameter("model.connector.embeddings.word_embeddings.weight")
+        if name == "step-2":
+            early = table.clone()
+    assert not torch.equal(early, table)
+
+
+def test_what_trains_is_lifted_to_float32() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}).bfloat16()
+    parameter_groups(model, {"a": 1e-3}, OptimConfig())
+    assert (model["a"].weight.dtype, model["b"].weight.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_muon_moves_hidden_matrices_and_adamw_the_rest_as_torch_does() -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 
-from train.config import construct, load_config
+from train.config import construct, load_config, transformers_config
 from vlchat.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -45,6 +46,12 @@ def test_overrides_reach_into_lists_and_read_yaml(base: Path) -> None:
         ("loop.steps", r"not an override"),
         ("run.x=3", "plain value"),
         ("data.5.path=x", "list position from 0 to 1"),
+        ("data.0.path=[x", r'The value of the override "data.0.path=\[x" is not valid YAML'),
+        ("loop.batch=0", "loop.batch must be at least 1, not 0"),
+        ("loop.sample_every=0", "loop.sample_every must be at least 1, not 0"),
+        ("loop.steps=-1", "loop.steps must be at least 1, not -1"),
+        ("loop.minutes=0", "loop.minutes must be above 0, not 0"),
+        ("loop.epochs=.nan", "loop.epochs must be above 0, not nan"),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(base: Path, override: str, message: str) -> None:
@@ -72,3 +79,15 @@ def test_construct_refuses_unknown_types_and_keys() -> None:
         construct({"maker": maker}, {"type": "maker", "sise": 2}, "here")
     with pytest.raises(ConfigError, match="lacks size"):
         construct({"maker": maker}, {"type": "maker"}, "here")
+    with pytest.raises(ConfigError, match="here.size must be int, not 'ten'"):
+        construct({"maker": maker}, {"type": "maker", "size": "ten"}, "here")
+    with pytest.raises(ConfigError, match=r"here \(maker\) takes no data: leave it out"):
+        construct({"maker": maker}, {"type": "maker", "size": 2}, "here", data=[])
+
+
+def test_keys_that_transformers_would_ignore_are_refused() -> None:
+    assert transformers_config(LlamaConfig, {"hidden_size": 32}, "objective.model").hidden_size == 32
+    with pytest.raises(ConfigError, match='Unknown key "hidden_sise" in objective.model .*Did you mean "hidden_size"'):
+        transformers_config(LlamaConfig, {"hidden_sise": 32}, "objective.model")
+    with pytest.raises(ConfigError, match=r"objective.model \(LlamaConfig\): .*hidden_size.*expected int, got str"):
+        transformers_config(LlamaConfig, {"hidden_size": "32"}, "objective.model")

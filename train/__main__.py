@@ -1,6 +1,5 @@
 """`vlchat train CONFIG.yaml [key=value ...]`: a run, told as a story."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -39,12 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(config.seed)
     given = {"data": config.data} if config.data else {}
     objective = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, **given)
-    run.mkdir(parents=True, exist_ok=True)
-    if resume is None:
-        (run / "metrics.jsonl").unlink(missing_ok=True)
-    (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+
+    for part, path in getattr(objective, "base", {}).items():
+        if path is not None and Path(path).resolve().is_relative_to(run.resolve()):
+            raise ConfigError(f"objective.{part} lies in {run}, where this run is to write. Add run=OTHER/FOLDER.")
 
     # 3. How long.
+    if config.loop.steps is None and not hasattr(objective, "steps"):
+        raise ConfigError(f"loop.steps is missing: {objective.name} draws its rows as it goes and has no epochs.")
     steps = config.loop.steps or objective.steps(config.loop.epochs, config.loop.batch)
 
     # 4. Train.

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vlchat.errors import VLChatError
+
 
 class BatchSource(Protocol):
     """Makes the batch of one step."""
@@ -18,8 +20,11 @@ class _Steps(Dataset):
     def __init__(self, source: BatchSource) -> None:
         self.source = source
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
-        return self.source.batch(step)
+    def __getitem__(self, step: int) -> dict[str, Any] | VLChatError:
+        try:
+            return self.source.batch(step)
+        except VLChatError as error:  # raised in a worker, its sentence would come with that worker's traceback
+            return error
 
 
 def _stand_back(worker: int) -> None:
@@ -30,7 +35,11 @@ def _stand_back(worker: int) -> None:
 
 
 def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator[dict[str, Any]]:
-    """The batches of steps start .. stop - 1, made ahead in `workers` processes."""
+    """The batches of steps start .. stop - 1, made ahead in `workers` processes.
+
+    Raises:
+        VLChatError: what a row of the batch that is due has wrong with it.
+    """
     loader: DataLoader = DataLoader(
         _Steps(source),
         batch_size=None,
@@ -40,4 +49,7 @@ def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator
         worker_init_fn=_stand_back,
         generator=torch.Generator(),  # its seed for workers is not drawn from the training's own randomness
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, VLChatError):
+            raise batch
+        yield batch

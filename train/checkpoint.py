@@ -14,6 +14,7 @@ from torch import nn
 
 from train.config import RunConfig
 from vlchat.errors import CheckpointError
+from vlchat.folders import steps
 
 STATE = "training_state"
 
@@ -32,7 +33,7 @@ def write(
 ) -> Path:
     """Save as RUN/step-N a folder to chat with, tune or evaluate, with the training state inside.
 
-    It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); older ones go only when it is whole.
+    It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); the oldest goes only when it is whole.
     """
 
     def state(stage: Path) -> None:
@@ -59,17 +60,24 @@ def write(
     return final
 
 
+def clear(run: Path) -> None:
+    """Remove what an earlier run left in the folder."""
+    for old in steps(run):
+        shutil.rmtree(old)
+    (run / "metrics.jsonl").unlink(missing_ok=True)
+
+
 def saved(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
-    found = [folder for folder in run.glob("step-*") if (folder / STATE / "progress.json").is_file()]
-    return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
+    return [folder for folder in steps(run) if (folder / STATE / "progress.json").is_file()]
 
 
 def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Put weights, optimizer and random generators back as they were when `folder` was written.
 
     Raises:
-        CheckpointError: a file is missing, or the parameters that train are not those of the checkpoint.
+        CheckpointError: a file is missing, or the parameters that train are not those of the checkpoint, or not of
+            their shapes.
     """
     state = folder / STATE
     for name in ("trained.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json"):
@@ -86,6 +94,12 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
             f"{folder} was trained with other parameters than this run trains: {', '.join(odd[:4])}"
             f"{' ...' if len(odd) > 4 else ''}. Give the run the configuration that it began with."
         )
+    for name, tensor in trained.items():
+        if tensor.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{folder}: {name} has the shape {tuple(weights[name].shape)}; this run's is {tuple(tensor.shape)}. "
+                "Give the run the configuration that it began with."
+            )
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(weights[name])

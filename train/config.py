@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from vlchat.errors import ConfigError, nearest
+
+_LEAST = {"steps": 1, "batch": 1, "workers": 0, "log_every": 1, "sample_every": 1, "save_every": 1, "keep": 1}
 
 
 @dataclass
@@ -38,6 +41,16 @@ class LoopConfig:
     sample_every: int = 200
     save_every: int = 500
     keep: int = 2  # checkpoints kept
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"loop.{name} must be at least {least}, not {value}.")
+        for name in ("epochs", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"loop.{name} must be above 0, not {value:g}.")
 
 
 @dataclass
@@ -73,7 +86,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}.")
     for override in overrides or []:
         _override(tree, override)
-    return typing.cast(RunConfig, _typed(RunConfig, tree, str(path)))
+    return typing.cast(RunConfig, typed(RunConfig, tree, str(path)))
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -89,7 +102,10 @@ def _override(tree: dict[str, Any], text: str) -> None:
             node = node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f'The override "{text}" reaches into "{part}", which is a plain value.')
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'The value of the override "{text}" is not valid YAML: {error}') from None
     if isinstance(node, list):
         node[_index(last, node, text)] = parsed
     else:
@@ -104,8 +120,14 @@ def _index(part: str, node: list[Any], text: str) -> int:
     return int(part)
 
 
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, a dataclass or one of the plain types its fields use."""
+def typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`, a dataclass or one of the plain types its fields use.
+
+    Raises:
+        ConfigError: unknown or missing keys, a value of the wrong kind.
+    """
+    if kind is Any:
+        return value
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise ConfigError(f"{where} must hold keys and values, not {value!r}.")
@@ -120,7 +142,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         ]
         if missing:
             raise ConfigError(f"{where} lacks {', '.join(missing)}.")
-        return kind(**{key: _typed(hints[key], item, f"{where}: {key}") for key, item in value.items()})  # type: ignore[operator]
+        return kind(**{key: typed(hints[key], item, f"{where}: {key}") for key, item in value.items()})  # type: ignore[operator]
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     for option in options:
         plain = typing.get_origin(option) or option
@@ -133,7 +155,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
                 continue
         if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
             if plain is dict and typing.get_args(option)[1:] == (float,):
-                return {str(key): _typed(float, item, f"{where}: {key}") for key, item in value.items()}
+                return {str(key): typed(float, item, f"{where}: {key}") for key, item in value.items()}
             return value
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise ConfigError(f"{where} must be {names}, not {value!r}.")
@@ -149,15 +171,37 @@ def construct(table: dict[str, Any], spec: dict[str, Any], where: str, **given: 
             f"Known: {', '.join(table)}."
         )
     kind = table[spec["type"]]
-    known = [name for name in inspect.signature(kind).parameters if name not in given]
+    parameters = inspect.signature(kind).parameters
+    for name in given:
+        if name not in parameters:
+            raise ConfigError(f"{where} ({spec['type']}) takes no {name}: leave it out of the configuration.")
+    known = [name for name in parameters if name not in given]
     for key in spec:
         if key != "type" and key not in known:
             raise ConfigError(f'Unknown key "{key}" in {where} ({spec["type"]}){nearest(key, known)}')
     missing = [
         name
-        for name, parameter in inspect.signature(kind).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is inspect.Parameter.empty and name not in spec and name not in given
     ]
     if missing:
         raise ConfigError(f"{where} ({spec['type']}) lacks {', '.join(missing)}.")
-    return kind(**{key: item for key, item in spec.items() if key != "type"}, **given)
+    hints = typing.get_type_hints(kind.__init__ if inspect.isclass(kind) else kind)
+    chosen = {key: typed(hints.get(key, Any), spec[key], f"{where}.{key}") for key in spec if key != "type"}
+    return kind(**chosen, **given)
+
+
+def transformers_config(kind: type, values: dict[str, Any], where: str) -> Any:
+    """A transformers configuration from YAML. transformers keeps keys that it does not know, and ignores them.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong kind.
+    """
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'Unknown key "{key}" in {where} ({kind.__name__}){nearest(str(key), known)}')
+    try:
+        return kind(**values)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ConfigError(f"{where} ({kind.__name__}): {' '.join(str(error).split())}") from None

@@ -14,17 +14,19 @@ from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
 from vlchat import checkpoint
 from vlchat.data import Collator, Example
-from vlchat.data.collate import decode_images
+from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
+from vlchat.reading import reading
 
 _SHAPE_STEP = 32
 _BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
 _LORA = ("r", "alpha", "dropout", "targets")
+_INSTRUCTION = ("instruction_input_ids", "instruction_attention_mask")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
@@ -115,6 +117,8 @@ class _Conversations(nn.Module):
             if index < 0:
                 continue
             example = self.mixture[index]
+            if not has_answer(example):
+                continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
             asked = Example(example.id, example.messages[: turns[0]])
             inputs = self._prompt(asked).to(self.model.device)
@@ -164,6 +168,7 @@ class AlignObjective(_Conversations):
             cell's words, which the embedded language model learnt to read (`train.reader`).
         projection: width of the contrastive space; its two projections are not saved.
         template: chat template by name, or null for the tokenizer's own.
+        instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
     """
@@ -175,7 +180,7 @@ class AlignObjective(_Conversations):
         vision: str,
         language: str,
         connector: dict[str, Any],
-        data: Sequence[dict[str, Any]],
+        data: Sequence[dict[str, Any]] = (),
         itg: float = 1.0,
         itg_share: float = 1.0,
         itc: float = 0.2,
@@ -184,6 +189,7 @@ class AlignObjective(_Conversations):
         template: str | None = None,
         vision_feature_layer: int = -2,
         vision_feature_select_strategy: str = "patch",
+        instruction_length: int = 64,
         quantize: str | None = None,
         max_length: int | None = 2048,
         sample_tokens: int = 60,
@@ -194,7 +200,8 @@ class AlignObjective(_Conversations):
         vision, language = str(newest(Path(vision))), str(newest(Path(language)))
         self.base = {"vision": vision, "language": language}
         self.itg, self.itg_share, self.itc = itg, itg_share, itc
-        tokenizer = AutoTokenizer.from_pretrained(language)
+        with reading(language, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(language)
         self.model = VLChatForConditionalGeneration.from_backbones(
             vision,
             language,
@@ -205,7 +212,13 @@ class AlignObjective(_Conversations):
             vision_feature_select_strategy=vision_feature_select_strategy,
         )
         self.attend(attention)
-        self.processor = VLChatProcessor.from_backbones(vision, tokenizer, self.model.config.image_seq_length, template)
+        self.processor = VLChatProcessor.from_backbones(
+            vision,
+            tokenizer,
+            self.model.config.image_seq_length,
+            template,
+            instruction_length=instruction_length if self.model.model.connector.uses_instructions else None,
+        )
         self.reader = MapReader(self.processor.tokenizer)
         hidden = self.model.config.text_config.hidden_size
         self.image_projection = nn.Linear(hidden, projection)
@@ -232,7 +245,8 @@ class AlignObjective(_Conversations):
         model = self.model
         captions, caption_mask = batch.pop("caption_input_ids"), batch.pop("caption_attention_mask")
         maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
-        features = model.get_image_features(batch.pop("pixel_values"), return_dict=True)
+        asked = {key: batch.pop(key) for key in _INSTRUCTION if key in batch}  # of an instruction-aware Q-Former
+        features = model.get_image_features(batch.pop("pixel_values"), **asked, return_dict=True)
         rows = max(1, round(self.itg_share * len(captions)))  # one picture a row
         told = type(features)(pooler_output=features.pooler_output[:rows])
         out = model(**{key: value[:rows] for key, value in batch.items()}, mm_encoder_outputs={"image": told})
@@ -272,7 +286,7 @@ class TuneObjective(_Conversations):
 
     def __init__(
         self,
-        data: Sequence[dict[str, Any]],
+        data: Sequence[dict[str, Any]] = (),
         model: str | None = None,
         lora: dict[str, Any] | None = None,
         quantize: str | None = None,
@@ -288,7 +302,7 @@ class TuneObjective(_Conversations):
                 hint = nearest(key, _LORA) or f"; known: {', '.join(_LORA)}."
                 raise ConfigError(f'Unknown key "{key}" in objective.lora{hint}')
         path = str(newest(Path(model))) if model else None
-        self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None)
+        self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None, trainable=True)
         self.base = {"model": path}
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)

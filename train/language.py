@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from train.config import transformers_config
 from train.reader import IMAGE_TOKENS, MapReader
 from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
@@ -65,15 +66,13 @@ class LanguageObjective(nn.Module):
         self.tokenizer = train_tokenizer((text for index in range(8000) for text in _texts(index)), vocabulary)
         self.image_token: Any = self.tokenizer.convert_tokens_to_ids("<image>")
         self.reader = MapReader(self.tokenizer, word_dropout, noise)
-        self.model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(self.tokenizer),
-                pad_token_id=self.tokenizer.pad_token_id,
-                bos_token_id=None,
-                eos_token_id=self.tokenizer.eos_token_id,
-                **model,
-            )
-        )
+        fixed = {
+            "vocab_size": len(self.tokenizer),
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": self.tokenizer.eos_token_id,
+        }
+        self.model = LlamaForCausalLM(transformers_config(LlamaConfig, {**model, **fixed}, "objective.model"))
         # Fused attention is slow to train on a CPU at short lengths; compiled, the plain one is also fused.
         self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
         self._body: list[Any] = [torch.compile(self.model.model) if compile else self.model.model]  # not a submodule

@@ -17,7 +17,7 @@ from train.checkpoint import Progress
 from train.config import RunConfig
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 _PRECISIONS = ("no", "bf16", "fp16")
 
@@ -48,10 +48,12 @@ class _Rows:
 def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = None) -> Path:
     """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
 
+    Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin.
+
     Raises:
         TrainingStopped: the loss is not finite; the last checkpoint is from before.
         ConfigError: an unknown precision, or a rule that matches no parameter.
-        CheckpointError: `resume` is incomplete or from another configuration.
+        CheckpointError: `resume` is incomplete or from another configuration, or the run has checkpoints beyond it.
     """
     loop, run = config.loop, Path(config.run)
     if loop.precision not in _PRECISIONS:
@@ -67,11 +69,24 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
         if loop.minutes is not None and progress.seconds >= 60 * loop.minutes:
             accelerator.print(f"It has had its {loop.minutes:g} minutes; raise loop.minutes to go on.")
             return resume
+        if progress.step >= steps:
+            accelerator.print("It has made all its steps; raise loop.steps or loop.epochs to go on.")
+            return resume
+        beyond = [folder.name for folder in checkpoint.saved(run) if int(folder.name[5:]) > progress.step]
+        if beyond:
+            raise CheckpointError(
+                f"{run} has checkpoints after step {progress.step}: {', '.join(beyond)}. Add run=OTHER/FOLDER to go on "
+                f"from {resume} beside them."
+            )
+    else:
+        checkpoint.clear(run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
     objective, optimizer = accelerator.prepare(objective, optimizer)
     bare = accelerator.unwrap_model(objective)
     share = schedule(config.optim)
     started = time.monotonic() - progress.seconds
-    last = time.monotonic()
+    last, counted = time.monotonic(), progress.step  # since when, and since which step, the rate is taken
     with tqdm(
         total=steps, initial=progress.step, dynamic_ncols=True, mininterval=2, disable=not accelerator.is_main_process
     ) as bar:
@@ -104,10 +119,12 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
             )
             final = progress.step == steps or done >= 1.0
             bar.update()
+            if loop.minutes is not None:
+                bar.total = min(steps, round(progress.step / min(1.0, progress.seconds / 60 / loop.minutes)))
             if progress.step % loop.log_every == 0 or final:
                 now = time.monotonic()
-                rate = loop.batch * loop.log_every / (now - last)
-                last = now
+                rate = loop.batch * (progress.step - counted) / (now - last)
+                last, counted = now, progress.step
                 line = {
                     "step": progress.step,
                     "loss": loss.item(),
@@ -125,7 +142,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
                 with accelerator.autocast():
                     scores, shown = bare.sample()
                 objective.train()
-                last = time.monotonic()
+                last, counted = time.monotonic(), progress.step
                 if accelerator.is_main_process:
                     _log(run, {"step": progress.step, **scores})
                     bar.write(
@@ -137,10 +154,10 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
                         )
                     )
             if (progress.step % loop.save_every == 0 or final) and accelerator.is_main_process:
-                checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
+                written = checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
             if final:
                 break
-    return checkpoint.saved(run)[-1]
+    return written
 
 
 def _log(run: Path, line: dict[str, Any]) -> None:

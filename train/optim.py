@@ -17,13 +17,20 @@ _OUTER = re.compile("embed|lm_head")  # matrices at the ends of a model, which M
 def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConfig) -> tuple[list[dict], str]:
     """Freeze what no rule matches, and group the rest: by rate, matrices with weight decay, hidden ones apart.
 
+    What trains is lifted to float32: an update of a thousandth is rounded away in a bfloat16 weight.
+
     Returns:
         The groups, and a table for people: rule, parameters, rate, and what is frozen.
 
     Raises:
-        ConfigError: a rule that matches no parameter, or nothing left to train.
+        ConfigError: a rule that is no regular expression or matches no parameter, or nothing left to train.
     """
-    compiled = {re.compile(rule): rate for rule, rate in rules.items()}
+    compiled = {}
+    for rule_text, rate in rules.items():
+        try:
+            compiled[re.compile(rule_text)] = rate
+        except re.error as error:
+            raise ConfigError(f'trainable: "{rule_text}" is not a regular expression: {error}.') from None
     counts = {pattern.pattern: [0, 0] for pattern in compiled}
     frozen = [0, 0]
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -36,6 +43,7 @@ def parameter_groups(model: nn.Module, rules: dict[str, float], optim: OptimConf
         tally[0] += 1
         tally[1] += parameter.numel()
         if trains and rule is not None:
+            parameter.data = parameter.data.float()
             hidden = parameter.ndim == 2 and not _OUTER.search(name)
             groups.setdefault((compiled[rule], parameter.ndim >= 2, hidden), []).append(parameter)
     for rule_text, (tensors, _) in counts.items():

@@ -1,10 +1,9 @@
 """Where training rows come from: files and Hugging Face datasets, or the drawn world."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
-from train.config import construct
+from train.config import construct, typed
 from vlchat.data import Example, Mixture, SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
 from vlchat.scenes.language import caption, detail
@@ -90,13 +89,7 @@ def open_data(specs: Sequence[dict[str, Any]], seed: int) -> Mixture:
             source: Any = construct(SOURCES, spec, where)
             weight = source.weight
         else:
-            known = [field.name for field in fields(SourceConfig)]
-            for key in spec:
-                if key not in known:
-                    raise ConfigError(f'Unknown key "{key}" in {where}{nearest(key, known)}')
-            if "path" not in spec:
-                raise ConfigError(f"{where} lacks path.")
-            config = SourceConfig(**spec)
+            config = typed(SourceConfig, spec, where)
             source, weight = load_source(config), config.weight
         sources.append(source)
         weights.append(weight)

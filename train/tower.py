@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from train.checkpoint import STATE
+from train.config import transformers_config
 from train.contrastive import clip_loss, recall
 from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
@@ -66,7 +67,9 @@ class TowerObjective(nn.Module):
         else:
             written = (text_ for index in range(6000) for text_ in _texts(generator("tokenizer", 0, index)))
             self.tokenizer = train_tokenizer(written, vocabulary, append_end=True)
-        self.side = int(vision["image_size"])
+        tower = transformers_config(CLIPVisionConfig, vision, "objective.vision")
+        transformers_config(CLIPTextConfig, text, "objective.text")
+        self.side = tower.image_size
         self.processor = CLIPImageProcessorPil(
             size={"height": self.side, "width": self.side},
             do_center_crop=False,
@@ -87,7 +90,7 @@ class TowerObjective(nn.Module):
         )
         self.model: Any = CLIPModel(config)
         self.cell_projections = nn.ModuleDict(
-            {field: nn.Linear(int(vision["hidden_size"]), projection) for field in FIELDS}
+            {field: nn.Linear(tower.hidden_size, projection) for field in FIELDS}
         )
         self._fix_words()
         # On a CPU the backward pass of fused attention takes half of a step at 65 tokens: 1.7 s against 0.7 s here.
@@ -215,8 +218,9 @@ class TowerObjective(nn.Module):
         ]
         pixels = self.processor([draw(scene, 192, 192) for scene in scenes], return_tensors="pt")["pixel_values"]
         tokens = self.tokenizer([article(name) for name in names], padding=True, return_tensors="pt")
-        image = self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
-        text = self._text(tokens["input_ids"], tokens["attention_mask"])
+        device = self.model.device
+        image = self.model.visual_projection(self.model.vision_model(pixels.to(device)).pooler_output)
+        text = self._text(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
         guesses = (functional.normalize(image, dim=-1) @ text.T).argmax(1).tolist()
         right = [guess == index for index, guess in enumerate(guesses)]
         shown = [f"{names[i]} -> {names[guesses[i]]}" for i in range(0, len(names), 40)]

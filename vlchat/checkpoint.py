@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.folders import newest, read_manifest, refuse_pickles, tensor_count, verify
+from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
@@ -33,7 +33,6 @@ from vlchat.saving import align_generation, save, save_full
 
 __all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
 
-EMBEDDED = Path(__file__).parent / "assets" / "mini"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALL = 1_000_000_000  # parameters up to which float32 on a CPU is both faster and affordable
 
@@ -88,7 +87,7 @@ def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
         `vision`, `language`, `connector` and `image_tokens`.
     """
     folder = _locate(path_or_id)
-    name = "vlchat-mini" if path_or_id is None else Path(folder).name if isinstance(folder, Path) else str(folder)
+    name = "vlchat-mini" if path_or_id is None else title(folder) if isinstance(folder, Path) else str(folder)
     about: dict[str, Any] = {
         "name": name, "path": str(folder), "parameters": None, "trained_on": None, "base": None, "adapter": False,
     }  # fmt: skip
@@ -100,7 +99,10 @@ def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
     about["name"] = manifest.get("name", name)
     about["parameters"] = manifest.get("parameters") or tensor_count(folder)
     if (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} is damaged: {error}.") from error
         about["vision"] = config.get("vision_config", {}).get("model_type")
         about["language"] = config.get("text_config", {}).get("model_type")
         about["connector"] = config.get("connector")
@@ -225,13 +227,19 @@ def _locate(path_or_id: str | Path | None) -> Path | str:
 
 def _resolve(folder: Path, manifest: dict[str, Any], key: str) -> str | Path | None:
     """Where a part of the base is: beside the checkpoint as it was when it was saved, or at its old place."""
-    recorded = manifest["base"][key]
+    found = manifest["base"][key]
     relative = manifest.get("base_relative", {}).get(key)
     if relative is not None and (folder / relative).exists():
-        return (folder / relative).resolve()
-    if recorded is not None and os.path.isabs(recorded) and not os.path.exists(recorded):
-        raise CheckpointError(f"{folder} was trained on top of {recorded}, which is not there any more.")
-    return recorded
+        found = (folder / relative).resolve()
+    elif found is not None and os.path.isabs(found) and not os.path.exists(found):
+        raise CheckpointError(f"{folder} was trained on top of {found}, which is not there any more.")
+    digest = manifest.get("base_weights", {}).get(key)
+    if digest is not None and digest != weights_digest(newest(Path(found or EMBEDDED))):
+        raise CheckpointError(
+            f"{folder} was trained on top of {found or 'the embedded model'}, whose weights have changed since. Bring "
+            "that version back, or train again."
+        )
+    return found
 
 
 def _device(device: str | torch.device) -> torch.device:

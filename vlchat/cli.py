@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--task", help="scenes (drawn on the spot) or vqa (your data; default where --data is given)")
     evaluate.add_argument("--data", help="the questions of --task vqa: any file that `vlchat check` reads")
     evaluate.add_argument("--images", help="folder of their pictures (default: beside the data)")
+    evaluate.add_argument("--format", help="as of `vlchat check`")
+    evaluate.add_argument("--split", help="which split of a Hugging Face dataset (default: train, or the only one)")
     evaluate.add_argument("--floor", metavar="TRAIN_DATA", help="print what these rows' questions alone would give")
     evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N rows of --data")
     evaluate.add_argument("--questions", type=int, metavar="N", help="questions of --task scenes (default: 2000)")
@@ -196,12 +198,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from vlchat.data import SourceConfig, check
-    from vlchat.data.formats import FORMATS
 
-    if arguments.format is not None and arguments.format not in FORMATS:  # else every row would be told to be bad
-        known = ", ".join(FORMATS)
-        hint = nearest(arguments.format, FORMATS)
-        raise VLChatError(f'There is no format "{arguments.format}"; known: {known}{hint or "."}')
+    _known_format(arguments.format)
     source = SourceConfig(
         arguments.data,
         format=arguments.format,
@@ -214,15 +212,26 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _eval(arguments: argparse.Namespace) -> int:
-    from vlchat.evaluate import run, save, terminal
+def _known_format(name: str | None) -> None:
+    from vlchat.data.formats import FORMATS
 
+    if name is not None and name not in FORMATS:  # else every row would be told to be bad
+        hint = nearest(name, FORMATS)
+        raise VLChatError(f'There is no format "{name}"; known: {", ".join(FORMATS)}{hint or "."}')
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from vlchat.evaluate import made, run, save, terminal
+
+    _known_format(arguments.format)
     # Only what was given: an option that the task does not have is refused by name.
     options = {
         name: value
-        for name in ("data", "images", "floor", "limit", "questions", "phrasings")
+        for name in ("data", "format", "images", "split", "floor", "limit", "questions", "phrasings")
         if (value := getattr(arguments, name)) is not None
     }
+    if arguments.out is not None:
+        made(arguments.out)
     result = run(
         arguments.model,
         arguments.task or ("vqa" if "data" in options else "scenes"),

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,12 @@ from typing import Any
 
 from vlchat.errors import CheckpointError, UnsafeCheckpointError
 
+EMBEDDED = Path(__file__).parent / "assets" / "mini"
 MANIFEST = "vlchat.json"
 FORMAT = 1
+_STEP = re.compile(r"step-(\d+)")
+_WEIGHTS = re.compile(r"^(?!training_state/).*\.safetensors$")
+_NOTES = "README.md"  # a card for people, who may edit it: not hashed
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -38,7 +43,8 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
     try:
         yield stage
         files = sorted(path for path in stage.rglob("*") if path.is_file())
-        hashes = {path.relative_to(stage).as_posix(): sha256(path) for path in files}
+        names = {path.relative_to(stage).as_posix(): path for path in files}
+        hashes = {name: sha256(path) for name, path in names.items() if name != _NOTES}
         text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
         (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for path in [*files, stage / MANIFEST, *(p for p in stage.rglob("*") if p.is_dir()), stage]:
@@ -53,12 +59,22 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def steps(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first: its folders `step-N`. A copy by another name is not one of them."""
+    found = [(int(match[1]), path) for path in run.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
+
+
 def newest(folder: Path) -> Path:
     """The folder of a run stands for its newest checkpoint, any other folder for itself."""
-    saves = [found for found in folder.glob("step-*") if (found / MANIFEST).is_file()]
-    if not saves or (folder / "config.json").is_file():
-        return folder
-    return max(saves, key=lambda save: int(save.name.removeprefix("step-")))
+    saves = steps(folder)
+    return folder if not saves or (folder / "config.json").is_file() else saves[-1]
+
+
+def title(folder: Path) -> str:
+    """What people call a checkpoint: the name of its run, or of the folder itself."""
+    folder = folder.absolute()
+    return folder.parent.name if _STEP.fullmatch(folder.name) else folder.name
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -97,6 +113,15 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
             bad.append(f"{name} has changed")
     if bad:
         raise CheckpointError(f"The checkpoint {folder} is damaged: {'; '.join(bad)}.")
+
+
+def weights_digest(folder: Path) -> str | None:
+    """One hash for all weights of a checkpoint of vlchat; None for a folder of another making, which has no hashes."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    weights = [f"{name} {found}" for name, found in sorted(manifest.get("files", {}).items()) if _WEIGHTS.search(name)]
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -33,10 +33,16 @@ def add_lora(
             of the language model. Bare names such as `q_proj` would land in the vision tower as well.
 
     Raises:
-        ConfigError: when `targets` matches nothing, or something outside the language model.
+        ConfigError: when `targets` matches nothing, or something outside the language model, or when there is an
+            adapter already.
     """
     from peft import LoraConfig, get_peft_model
 
+    if is_lora(model):
+        raise ConfigError(
+            "The model has an adapter, and a second one cannot be trained on top of it unmerged. Load it without "
+            "quantization, or write it whole first (vlchat export) and quantize that."
+        )
     prefix = language_model_prefix(model)
     if targets is None:
         targets = rf"{re.escape(prefix)}\..*\.({'|'.join(PROJECTIONS)})"

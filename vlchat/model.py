@@ -125,8 +125,9 @@ class VLChatModel(VLChatPreTrainedModel):
                 patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
                 states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
             features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
-        connector_device = next(self.connector.parameters()).device
-        features = self.connector(features.to(connector_device), instruction_input_ids, instruction_attention_mask)
+        connector = next(self.connector.parameters())  # while it trains it may be finer than a frozen tower
+        features = features.to(connector.device, connector.dtype)
+        features = self.connector(features, instruction_input_ids, instruction_attention_mask)
         outputs.pooler_output = list(features)
         return outputs
 

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlchat.errors import CheckpointError
-from vlchat.folders import writing
+from vlchat.folders import EMBEDDED, newest, weights_digest, writing
 from vlchat.lora import is_lora
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import is_quantized
+
+TRAINED = "trained.safetensors"
 
 
 def save(
@@ -57,7 +59,8 @@ def save(
             for key, value in base.items()
             if value is not None and Path(value).exists()
         },
-        "trained": "connector.safetensors" if wanted else None,
+        "base_weights": {key: _digest(value) for key, value in base.items()},
+        "trained": TRAINED if wanted else None,
         "adapter": "adapter" if adapter else None,
         "trained_on": trained_on,
         "parameters": inner.num_parameters(),
@@ -67,7 +70,7 @@ def save(
         processor.save_pretrained(stage)
         if wanted:
             tensors = {name: parameters[name].detach().cpu().contiguous() for name in wanted}
-            save_file(tensors, stage / "connector.safetensors", metadata={"format": "pt"})
+            save_file(tensors, stage / TRAINED, metadata={"format": "pt"})
         if adapter:
             model.save_pretrained(stage / "adapter", save_embedding_layers=False)
             (stage / "adapter" / "README.md").unlink(missing_ok=True)
@@ -163,6 +166,11 @@ def _reference(value: str | Path | None) -> str | None:
     if value is None:
         return None
     return str(Path(value).absolute()) if Path(value).exists() else str(value)
+
+
+def _digest(value: str | Path | None) -> str | None:
+    folder = EMBEDDED if value is None else Path(value)
+    return weights_digest(newest(folder)) if folder.is_dir() else None
 
 
 def _unwrap(model: Any) -> Any:

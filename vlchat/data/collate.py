@@ -29,13 +29,11 @@ class Collator:
     Args:
         processor: its chat template must mark the assistant's words with `{% generation %}`.
         max_length: the most tokens a row may have, its pictures' included; None sets no limit.
-        text_only_ok: False refuses rows without a picture.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, text_only_ok: bool = True) -> None:
+    def __init__(self, processor: Any, max_length: int | None = None) -> None:
         self.processor = processor
         self.max_length = max_length
-        self.text_only_ok = text_only_ok
         # Our own processor reads `<image>` and `</s>` in a row's text as text. Transformers' own cannot do so together
         # with assistant masks, so there such rows are refused.
         foreign = not isinstance(processor, VLChatProcessor)
@@ -76,8 +74,6 @@ class Collator:
     def _decoded(self, example: Example) -> list[Message]:
         if not has_answer(example):
             raise EmptySupervisionError(f'Row "{example.id}" has no token to learn from: no assistant turn has text.')
-        if not self.text_only_ok and not example.images:
-            raise DataError(f'Row "{example.id}" has no picture, and this objective needs one in every row.')
         found = next((token for token in self._commands for text in _texts(example) if token in text), None)
         if found:
             raise DataError(

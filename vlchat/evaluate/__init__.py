@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlchat.evaluate.report import markdown, save, terminal
+from vlchat.evaluate.report import made, markdown, save, terminal
 from vlchat.evaluate.runner import Result, Share, evaluate, make_task, run
 from vlchat.evaluate.tasks import TASKS, Item, QuestionOnlyFloor, ScenesTask, VqaTask
 
@@ -15,6 +15,7 @@ __all__ = [
     "Share",
     "VqaTask",
     "evaluate",
+    "made",
     "make_task",
     "markdown",
     "run",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vlchat.errors import ConfigError
 from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.runner import Result, Share
 
@@ -46,10 +47,23 @@ def markdown(result: Result) -> str:
     return "\n".join([f"## {result.task}", "", *facts, "", *escaped, ""])
 
 
+def made(folder: str | Path) -> Path:
+    """The folder of a result; it is made before the questions are asked, so that no result is left without one.
+
+    Raises:
+        ConfigError: it is a file, or cannot be made.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"No result can be written to {folder}: {error.strerror}. Name another folder.") from error
+    return target
+
+
 def save(result: Result, folder: str | Path) -> Path:
     """Writes result.json, result.md and replies.jsonl (one question a line) into `folder`, and returns it."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = made(folder)
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
     (target / "result.json").write_text(text + "\n", encoding="utf-8")
     (target / "result.md").write_text(markdown(result), encoding="utf-8")

@@ -57,7 +57,7 @@ class ScenesTask:
         phrasings: "seen" asks in the wordings used in training, "held" in those kept for testing.
     """
 
-    protocol = "vlchat-scenes-2 (the reply states the fact asked for; wording is free)"
+    protocol = "vlchat-scenes-3 (the reply states the fact asked for; wording is free)"
     metric = "right"
 
     def __init__(self, *, questions: int = 2000, seed: int = 0, phrasings: str = "seen") -> None:

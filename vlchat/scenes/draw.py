@@ -42,8 +42,8 @@ def _font_file(name: str) -> Path:
     if file is None:
         raise VLChatError(
             f"The font {name} is not installed, and drawing scenes needs it. "
-            "Install it (Debian and Ubuntu: apt-get install fonts-noto-color-emoji fonts-dejavu "
-            "fonts-liberation)."
+            "Install it (Debian and Ubuntu: apt-get install fonts-noto-color-emoji "
+            "fonts-dejavu-core fonts-liberation)."
         )
     return file
 
@@ -64,14 +64,6 @@ def _pictogram(name: str) -> Image.Image:
 @lru_cache(maxsize=512)
 def _text_font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(_font_file(name)), pixels)
-
-
-@lru_cache(maxsize=1)
-def _available_text_fonts() -> tuple[str, ...]:
-    fonts = tuple(name for name in _TEXT_FONTS if name in _font_files())
-    if not fonts:
-        _font_file(_TEXT_FONTS[0])  # raises with the way out
-    return fonts
 
 
 def _polygon(corners: int, turn: float, inner: float | None = None) -> list[tuple[float, float]]:
@@ -151,8 +143,7 @@ def _paste_text(
     canvas: Image.Image, thing: Thing, box: tuple[int, int, int, int], colour: tuple[int, int, int]
 ) -> None:
     left, top, width, height = box
-    fonts = _available_text_fonts()
-    font = _text_font(fonts[int(thing.style * len(fonts))], max(6, int(height * 1.2)))
+    font = _text_font(_TEXT_FONTS[int(thing.style * len(_TEXT_FONTS))], max(6, int(height * 1.2)))
     bounds = font.getbbox(thing.name)
     mask = Image.new("L", (int(bounds[2] - bounds[0]) + 2, int(bounds[3] - bounds[1]) + 2))
     ImageDraw.Draw(mask).text((1 - bounds[0], 1 - bounds[1]), thing.name, font=font, fill=255)

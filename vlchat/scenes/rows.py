@@ -1,5 +1,6 @@
 """Conversations about scenes for training, and questions with answers for testing, by (split, seed, index) alone."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from vlchat.scenes.language import KINDS, ONE_PICTURE, detail, sides
 from vlchat.scenes.phrasings import HELD, PREFIXES
 from vlchat.scenes.vocabulary import COLOURS, COUNT_WORDS, PICTOGRAMS, SHAPES, SIZES, plural
 from vlchat.scenes.wording import Speaker, Turn
-from vlchat.scenes.world import Scene, sample_scene
+from vlchat.scenes.world import Scene, reading_order, sample_scene
 
 TRAIN_WEIGHTS = {  # few scenes allow reading, naming by place or comparing: those are drawn more often
     "caption": 0.8,
@@ -113,8 +114,8 @@ def conversation(seed: int, index: int, *, split: str = "train", turns: int = 5,
         scenes = two_scenes(rng)
     else:
         scenes = (sample_scene(rng, texts=texts),)
-    for _ in range(4 * turns):
-        if len(asked) >= turns:
+    for attempt in itertools.count():
+        if len(asked) >= turns or (asked and attempt >= 4 * turns):
             break
         fresh = _turns(scenes, say)
         if all(turn.answer not in {known.answer for known in asked} for turn in fresh[-1:]):  # nothing twice
@@ -156,7 +157,7 @@ def two_scenes(rng: Random) -> tuple[Scene, Scene]:
                 if abs(t.x - kept.x) > (t.width + kept.width) / 2 + 0.02
                 or abs(t.y - kept.y) > (t.height + kept.height) / 2 + 0.02
             )
-            two = Scene((*clear, kept), two.background, two.texture, two.seed)
+            two = Scene(tuple(sorted((*clear, kept), key=reading_order)), two.background, two.texture, two.seed)
     return one, two
 
 
@@ -231,7 +232,10 @@ LISTS = ("caption", "what", "place_what", "two_one", "detail")
 
 
 def correct(question: SceneQuestion, reply: str) -> bool:
-    """Whether the reply states the fact that was asked for and nothing that contradicts it; wording is free."""
+    """Whether the reply states the fact that was asked for and no other in its place; wording is free.
+
+    Of a question for yes or no only the verdict counts, not the reasons given for it.
+    """
     return states(question.turn, reply)
 
 
@@ -247,13 +251,13 @@ def states(turn: Turn, reply: str) -> bool:
     assert isinstance(fact, str)
     if form in YES_NO:
         words_said = text.split(" ")  # the verdict opens the reply or, after its reasons, closes it
-        return (words_said[0] if words_said[0] in ("yes", "no") else words_said[-1]) == fact
+        return {words_said[0], words_said[-1]} & {"yes", "no"} == {fact}
     if form in ("count", "count_all"):
         said = [COUNT_WORDS[int(n)] if n.isdigit() else "zero" if n == "no" else n for n in _COUNT.findall(text)]
         return bool(said) and said[0] == fact and len(set(said)) == 1
     if form in ("colour", "background", "turn_colour"):
         said = [word for word in _COLOUR.findall(text) if word in COLOURS]
-        return bool(said) and said[-1] == fact
+        return set(said) == {fact}
     if form in ("where", "turn_where"):
         return (_PLACE.findall(text.replace("centre", "center")) or [""])[-1] == fact
     if form == "read":

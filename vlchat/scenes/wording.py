@@ -10,7 +10,7 @@ from vlchat.scenes.world import Scene, Thing
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with its answer. `fact` is what a right reply must state; see `scenes.questions.correct`."""
+    """One question with its answer. `fact` is what a right reply must state; see `scenes.rows.states`."""
 
     form: str  # a key of the phrasings
     question: str

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from vlchat.scenes.vocabulary import COLOURS, NUMBERS, PICTOGRAMS, SHAPES, SIZES, WORDS, article
+from vlchat.scenes.vocabulary import COLOURS, NUMBERS, PICTOGRAMS, SHAPES, SIZES, WORDS
 
 GRID = 8
 """Rows and columns of the scene map; equals the embedded tower's patch grid (96 px in patches of 12)."""
@@ -87,9 +87,9 @@ def _overlap(start: float, side: float, centre: float, extent: float) -> float:
     return max(0.0, high - low) / side
 
 
-def describe(scene: Scene, *, places: bool = True) -> list[str]:
-    """Each thing as people would write it: `a small red circle at the top left`."""
-    return [article(thing.phrase()) + (f" at the {thing.place}" if places else "") for thing in scene.things]
+def reading_order(thing: Thing) -> tuple[int, float]:
+    """Sorts the things of a scene by rows of a third of its height, each from the left."""
+    return int(thing.y * 3), thing.x
 
 
 def _identity(rng: Random, text_share: float, palette: list[str]) -> tuple[str, str, str | None]:
@@ -169,5 +169,5 @@ def sample_scene(rng: Random, count: int | None = None, texts: float = 0.0) -> S
     if background in used:  # every colour is near a used one: draw anew rather than unseen
         return sample_scene(rng, count, texts)
     texture = rng.choice(("plain", "plain", "gradient", "noise"))
-    placed.sort(key=lambda thing: (int(thing.y * 3), thing.x))
+    placed.sort(key=reading_order)
     return Scene(tuple(placed), background, texture, rng.getrandbits(32))
