@@ -83,7 +83,7 @@ def _append(turns: list[dict[str, Any]], role: str, parts: list[dict[str, Any]])
     parts.sort(key=lambda part: part["type"] != "image")  # pictures before words, as in training
     # A question stopped before its first word has no answer: it and the next one are one turn, or templates refuse.
     if turns and turns[-1]["role"] == role:
-        turns[-1]["content"] += parts
+        turns[-1]["content"] += [{"type": "text", "text": "\n"}, *parts]
     elif parts:
         turns.append({"role": role, "content": parts})
 

@@ -59,6 +59,16 @@ def test_a_batch_of_unlike_conversations_equals_one_by_one(talkative: Chat, pict
     assert talkative.batch([]) == []
 
 
+def test_a_long_neighbour_does_not_cut_an_answer_short(chat: Chat) -> None:
+    room = chat.context_length
+    assert room is not None
+    short, long = ask_messages(None, "two cats"), ask_messages(None, "cat " * (room // 2 - 30))
+    left = room - chat._inputs([long])["input_ids"].shape[1]
+    alone = chat.batch([short], max_new_tokens=left + 20)
+    assert len(chat.processor.tokenizer(alone[0])["input_ids"]) > left, "the test needs an answer of some length"
+    assert chat.batch([short, long], max_new_tokens=left + 20)[:1] == alone
+
+
 def test_pictures_and_their_order_matter(talkative: Chat, picture: Callable) -> None:
     def ask(*pictures: Image.Image) -> tuple[str, ...]:
         questions = ("What is it?", "two", "Is it green?")

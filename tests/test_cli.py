@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,11 @@ def test_a_mistake_is_one_sentence_in_a_real_process(arguments: list[str], told:
         (["eval", "--data", "rows.json", "--out", "rows.json"], "No result can be written to rows.json"),
         (["eval", "--task", "scenes", "--split", "test"], "split"),
         (["info", "damaged"], "config.json is damaged"),
+        (["info", "."], "holds no model"),
+        (["export", "no/such/folder", "rows.json/out"], "rows.json/out cannot be written"),
+        (["chat", "a.png", "What", "is", "this"], 'There is no picture "What". A question of several words'),
+        (["chat", "a.png", ""], "The question is empty"),
+        (["chat", "a.png", "Why?", "--sistem", "x"], "Unrecognized arguments: --sistem x"),
         (["eval", "--task", "scenes", "--data", "rows.json"], "data"),
         (["export", "no/such/folder", "out"], "no/such/folder"),
         (["info", "no/such/folder"], "no/such/folder"),
@@ -183,6 +189,25 @@ def test_training_refuses_a_row_whose_tags_differ_from_its_pictures(
     told = capfd.readouterr().err
     assert "Traceback" not in told
     assert 'Row "odd": 2 image tags but 1 image' in told.partition("vlchat: ")[2].splitlines()[0]
+
+
+def test_options_may_stand_between_the_picture_and_the_question(
+    model: Path, good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(model), "--max-new-tokens", "8"]
+    assert main(["chat", str(good), *options, "two cats ?"]) == 0
+    between = capsys.readouterr().out
+    assert main(["chat", *options, str(good), "two cats ?"]) == 0
+    assert capsys.readouterr().out == between
+
+
+def test_a_reader_that_leaves_ends_a_command_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"question": "x" * 300}] * 2000))
+    done = subprocess.run(
+        f"{shlex.join([*COMMAND, 'check', str(tmp_path / 'rows.json')])} | head -c 10",
+        shell=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stderr == "" and len(done.stdout) == 10
 
 
 def test_one_question(model: Path, good: Path, capsys: pytest.CaptureFixture[str]) -> None:

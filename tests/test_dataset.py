@@ -113,6 +113,7 @@ def test_parquet_and_a_folder_of_pictures(tmp_path: Path, picture: Any, monkeypa
         ("rows.json", "[]", "has no rows"),
         ("rows.json", "[" * 100_000, "nested too deeply"),
         ("rows.xlsx", "x", "unknown kind of file"),
+        ("rows.parquet", "no parquet", "rows.parquet cannot be read as a parquet file"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path, name: str, content: str, said: str) -> None:

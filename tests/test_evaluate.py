@@ -117,6 +117,21 @@ def test_several_answers_are_scored_by_soft_accuracy(tmp_path: Path) -> None:
     assert "1 rows scored by VQA soft accuracy, 2 by exact match" in task.notes[0]
 
 
+def test_annotations_beside_a_conversation_are_its_answers(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    row = {"conversations": turns, "answers": [{"answer": "A cat."}] * 10}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    (item,) = (task := VqaTask(data=str(tmp_path / "rows.json"))).items()
+    assert task.score(item, "a cat") == 1.0
+
+
+def test_half_an_emoji_costs_no_result(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"question": "What?", "answer": "red \\ud83d"}]')
+    result = evaluate(Scripted(lambda messages: "red"), VqaTask(data=str(tmp_path / "rows.json")), progress=False)
+    (line,) = (save(result, tmp_path / "out") / "replies.jsonl").read_text().splitlines()
+    assert json.loads(line)["reference"] == "red \ud83d"
+
+
 def test_earlier_turns_are_context_and_the_last_answer_is_the_reference(tmp_path: Path) -> None:
     turns = [("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"), ("user", "unanswered?")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
@@ -166,6 +181,19 @@ def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
     assert result.counts["unanswered"] == 2 and result.scores.groups["closed"].total == 3
     assert result.replies[3]["error"] == "too long: 10 tokens, 5 allowed"
     assert "2 questions got no reply" in terminal(result)
+
+    rows = [{"question": "x", "answers": [letter] * 10} for letter in "AB"]  # of "A" the normalisation leaves nothing
+    Path(data).with_name("letters.json").write_text(json.dumps(rows))
+    letters = VqaTask(data=str(Path(data).with_name("letters.json")))
+
+    def refuse_first(messages: list[dict[str, Any]]) -> str:
+        refuse_first.asked += 1  # type: ignore[attr-defined]
+        if refuse_first.asked < 3:  # type: ignore[attr-defined]
+            raise VLChatError("no")
+        return "B"
+
+    refuse_first.asked = 0  # type: ignore[attr-defined]
+    assert [reply["score"] for reply in evaluate(Scripted(refuse_first), letters, progress=False).replies] == [0.0, 1.0]
 
     def refuse_all(messages: list[dict[str, Any]]) -> str:
         raise VLChatError("no")

@@ -189,6 +189,13 @@ def test_captions_from_tags_names_and_lists() -> None:
         ({"image": "file:///etc/hosts", "caption": "x"}, "is a URL"),
         ({"image": "data:image/png;base64,@@@", "caption": "x"}, "not valid base64"),
         ({"image": 7, "caption": "x"}, "must be a path, bytes"),
+        ({"image": "a", "question": "x", "answer": float("nan")}, "is nan, an empty cell"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role is \"['user']\""),
+        ({"conversations": [{"from": {}, "value": "x"}]}, 'conversations[0].from is "{}"'),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}]},
+            "a picture stands in the turn of the assistant",
+        ),
         ({"image": "a", "images": ["b"], "caption": "x"}, "both `image` and `images`"),
         ({"question": "x", "answers": []}, "at least one answer"),
         (["not", "an", "object"], "must be an object"),
@@ -199,6 +206,11 @@ def test_a_faulty_row_is_one_sentence_with_row_and_field(row: Any, said: str) ->
         to_example(row, "r5")
     assert str(caught.value).startswith('Row "r5": ')
     assert said in str(caught.value)
+
+
+def test_whole_numbers_that_came_as_floats_are_whole() -> None:
+    answers = [to_example({"question": "x", "answer": value}, "r").answer for value in (3.0, 2.5, 7, True)]
+    assert answers == ["3", "2.5", "7", "true"]
 
 
 def test_text_of_joins_the_text_parts() -> None:

@@ -252,6 +252,14 @@ def test_phone_photos_are_turned_upright(orientation: int) -> None:  # row 19
     assert decode(encoded(stored, "PNG", exif=exif)).tobytes() == upright.tobytes()
 
 
+@pytest.mark.parametrize("tag", [0x0128, 0x02BC])  # the unit of the resolution, XMP
+def test_a_mistyped_tag_does_not_cost_a_turned_photo(tag: int) -> None:
+    turned = struct.pack("<HHI4s", 0x0112, 3, 1, b"\x06\x00")
+    as_text = struct.pack("<HHI4s", tag, 2, 2, b"2\x00")
+    exif = b"Exif\x00\x00II*\x00" + struct.pack("<IH", 8, 2) + turned + as_text + bytes(4)
+    assert decode(encoded(noise(40, 24), "JPEG", exif=exif)).size == (24, 40)
+
+
 def test_nonsense_exif_does_not_cost_the_picture() -> None:
     for body in (b"garbage", b"II*\x00\xff\xff\xff\xff", b"MM\x00*\x00\x00\x00\x08\x00\x05"):
         assert decode(encoded(noise(), "JPEG", exif=b"Exif\x00\x00" + body)).size == (64, 48)

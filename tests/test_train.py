@@ -3,6 +3,8 @@
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -23,6 +25,7 @@ from vlchat import checkpoint
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.export import export
 
+ROOT = Path(__file__).parent.parent
 fonts = importlib.import_module("vlchat.scenes.draw")._font_files()
 pytestmark = pytest.mark.skipif("NotoColorEmoji.ttf" not in fonts, reason="Noto Color Emoji is not installed")
 
@@ -131,6 +134,12 @@ def test_every_save_point_answers_about_a_picture_by_its_path_alone(stages: dict
         of_run = checkpoint.describe(stages[name].parent)
         assert of_run["path"] == str(stages[name])
         assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_an_adapter_answers_in_a_process_that_says_nothing_else(stages: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "vlchat.cli", "chat", "--model", str(stages["tune"]), "--max-new-tokens", "3"]
+    done = subprocess.run([*command, "What is this?"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp_path: Path) -> None:

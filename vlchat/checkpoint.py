@@ -94,6 +94,8 @@ def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
     if not isinstance(folder, Path):
         return about
     manifest = read_manifest(folder) or {}
+    if not manifest and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no model: it has no config.json.")
     about.update(trained_on=manifest.get("trained_on"), base=manifest.get("base"))
     about["adapter"] = bool(manifest.get("adapter"))
     about["name"] = manifest.get("name", name)

@@ -6,6 +6,8 @@ Heavy imports stay inside the functions that need them: `vlchat --help` answers 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,16 +26,26 @@ PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".t
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit code: 0, 2 for a user's mistake (one message on stderr), 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # half an emoji, or bytes of another alphabet, end nothing
+            stream.reconfigure(errors="replace")
     try:
         if arguments[:1] == ["train"]:  # has its own options, --help included
             from train.__main__ import main as train
 
             return train(arguments[1:])
-        parsed = _parser().parse_args(arguments)
+        parsed, rest = _parser().parse_known_args(arguments)
+        if rest and parsed.run is _chat and not any(word.startswith("-") for word in rest):
+            parsed.words += rest  # argparse takes only those words that stand together, before or behind the options
+        elif rest:
+            raise VLChatError(f"Unrecognized arguments: {' '.join(rest)}. See vlchat --help.")
         return parsed.run(parsed)
     except VLChatError as error:
         print(f"vlchat: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -134,8 +146,6 @@ def _chat(arguments: argparse.Namespace) -> int:
     from vlchat.terminal import Session, answer
 
     opened = [images.decode(Path(picture)) for picture in pictures]  # before the model: a wrong path is told at once
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     chat = _load(arguments)
     options = {
         "max_new_tokens": arguments.max_new_tokens,
@@ -158,6 +168,11 @@ def _words(words: Sequence[str]) -> tuple[list[str], str | None]:
     if not words:
         return [], None
     *before, last = words
+    if before and not last.strip():
+        raise VLChatError("The question is empty. Say in quotes what you want to know.")
+    for word in before:
+        if not _is_file(word) and not Path(word).suffix and "/" not in word:
+            raise VLChatError(f'There is no picture "{word}". A question of several words goes in quotes.')
     if Path(last).suffix.lower() in PICTURE_ENDINGS and " " not in last.strip() or _is_file(last):
         return list(words), None
     if not before and " " not in last.strip():
@@ -172,11 +187,16 @@ def _is_file(path: str) -> bool:
         return False
 
 
-def _load(arguments: argparse.Namespace) -> Chat:
+def _quiet() -> None:
+    """Nothing of transformers' own on the screen, beside what people asked for."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def _load(arguments: argparse.Namespace) -> Chat:
+    _quiet()
     from vlchat.chat import Chat
 
     return Chat.load(arguments.model, quantize=arguments.quantize, dtype=arguments.dtype, device=arguments.device)
@@ -251,6 +271,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    _quiet()
     from vlchat.export import export
 
     print(f"Written: {export(arguments.model, arguments.out, dtype=arguments.dtype, name=arguments.name)}")
@@ -268,6 +289,8 @@ def _info(arguments: argparse.Namespace) -> int:
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

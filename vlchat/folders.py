@@ -23,6 +23,24 @@ _NOTES = "README.md"  # a card for people, who may edit it: not hashed
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
+def writable(folder: str | Path) -> Path:
+    """The absolute path of a folder that a checkpoint can be written to; makes the folder around it.
+
+    Raises:
+        CheckpointError: it holds something that is not a checkpoint of vlchat, or the folder around it cannot be made.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
+        raise CheckpointError(f"{folder} exists and is not a vlchat checkpoint; it is left alone. Choose another name.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose another place.") from error
+    if not os.access(folder.parent, os.W_OK):
+        raise CheckpointError(f"{folder} cannot be written: {folder.parent} is closed to you. Choose another place.")
+    return folder
+
+
 @contextlib.contextmanager
 def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
     """Gives a staging folder to fill; at the end hashes, flushes and renames it to `folder`.
@@ -31,12 +49,9 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
     already is replaced.
 
     Raises:
-        CheckpointError: when `folder` holds something that is not a checkpoint of vlchat.
+        CheckpointError: as `writable`.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
-        raise CheckpointError(f"{folder} exists and is not a vlchat checkpoint; it is left alone. Choose another name.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = writable(folder)
     stage = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()

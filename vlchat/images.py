@@ -8,12 +8,13 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
 
 from vlchat.errors import ImageError
@@ -36,6 +37,16 @@ _OTHER_SIGNATURES = {
 }
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"hevc": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
 
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -54,6 +65,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+# Pillow's own limit lies above ours, which answers with a sentence; its warning would only name our source file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(
@@ -192,9 +205,19 @@ def _pixels(image: Image.Image, called: str, limits: ImageLimits) -> Image.Image
         )
     try:
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(_upright(image))
     except Exception as error:  # as above: the set of exceptions that decoders raise is open
         raise _damaged(called, image.format or "PIL") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose writes all of the EXIF anew, and fails where a camera mistyped any tag of it.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF that cannot be read turns nothing
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -36,7 +36,8 @@ def add_lora(
         ConfigError: when `targets` matches nothing, or something outside the language model, or when there is an
             adapter already.
     """
-    from peft import LoraConfig, get_peft_model
+    with _quiet():
+        from peft import LoraConfig, get_peft_model
 
     if is_lora(model):
         raise ConfigError(
@@ -88,10 +89,11 @@ def load_lora(model: nn.Module, folder: Path, *, trainable: bool = False) -> Pef
     Raises:
         CheckpointError: when a tensor is missing from the file, or has no place in the model.
     """
-    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     with _quiet():
+        from peft import PeftModel, get_peft_model_state_dict
+
         wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         stored = set(file.keys())
@@ -117,7 +119,8 @@ def merge(model: Any) -> Any:
             "An adapter can't be merged into a quantized language model without loss: load the checkpoint without "
             "quantization and merge that."
         )
-    return model.merge_and_unload(safe_merge=True)
+    with _quiet():
+        return model.merge_and_unload(safe_merge=True)
 
 
 def _example(model: nn.Module, prefix: str) -> str:

@@ -47,11 +47,13 @@ def validate(conversation: Any) -> list[dict]:
             content = [{"type": "text", "text": content}]
         if not isinstance(content, (list, tuple)):
             raise VLChatError(f"{where} has no content: it must be a text or a list of parts.")
-        parts = []
+        parts: list[dict[str, Any]] = []
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind == "text" and isinstance(part.get("text"), str):
-                parts.append({"type": "text", "text": part["text"]})
+                # Templates write neighbours side by side: a control token in two halves must be seen as one text.
+                before = parts.pop()["text"] if parts and parts[-1]["type"] == "text" else ""
+                parts.append({"type": "text", "text": before + part["text"]})
             elif kind == "image":
                 parts.append(dict(part))
             else:

@@ -113,7 +113,7 @@ def has_answer(example: Example) -> bool:
 
 
 def _texts(example: Example) -> list[str]:
-    return [part["text"] for message in example.messages for part in message["content"] if part["type"] == "text"]
+    return ["".join(part.get("text", "") for part in message["content"]) for message in example.messages]
 
 
 def decode_images(messages: list[Message], where: str) -> list[Message]:

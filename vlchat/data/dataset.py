@@ -150,7 +150,7 @@ def resolve_image(value: str, roots: Sequence[Path]) -> Path | None:
         try:
             real = candidate.resolve()
             found = candidate.is_file()
-        except (OSError, RuntimeError) as error:  # a name too long for the file system, a loop of links
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, or no text; a loop of links
             raise DataError(f'image path "{value[:120]}" cannot be opened: {type(error).__name__}') from error
         if not real.is_relative_to(inside):
             escaped = True

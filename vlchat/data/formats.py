@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +66,7 @@ def llava(row: Row, row_id: str) -> Example:
     for number, turn in enumerate(_list(row, "conversations")):
         name = f"conversations[{number}]"
         speaker, value = _field(turn, "from", name), _field(turn, "value", name)
-        if speaker not in roles:
+        if not isinstance(speaker, str) or speaker not in roles:
             raise DataError(f'{name}.from is "{speaker}"; known: {", ".join(roles)}{nearest(str(speaker), roles)}')
         turns.append((roles[speaker], _string(value, f"{name}.value")))
     if row.get("system") is not None:
@@ -83,7 +84,7 @@ def messages(row: Row, row_id: str) -> Example:
     for number, turn in enumerate(_list(row, "messages")):
         name = f"messages[{number}]"
         role, content = _field(turn, "role", name), _field(turn, "content", name)
-        if role not in roles:
+        if not isinstance(role, str) or role not in roles:
             raise DataError(f'{name}.role is "{role}"; known: {", ".join(roles)}{nearest(str(role), roles)}')
         if isinstance(content, str):
             turns.append((roles[role], content))
@@ -124,10 +125,10 @@ def vqa(row: Row, row_id: str) -> Example:
         given = [given]
     if not isinstance(given, Sequence) or not given:
         raise DataError("answers must be a list with at least one answer")
-    answers = [_answer(answer, f"answers[{i}]") for i, answer in enumerate(given)]
+    answers = [answer_of(answer, f"answers[{i}]") for i, answer in enumerate(given)]
     reference = Counter(answers).most_common(1)[0][0]
     if row.get("answer") is not None:
-        reference = _answer(row["answer"], "answer")
+        reference = answer_of(row["answer"], "answer")
     images = _images(row)
     content: Any = question
     if IMAGE_TAG not in question:
@@ -203,6 +204,8 @@ def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Messa
             parts = _split_tags(content) if role == "user" else [_text_part(content)]
         else:
             parts = content
+            if role != "user" and any(part["type"] == "image" for part in parts):
+                raise DataError(f"a picture stands in the turn of the {role}: only the user shows pictures")
         result.append({"role": role, "content": [part for part in parts if part["type"] == "image" or part["text"]]})
     holes = [part for message in result for part in message["content"] if part.get("image", "") is None]
     if len(holes) != len(images):
@@ -283,11 +286,16 @@ def _image(value: Any, name: str) -> Any:
     raise DataError(f"{name}: a picture must be a path, bytes, a data URL or a PIL image, not {type(value).__name__}")
 
 
-def _answer(value: Any, name: str) -> str:
+def answer_of(value: Any, name: str) -> str:
+    """An answer as VQA's annotations hold it: a text, or an object with the field `answer`."""
     return _string(value.get("answer") if isinstance(value, Mapping) else value, name)
 
 
 def _string(value: Any, name: str) -> str:
+    if isinstance(value, float):  # a column of whole numbers with a gap comes as floats, and the gap as NaN
+        if not math.isfinite(value):
+            raise DataError(f"{name} is {value}, an empty cell: fill it or leave the row out")
+        value = int(value) if value.is_integer() else value
     if isinstance(value, bool | int | float):  # writers of JSON turn the answers "2" and "true" into other types
         return str(value).lower()
     if not isinstance(value, str):

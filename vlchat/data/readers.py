@@ -32,14 +32,17 @@ def read_rows(path: str, *, split: str | None = None) -> Sequence[Any]:
         return _hub_dataset(path, split)
     if split is not None and suffix != ".parquet":
         raise DataError(f"{path} is a plain file without splits; leave `split` out")
-    if suffix == ".json":
-        return _json(file)
-    if suffix in {".jsonl", ".ndjson"}:
-        return JsonLines(file)
-    if suffix in {".csv", ".tsv"}:
-        return _csv(file, "\t" if suffix == ".tsv" else ",")
+    try:
+        if suffix == ".json":
+            return _json(file)
+        if suffix in {".jsonl", ".ndjson"}:
+            return JsonLines(file)
+        if suffix in {".csv", ".tsv"}:
+            return _csv(file, "\t" if suffix == ".tsv" else ",")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if suffix == ".parquet":
-        return _HubRows(_datasets().load_dataset("parquet", data_files=str(file), split="train"))
+        return _parquet(file)
     raise DataError(f"{path}: unknown kind of file; known: {', '.join(sorted(_LOCAL_SUFFIXES))}")
 
 
@@ -143,6 +146,14 @@ def _cell(column: str, cell: str | None) -> Any:
         except (json.JSONDecodeError, RecursionError):
             return cell
     return cell
+
+
+def _parquet(file: Path) -> Sequence[Any]:
+    datasets = _datasets()
+    try:
+        return _HubRows(datasets.load_dataset("parquet", data_files=str(file), split="train"))
+    except Exception as error:  # datasets raises whatever its readers raise; the file is the user's
+        raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
 
 
 def _saved_dataset(folder: Path, split: str | None) -> Sequence[Any]:

@@ -73,9 +73,13 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(prediction: str, accepted: Sequence[str]) -> float:
-    """1.0 where the prediction equals one of the accepted answers after the VQA normalisation, else 0.0."""
+    """1.0 where the prediction equals one of the accepted answers after the VQA normalisation, else 0.0.
+
+    An answer of which nothing is left ("A", the letter of a choice, is an article) is compared as it is written.
+    """
     said = vqa_normalize(prediction)
-    return float(any(vqa_normalize(answer) == said for answer in accepted))
+    plain = prediction.strip().rstrip(".").lower()
+    return float(any((vqa_normalize(answer) or answer.strip().lower()) == (said or plain) for answer in accepted))
 
 
 def yes_no(reply: str) -> str | None:

@@ -67,7 +67,8 @@ def save(result: Result, folder: str | Path) -> Path:
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
     (target / "result.json").write_text(text + "\n", encoding="utf-8")
     (target / "result.md").write_text(markdown(result), encoding="utf-8")
-    with (target / "replies.jsonl").open("w", encoding="utf-8") as stream:
+    # Half an emoji, as cut texts end in, is no UTF-8.
+    with (target / "replies.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as stream:
         for reply in result.replies:
             stream.write(json.dumps(reply, ensure_ascii=False) + "\n")
     return target

@@ -193,7 +193,7 @@ def evaluate(
             "group": item.group,
             "reference": item.reference,
             "reply": reply,
-            "score": task.score(item, reply),
+            "score": _score(task, item, reply, error),
         }
         | ({} if error is None else {"error": error})
         for item, (reply, error) in zip(items, answered, strict=True)
@@ -203,12 +203,10 @@ def evaluate(
         shown = [images_of(messages) for messages in asked]
         shuffled, kept = shuffle_pictures(shown, seed)
         swapped = [with_images(messages, pictures) for messages, pictures in zip(asked, shuffled, strict=True)]
-        blind_replies = [
-            reply for reply, _ in _ask(chat, swapped, batch_size, max_new_tokens, "blind" if progress else None)
-        ]
-        for entry, reply in zip(replies, blind_replies, strict=True):
+        blind_answered = _ask(chat, swapped, batch_size, max_new_tokens, "blind" if progress else None)
+        for entry, (reply, _) in zip(replies, blind_answered, strict=True):
             entry["blind_reply"] = reply
-        blind_scores = _tally(items, blind_replies, task)
+        blind_scores = _tally(items, blind_answered, task)
         counts["blind_kept_pictures"] = kept
         notes.append(f"blind: the same questions, pictures shuffled between rows ({kept:,} have none or kept theirs).")
     guesses = [task.floor(item) for item in items]
@@ -220,9 +218,9 @@ def evaluate(
         model={key: value for key, value in chat.description.items() if key != "path"},
         data=task.data,
         settings={"seed": seed, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "decoding": "greedy"},
-        scores=_tally(items, [reply for reply, _ in answered], task),
+        scores=_tally(items, answered, task),
         blind=blind_scores,
-        floor=None if None in guesses else _tally(items, [str(guess) for guess in guesses], task),
+        floor=None if None in guesses else _tally(items, [(str(guess), None) for guess in guesses], task),
         counts=counts,
         notes=notes,
         seconds=round(time.monotonic() - started, 1),
@@ -273,10 +271,14 @@ def _ask(
     return answers
 
 
-def _tally(items: Sequence[Item], replies: Sequence[str], task: Task) -> Scores:
+def _score(task: Task, item: Item, reply: str, error: str | None) -> float:
+    return task.score(item, reply) if error is None else 0.0
+
+
+def _tally(items: Sequence[Item], answered: Sequence[tuple[str, str | None]], task: Task) -> Scores:
     scores = Scores()
-    for item, reply in zip(items, replies, strict=True):
-        score = task.score(item, reply)
+    for item, (reply, error) in zip(items, answered, strict=True):
+        score = _score(task, item, reply, error)
         scores.overall.add(score)
         if item.group is not None:
             scores.groups.setdefault(item.group, Share()).add(score)

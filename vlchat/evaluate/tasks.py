@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vlchat.data import Example, Source, SourceConfig, check, fingerprint, load_source
-from vlchat.data.formats import Message, text_of
+from vlchat.data.formats import Message, answer_of, text_of
 from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.metrics import exact_match, vqa_accuracy, vqa_normalize, yes_no
 
@@ -188,7 +188,8 @@ def _vqa_item(example: Example) -> Item:
         raise DataError(f'Row "{example.id}": the answer to score must follow a user turn')
     reference = text_of(example.messages[last])
     given = example.meta.get("answers")
-    answers = [str(answer) for answer in given] if isinstance(given, list) and given else [reference]
+    named = enumerate(given) if isinstance(given, list) else ()
+    answers = [answer_of(answer, f"answers[{number}]") for number, answer in named] or [reference]
     return Item(example.id, context, reference, _group(example), answers, example)
 
 
