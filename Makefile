@@ -22,7 +22,7 @@ lint: setup
 # to the system between steps, which takes a sixth of the time of a step on a CPU.
 STEADY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 mini: setup fonts
-	for stage in tower tower-read lm align tune; do \
+	for stage in tower lm align tune; do \
 		$(STEADY) $(BIN)/vlchat train configs/mini/$$stage.yaml --resume auto || exit 1; done
 
 setup: $(VENV)/.installed-dev

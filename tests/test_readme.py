@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
+from train.config import load_runs
 from vlchat.cli import _parser
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def test_every_command_parses() -> None:
         words = shlex.split(line)[1:]
         if words[0] == "train":
             assert (ROOT / words[1]).is_file(), line
-            yaml.safe_load((ROOT / words[1]).read_text())
+            load_runs(ROOT / words[1])
         else:
             _parser().parse_args(words)
 

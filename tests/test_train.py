@@ -257,6 +257,31 @@ def test_a_tower_begins_with_the_weights_of_an_earlier_run(stages: dict[str, Pat
         run(tmp_path, "nowhere", config | {"start": str(tmp_path / "nowhere")})
 
 
+def test_the_runs_of_a_file_train_in_turn_and_go_on_where_they_stopped(
+    stages: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = yaml.safe_load((stages["tower"].parent.parent / "tower.yaml").read_text())
+    first["run"] = str(tmp_path / "first")
+    second = {**first, "run": str(tmp_path / "second"), "trainable": {"logit_scale": 1e-9}}
+    second["objective"] = first["objective"] | {"start": first["run"]}
+    file = tmp_path / "both.yaml"
+    file.write_text(yaml.safe_dump_all([first, second]))
+    assert main([str(file), "loop.steps=2"]) == 0
+    one, two = (CLIPModel.from_pretrained(tmp_path / name / "step-2").state_dict() for name in ("first", "second"))
+    assert all(torch.equal(one[name], two[name]) for name in one if name != "logit_scale")
+    with pytest.raises(ConfigError, match="has 2 runs: say --resume auto"):
+        main([str(file), "--resume", str(tmp_path / "first" / "step-2")])
+    shutil.rmtree(tmp_path / "second")  # as if the machine had stopped in between
+    capsys.readouterr()
+    assert main([str(file), "--resume", "auto", "loop.steps=2"]) == 0
+    assert "It has made all its steps" in capsys.readouterr().out
+    assert (tmp_path / "second" / "step-2").is_dir()
+    shutil.rmtree(tmp_path / "first")
+    with pytest.raises(ConfigError, match="second already holds checkpoints"):
+        main([str(file), "loop.steps=2"])
+    assert not (tmp_path / "first").exists(), "refused before the first run"
+
+
 def test_a_resumed_optimizer_goes_by_the_names_of_parameters(stages: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(stages["tower"].parent, tmp_path / "tower")
     file = tmp_path / "tower" / "step-4" / "training_state" / "optimizer.safetensors"

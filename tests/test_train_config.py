@@ -6,7 +6,7 @@ import pytest
 import yaml
 from transformers import LlamaConfig
 
-from train.config import construct, load_config, transformers_config
+from train.config import construct, load_runs, transformers_config
 from vlchat.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
@@ -25,13 +25,14 @@ def base(tmp_path: Path) -> Path:
 def test_every_shipped_configuration_parses(path: Path) -> None:
     from train.objectives import OBJECTIVES
 
-    config = load_config(path)
-    assert config.objective["type"] in OBJECTIVES
-    assert config.run == yaml.safe_load(path.read_text())["run"]
+    runs = load_runs(path)
+    assert [config.run for config in runs] == [tree["run"] for tree in yaml.safe_load_all(path.read_text())]
+    assert all(config.objective["type"] in OBJECTIVES for config in runs)
 
 
 def test_overrides_reach_into_lists_and_read_yaml(base: Path) -> None:
-    config = load_config(base, ["data.0.path=mine.json", "data.1.path=other.json", "loop.steps=7", "optim.warmup=1e-1"])
+    files = ["data.0.path=mine.json", "data.1.path=other.json"]
+    (config,) = load_runs(base, [*files, "loop.steps=7", "optim.warmup=1e-1"])
     assert config.data == [{"path": "mine.json"}, {"path": "other.json"}]
     assert (config.loop.steps, config.optim.warmup, config.trainable) == (7, 0.1, {"connector": 0.001})
 
@@ -56,16 +57,23 @@ def test_overrides_reach_into_lists_and_read_yaml(base: Path) -> None:
 )
 def test_mistakes_are_answered_with_a_sentence(base: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(base, [override])
+        load_runs(base, [override])
 
 
 def test_missing_file_and_missing_key_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration file nowhere.yaml"):
-        load_config("nowhere.yaml")
+        load_runs("nowhere.yaml")
     file = tmp_path / "a.yaml"
     file.write_text("run: out\n")
     with pytest.raises(ConfigError, match="lacks objective"):
-        load_config(file)
+        load_runs(file)
+
+
+def test_overrides_reach_every_run_of_a_file_and_no_two_share_a_folder(base: Path) -> None:
+    base.write_text(base.read_text() + "---\n" + base.read_text().replace("run: out", "run: second"))
+    assert [(run.run, run.loop.steps) for run in load_runs(base, ["loop.steps=7"])] == [("out", 7), ("second", 7)]
+    with pytest.raises(ConfigError, match="has 2 runs, and two of them write to one folder"):
+        load_runs(base, ["run=here"])
 
 
 def test_construct_refuses_unknown_types_and_keys() -> None:

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from train import checkpoint
-from train.config import construct, load_config
+from train.config import RunConfig, construct, load_runs
 from train.loop import fit
 from train.objectives import OBJECTIVES
 from vlchat.arguments import Parser
@@ -17,7 +17,7 @@ from vlchat.errors import ConfigError, VLChatError
 def main(argv: list[str] | None = None) -> int:
     """Run a training from the command line. Returns 0, or raises VLChatError for a person's mistake."""
     parser = Parser(prog="vlchat train", description="Train from a YAML file.")
-    parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml")
+    parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml; its runs train in turn")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as loop.steps=100")
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="auto|FOLDER", help="go on from the newest checkpoint, or this one"
@@ -29,10 +29,29 @@ def main(argv: list[str] | None = None) -> int:
 
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
 
+    runs = load_runs(arguments.config, arguments.overrides)
+    if len(runs) > 1 and arguments.resume not in (None, "auto"):
+        raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each of them.")
+    for config in runs:  # before the first of them takes its hours
+        _resume(Path(config.run), arguments.resume, arguments.overwrite)
+    for config in runs:
+        train(config, arguments.resume, arguments.overwrite)
+    return 0
+
+
+def train(config: RunConfig, resume_from: str | None = None, overwrite: bool = False) -> Path:
+    """One run, from its configuration to its last checkpoint, whose folder is returned.
+
+    Args:
+        resume_from: "auto", the newest checkpoint of the run's folder if there is one, or the folder of a checkpoint.
+        overwrite: start anew where the run's folder holds checkpoints.
+
+    Raises:
+        VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
+    """
     # 1. What to do.
-    config = load_config(arguments.config, arguments.overrides)
     run = Path(config.run)
-    resume = _resume(run, arguments.resume, arguments.overwrite)
+    resume = _resume(run, resume_from, overwrite)
 
     # 2. The model and its loss.
     torch.manual_seed(config.seed)
@@ -51,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     # 4. Train.
     last = fit(objective, config, steps, resume)
     print(f"Done: {last}")
-    return 0
+    return last
 
 
 def _resume(run: Path, wanted: str | None, overwrite: bool) -> Path | None:

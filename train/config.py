@@ -69,24 +69,32 @@ class RunConfig:
         return asdict(self)
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a YAML file and apply `a.b.0.c=value` overrides (values are YAML).
+def load_runs(path: str | Path, overrides: list[str] | None = None) -> list[RunConfig]:
+    """The runs of a YAML file, which are trained in turn: one, or several with `---` between them.
+
+    Args:
+        overrides: `a.b.0.c=value` (values are YAML), for every run of the file.
 
     Raises:
-        ConfigError: no such file, bad YAML, unknown or missing keys, values of the wrong kind.
+        ConfigError: no such file, bad YAML, unknown or missing keys, values of the wrong kind, two runs in one folder.
     """
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"There is no configuration file {path}.")
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
+        trees = [tree or {} for tree in yaml.safe_load_all(file.read_text())] or [{}]
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}.")
-    for override in overrides or []:
-        _override(tree, override)
-    return typing.cast(RunConfig, typed(RunConfig, tree, str(path)))
+    runs: list[RunConfig] = []
+    for tree in trees:
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}.")
+        for override in overrides or []:
+            _override(tree, override)
+        runs.append(typed(RunConfig, tree, str(path)))
+    if len({run.run for run in runs}) < len(runs):
+        raise ConfigError(f"{path} has {len(runs)} runs, and two of them write to one folder. Give each its own run.")
+    return runs
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
