@@ -387,6 +387,15 @@ def test_what_trains_is_lifted_to_float32() -> None:
     assert (model["a"].weight.dtype, model["b"].weight.dtype) == (torch.float32, torch.bfloat16)
 
 
+def test_a_part_trains_in_float32_inside_a_model_of_bfloat16(stages: dict[str, Path], tmp_path: Path) -> None:
+    objective = TuneObjective([{"type": "scenes", "ask": "chat", "rows": 8}], str(stages["align"]), sample_tokens=1)
+    objective.model.bfloat16()
+    config = RunConfig(str(tmp_path / "run"), {}, trainable={"q_proj": 1e-3}, loop=LoopConfig(batch=2, workers=0))
+    checkpoint.load(fit(objective, config, 1))
+    stored = load_file(tmp_path / "run" / "step-1" / "trained.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32} and all("q_proj" in name for name in stored)
+
+
 def test_muon_moves_hidden_matrices_and_adamw_the_rest_as_torch_does() -> None:
     torch.manual_seed(0)
     ours, theirs = (torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "up": torch.nn.Linear(4, 6)}) for _ in "ab")

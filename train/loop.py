@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 from train import checkpoint
@@ -58,8 +59,10 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     loop, run = config.loop, Path(config.run)
     if loop.precision not in _PRECISIONS:
         raise ConfigError(f'loop.precision is "{loop.precision}"; use {", ".join(_PRECISIONS)}.')
-    accelerator = Accelerator(mixed_precision=loop.precision, cpu=not torch.cuda.is_available())
     groups, table = parameter_groups(objective, config.trainable, config.optim)
+    precision = _precision(loop.precision, objective)
+    AcceleratorState._reset_state()  # a process may train several runs, each in its precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     accelerator.print(table)
     optimizer: Any = optimizer_of(groups, config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -158,6 +161,14 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
             if final:
                 break
     return written
+
+
+def _precision(wanted: str, objective: Any) -> str:
+    """`wanted`, but where the frozen part of a model is stored in half precision, what trains must meet it there."""
+    stored = {parameter.dtype for parameter in objective.parameters()}
+    if wanted != "no" or not stored & {torch.bfloat16, torch.float16}:
+        return wanted
+    return "fp16" if torch.cuda.is_available() and torch.float16 in stored else "bf16"
 
 
 def _log(run: Path, line: dict[str, Any]) -> None:
