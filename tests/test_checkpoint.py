@@ -266,6 +266,24 @@ def test_pickles_are_refused_before_they_are_read(
     assert not (tmp_path / "sprung").exists()
 
 
+def test_everything_in_a_checkpoint_is_open_to_the_same_people(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    save_full(tmp_path / "runs" / "one" / "step-1", tiny_model(), tiny_processor, trained_on="")
+    assert len({path.stat().st_mode for path in (tmp_path / "runs" / "one" / "step-1").iterdir()}) == 1
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="There is no checkpoint folder at runs/won.$"):
+        load("runs/won")
+    save_full(tmp_path / "runs" / "one" / "step-1", tiny_model(), tiny_processor, trained_on="")
+    with pytest.raises(CheckpointError, match="There is no checkpoint folder at runs/won. runs holds the runs one.$"):
+        load("runs/won")
+
+
 def test_what_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint folder at"):
         load(tmp_path / "nothing")

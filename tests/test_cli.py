@@ -261,7 +261,7 @@ def test_a_conversation_through_stdin(
         'The picture "missing.png" is not there: no such file. Check the path.',
         "(1 picture with the next question)",
         "(2 pictures with the next question)",
-        "(forgotten)",
+        "(forgotten, the pictures as well)",
     ]
 
 

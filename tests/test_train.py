@@ -3,8 +3,10 @@
 import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -280,6 +282,32 @@ def test_the_runs_of_a_file_train_in_turn_and_go_on_where_they_stopped(
     with pytest.raises(ConfigError, match="second already holds checkpoints"):
         main([str(file), "loop.steps=2"])
     assert not (tmp_path / "first").exists(), "refused before the first run"
+
+
+def test_a_run_stopped_by_ctrl_c_says_how_to_go_on(stages: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(stages["tune"].parent, tmp_path / "tune")
+    config = [str(stages["tune"].parent.parent / "tune.yaml"), f"run={tmp_path / 'tune'}", "loop.steps=90000"]
+    command = [sys.executable, "-m", "vlchat.cli", "train", *config, "--resume", "auto", "loop.save_every=90000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    log = tmp_path / "tune" / "metrics.jsonl"
+    before = len(log.read_text().splitlines())
+    while len(log.read_text().splitlines()) < before + 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == f"Stopped; --resume auto goes on from {tmp_path / 'tune' / 'step-4'}."
+
+
+def test_few_rows_are_told_to_be_few_steps(
+    stages: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = {**LOOP, "steps": None, "epochs": 2}
+    scenes = [{"type": "scenes", "ask": "chat", "rows": 8}]
+    run(tmp_path, "few", {"type": "tune", "model": str(stages["align"])}, data=scenes, loop=loop)
+    told = capsys.readouterr().out
+    assert "2 epochs of 8 rows, 4 rows a step: 4 steps." in told and "So few steps teach little" in told
 
 
 def test_a_resumed_optimizer_goes_by_the_names_of_parameters(stages: dict[str, Path], tmp_path: Path) -> None:

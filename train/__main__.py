@@ -13,6 +13,8 @@ from train.objectives import OBJECTIVES
 from vlchat.arguments import Parser
 from vlchat.errors import ConfigError, VLChatError
 
+_FEW = 50  # steps
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a training from the command line. Returns 0, or raises VLChatError for a person's mistake."""
@@ -35,7 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     for config in runs:  # before the first of them takes its hours
         _resume(Path(config.run), arguments.resume, arguments.overwrite)
     for config in runs:
-        train(config, arguments.resume, arguments.overwrite)
+        try:
+            train(config, arguments.resume, arguments.overwrite)
+        except KeyboardInterrupt:
+            found = checkpoint.saved(Path(config.run))
+            rest = f"--resume auto goes on from {found[-1]}" if found else "no checkpoint yet, see loop.save_every"
+            print(f"\nStopped; {rest}.", file=sys.stderr)
+            return 130
     return 0
 
 
@@ -52,6 +60,8 @@ def train(config: RunConfig, resume_from: str | None = None, overwrite: bool = F
     # 1. What to do.
     run = Path(config.run)
     resume = _resume(run, resume_from, overwrite)
+    if resume_from == "auto" and resume is None:
+        print(f"There is no checkpoint in {run} yet: the run begins at step 0.")
 
     # 2. The model and its loss.
     torch.manual_seed(config.seed)
@@ -66,6 +76,11 @@ def train(config: RunConfig, resume_from: str | None = None, overwrite: bool = F
     if config.loop.steps is None and not hasattr(objective, "steps"):
         raise ConfigError(f"loop.steps is missing: {objective.name} draws its rows as it goes and has no epochs.")
     steps = config.loop.steps or objective.steps(config.loop.epochs, config.loop.batch)
+    if config.loop.steps is None:
+        epochs = f"{config.loop.epochs:g} epochs of {len(objective.mixture):,} rows"
+        print(f"{epochs}, {config.loop.batch} rows a step: {steps:,} steps.")
+        if steps < _FEW:
+            print(f"So few steps teach little: try loop.steps={_FEW * 3}.")
 
     # 4. Train.
     last = fit(objective, config, steps, resume)

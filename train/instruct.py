@@ -1,5 +1,6 @@
 """Stages 1 and 2: a connector aligned between frozen backbones, then a whole model tuned on conversations."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,8 @@ class _Conversations(nn.Module):
             inputs = self._prompt(asked).to(self.model.device)
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
             reply = self.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            lines.append(
-                f"{text_of(asked.messages[-1])} -> {reply.strip()} (right: {text_of(example.messages[turns[0]])})"
-            )
+            told, right = (textwrap.shorten(text, 120) for text in (reply, text_of(example.messages[turns[0]])))
+            lines.append(f"{text_of(asked.messages[-1])} -> {told} (right: {right})")
         return {}, lines
 
     def _prompt(self, example: Example) -> Any:

@@ -222,8 +222,11 @@ def _locate(path_or_id: str | Path | None) -> Path | str:
     if path.is_dir():
         return newest(path)
     text = str(path_or_id)
-    if isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.")
+    local = isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~", "runs/"))
+    if local or text.count("/") != 1 or path.parent.is_dir():  # a folder here is meant sooner than one on the Hub
+        beside = sorted(found.name for found in path.parent.glob("*/") if newest(found) != found)
+        known = f" {path.parent} holds the runs {', '.join(beside)}." if beside else ""
+        raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.{known}")
     return text
 
 

@@ -203,6 +203,7 @@ def _load(arguments: argparse.Namespace) -> Chat:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    _quiet()
     from serve import main as serve
 
     return serve(
@@ -244,6 +245,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from vlchat.evaluate import made, run, save, terminal
 
     _known_format(arguments.format)
+    _quiet()
     # Only what was given: an option that the task does not have is refused by name.
     options = {
         name: value
@@ -281,12 +283,16 @@ def _export(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from vlchat import checkpoint
 
-    for name, value in checkpoint.describe(arguments.model).items():
+    about = checkpoint.describe(arguments.model)
+    about["base"] = about["base"] and {key: found or "the embedded model" for key, found in about["base"].items()}
+    for name, value in about.items():
         print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
     return 0
 
 
 def _readable(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {item}" for name, item in value.items())
     if isinstance(value, bool):

@@ -62,6 +62,8 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
         hashes = {name: sha256(path) for name, path in names.items() if name != _NOTES}
         text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
         (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        for path in files:  # safetensors are written for the owner's eyes alone, unlike all else
+            path.chmod((stage / MANIFEST).stat().st_mode)
         for path in [*files, stage / MANIFEST, *(p for p in stage.rglob("*") if p.is_dir()), stage]:
             _flush(path)
         old = folder.parent / f".{folder.name}.old-{os.getpid()}"

@@ -106,7 +106,7 @@ class Session:
             self._tell(f"({len(self.waiting)} picture{'s' * (len(self.waiting) > 1)} with the next question)")
         elif command == "/reset":
             self.messages, self.waiting = list(self.start), []
-            self._tell("(forgotten)")
+            self._tell("(forgotten, the pictures as well)")
         elif command == "/help":
             self._tell(HELP)
         elif command.startswith("/"):
