@@ -37,7 +37,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed-%: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[$*]'  # setuptools has much to say of it
 	touch $@
 
 # Drawing scenes needs the Noto Color Emoji font, the browser tests need Chromium: tests without them are skipped.
