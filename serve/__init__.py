@@ -18,10 +18,12 @@ def main(
     """Loads a model, see `vlchat.checkpoint.load`, and serves the page until Ctrl-C.
 
     Raises:
-        VLChatError: no such model, gradio is not installed, or the address cannot be listened on.
+        VLChatError: no such model, gradio is not installed, or the address is none or cannot be listened on.
     """
     if not 1 <= port <= 65535:
         raise VLChatError(f"--port is {port}; a port is a number from 1 to 65535.")
+    if ":" in host:
+        raise VLChatError(f"--host is {host}: the page is served on IPv4 addresses and names only, such as 0.0.0.0.")
     try:
         from serve.app import run
     except ModuleNotFoundError as error:

@@ -167,8 +167,6 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browse
     app = build_app(chat)
     app.queue(max_size=WAITING_LIMIT)
     options = launch_options()
-    if ":" in host:
-        raise VLChatError(f"--host is {host}: the page is served on IPv4 addresses and names only, such as 0.0.0.0.")
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up, not through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
     try:

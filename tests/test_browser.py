@@ -208,6 +208,7 @@ def test_an_example_is_asked_with_one_click(page: Any, chat: Chat) -> None:
     longest_answer(page, 6)
     page.locator("#conversation .example", has_text="What is this?").click()
     answered(page, 1, expected)
+    assert "What is this?" in page.locator("#conversation .user-row").inner_text()
 
 
 def test_a_bad_picture_is_told_in_the_chat_and_the_next_question_works(page: Any, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_any_image_text_checkpoint_is_quantized_alike(
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
     tiny_processor.save_pretrained(tmp_path / "llava")
     model, _ = load(tmp_path / "llava", quantize=kind)
+    assert isinstance(model, LlavaForConditionalGeneration)
     check_only_the_language_model(model, kind)
 
 

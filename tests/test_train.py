@@ -381,6 +381,12 @@ def test_mistakes_in_the_parts_of_an_objective_are_sentences(stages: dict[str, P
         (r'trainable: "\*" is not a regular expression', tune, scenes, {"trainable": {"*": 1e-3}}),
         (r"objective \(clip\) takes no data", clip, scenes, {}),
         ('Unknown key "patch_sise" in objective.vision', {**clip, "vision": {"patch_sise": 8}}, None, {}),
+        (
+            "objective.model.vocab_size follows from the tokenizer",
+            {"type": "language", "model": {**LANGUAGE, "vocab_size": 9}},
+            None,
+            {},
+        ),
         ("loop.steps is missing: clip draws its rows", clip, None, {"loop": {"batch": 2}}),
         ("data: names no source", tune, None, {}),
         ("objective.lora must be dict or null, not 8", {**tune, "lora": 8}, scenes, {}),

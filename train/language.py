@@ -72,6 +72,8 @@ class LanguageObjective(nn.Module):
             "bos_token_id": None,
             "eos_token_id": self.tokenizer.eos_token_id,
         }
+        for key in model.keys() & fixed:
+            raise ConfigError(f"objective.model.{key} follows from the tokenizer; leave it out.")
         self.model = LlamaForCausalLM(transformers_config(LlamaConfig, {**model, **fixed}, "objective.model"))
         # Fused attention is slow to train on a CPU at short lengths; compiled, the plain one is also fused.
         self.model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")

@@ -19,6 +19,7 @@ from train.config import RunConfig
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
+from vlchat.folders import step_of
 
 _PRECISIONS = ("no", "bf16", "fp16")
 
@@ -75,7 +76,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
         if progress.step >= steps:
             accelerator.print("It has made all its steps; raise loop.steps or loop.epochs to go on.")
             return resume
-        beyond = [folder.name for folder in checkpoint.saved(run) if int(folder.name[5:]) > progress.step]
+        beyond = [folder.name for folder in checkpoint.saved(run) if step_of(folder) > progress.step]
         if beyond:
             raise CheckpointError(
                 f"{run} has checkpoints after step {progress.step}: {', '.join(beyond)}. Add run=OTHER/FOLDER to go on "

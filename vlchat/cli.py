@@ -242,7 +242,7 @@ def _known_format(name: str | None) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from vlchat.evaluate import made, run, save, terminal
+    from vlchat.evaluate import result_folder, run, save, terminal
 
     _known_format(arguments.format)
     _quiet()
@@ -253,7 +253,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         if (value := getattr(arguments, name)) is not None
     }
     if arguments.out is not None:
-        made(arguments.out)
+        result_folder(arguments.out)
     result = run(
         arguments.model,
         arguments.task or ("vqa" if "data" in options else "scenes"),

@@ -7,6 +7,7 @@ Every connector is `(vision_dim, llm_dim, **kwargs)` and maps `(images, patches,
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from vlchat.errors import ConfigError, nearest
 
 
-class Connector(nn.Module):
+class Connector(nn.Module, ABC):
     """What all connectors share. A connector keeps one token per patch unless it says otherwise."""
 
     uses_instructions = False
@@ -25,6 +26,7 @@ class Connector(nn.Module):
         """How many image tokens come out for `num_patches` features of one image."""
         return num_patches
 
+    @abstractmethod
     def forward(
         self,
         features: torch.Tensor,
@@ -35,7 +37,6 @@ class Connector(nn.Module):
 
         Only an instruction-aware connector reads `instruction_ids` and `instruction_mask` (images, instruction_tokens).
         """
-        raise NotImplementedError
 
 
 class LinearConnector(Connector):

@@ -17,8 +17,8 @@ from vlchat.errors import CheckpointError, UnsafeCheckpointError
 EMBEDDED = Path(__file__).parent / "assets" / "mini"
 MANIFEST = "vlchat.json"
 FORMAT = 1
-_STEP = re.compile(r"step-(\d+)")
-_WEIGHTS = re.compile(r"^(?!training_state/).*\.safetensors$")
+_STEP = re.compile(r"step-\d+")
+_WEIGHTS = re.compile(r"(adapter/)?[^/]+\.safetensors")
 _NOTES = "README.md"  # a card for people, who may edit it: not hashed
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -58,8 +58,7 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
     try:
         yield stage
         files = sorted(path for path in stage.rglob("*") if path.is_file())
-        names = {path.relative_to(stage).as_posix(): path for path in files}
-        hashes = {name: sha256(path) for name, path in names.items() if name != _NOTES}
+        hashes = {path.relative_to(stage).as_posix(): sha256(path) for path in files if path != stage / _NOTES}
         text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
         (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for path in files:  # safetensors are written for the owner's eyes alone, unlike all else
@@ -78,8 +77,13 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
 
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: its folders `step-N`. A copy by another name is not one of them."""
-    found = [(int(match[1]), path) for path in run.glob("step-*") if (match := _STEP.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if (path / MANIFEST).is_file()]
+    found = [path for path in run.glob("step-*") if _STEP.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """N of a checkpoint `step-N`."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest(folder: Path) -> Path:
@@ -137,7 +141,8 @@ def weights_digest(folder: Path) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    weights = [f"{name} {found}" for name, found in sorted(manifest.get("files", {}).items()) if _WEIGHTS.search(name)]
+    files = sorted(manifest.get("files", {}).items())
+    weights = [f"{name} {found}" for name, found in files if _WEIGHTS.fullmatch(name)]
     return hashlib.sha256("\n".join(weights).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlchat.evaluate.report import made, markdown, save, terminal
+from vlchat.evaluate.report import markdown, result_folder, save, terminal
 from vlchat.evaluate.runner import Result, Share, evaluate, make_task, run
 from vlchat.evaluate.tasks import TASKS, Item, QuestionOnlyFloor, ScenesTask, VqaTask
 
@@ -15,9 +15,9 @@ __all__ = [
     "Share",
     "VqaTask",
     "evaluate",
-    "made",
     "make_task",
     "markdown",
+    "result_folder",
     "run",
     "save",
     "terminal",

@@ -47,8 +47,8 @@ def markdown(result: Result) -> str:
     return "\n".join([f"## {result.task}", "", *facts, "", *escaped, ""])
 
 
-def made(folder: str | Path) -> Path:
-    """The folder of a result; it is made before the questions are asked, so that no result is left without one.
+def result_folder(folder: str | Path) -> Path:
+    """The folder of a result, made where it is not there. Call it before asking: no result is then left without one.
 
     Raises:
         ConfigError: it is a file, or cannot be made.
@@ -63,7 +63,7 @@ def made(folder: str | Path) -> Path:
 
 def save(result: Result, folder: str | Path) -> Path:
     """Writes result.json, result.md and replies.jsonl (one question a line) into `folder`, and returns it."""
-    target = made(folder)
+    target = result_folder(folder)
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
     (target / "result.json").write_text(text + "\n", encoding="utf-8")
     (target / "result.md").write_text(markdown(result), encoding="utf-8")
