@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
     CLIPVisionModel,
     DynamicCache,
     LlamaForCausalLM,
@@ -344,6 +346,24 @@ def test_a_tower_without_class_token_loses_no_patch(tiny_llama: Any, tiny_tokeni
     cls = make("cls")
     with pytest.raises(ConfigError, match="no class token"):
         cls(**batch_of(tiny_tokenizer, MIXED, 4, tokens=1))
+
+
+def test_a_blip2_tower_gives_its_own_output(tmp_path: Any, tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    config = Blip2VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=12
+    )
+    tower = Blip2VisionModel(config).eval()
+    torch.nn.init.normal_(tower.post_layernorm.weight)
+    model = VLChatForConditionalGeneration.from_backbones(
+        tower, tiny_llama, {"type": "linear"}, tokenizer=tiny_tokenizer,
+        vision_feature_layer=None, vision_feature_select_strategy="full",
+    )  # fmt: skip
+    pixels = torch.randn(2, 3, 24, 24)
+    expected = model.model.connector(tower(pixels).last_hidden_state)
+    torch.testing.assert_close(torch.stack(model.get_image_features(pixels).pooler_output), expected)
+    model.save_pretrained(tmp_path)
+    back = VLChatForConditionalGeneration.from_pretrained(tmp_path)
+    torch.testing.assert_close(torch.stack(back.get_image_features(pixels).pooler_output), expected)
 
 
 def test_class_token_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:

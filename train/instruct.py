@@ -187,7 +187,7 @@ class AlignObjective(_Conversations):
         cells: float = 0.0,
         projection: int = 128,
         template: str | None = None,
-        vision_feature_layer: int = -2,
+        vision_feature_layer: int | list[int] | None = -2,
         vision_feature_select_strategy: str = "patch",
         instruction_length: int = 64,
         quantize: str | None = None,

@@ -31,7 +31,7 @@ def compose(
     quantize: str | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: Any = None,
-    vision_feature_layer: int | list[int] = -2,
+    vision_feature_layer: int | list[int] | None = -2,
     vision_feature_select_strategy: str = "patch",
     image_token: str = IMAGE_TOKEN,
 ) -> VLChatForConditionalGeneration:

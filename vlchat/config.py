@@ -20,7 +20,8 @@ class VLChatConfig(PreTrainedConfig):
         connector: `{"type": name, **kwargs}`, one of `vlchat.connectors.CONNECTORS`.
         image_token_id: the token that marks the places an image takes in a prompt.
         image_seq_length: how many of those places one image takes.
-        vision_feature_layer: index of the tower's hidden state to use, or a list whose states are concatenated.
+        vision_feature_layer: index of the tower's hidden state to use, or a list whose states are concatenated; None is
+            the tower's own output, after its final norm (BLIP-2, towers without hidden states to choose from).
         vision_feature_select_strategy: `patch` keeps the patch tokens (what LLaVA calls `default`), `cls` the first
             token alone, `full` everything the tower returns.
 
@@ -37,7 +38,7 @@ class VLChatConfig(PreTrainedConfig):
     connector: dict | None = None
     image_token_id: int = 32000
     image_seq_length: int = 576
-    vision_feature_layer: int | list[int] = -2
+    vision_feature_layer: int | list[int] | None = -2
     vision_feature_select_strategy: str = "patch"
     tie_word_embeddings: bool = False
 

@@ -114,13 +114,13 @@ class VLChatModel(VLChatPreTrainedModel):
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         if frozen and tower.training:
             tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
-        wanted = [layers] if isinstance(layers, int) else list(layers)
-        keep = wanted if _CAN_SELECT_STATES else True
+        wanted = [layers] if isinstance(layers, int) else list(layers or ())
+        keep = wanted if _CAN_SELECT_STATES else bool(wanted)
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
             pixel_values = pixel_values.to(tower.device, tower.dtype)
-            outputs = tower(pixel_values, output_hidden_states=keep, return_dict=True, **kwargs)
-            states = [outputs.hidden_states[index] for index in wanted]
+            outputs = tower(pixel_values, output_hidden_states=keep or False, return_dict=True, **kwargs)
+            states = [outputs.hidden_states[index] for index in wanted] or [outputs.last_hidden_state]
             if config.vision_feature_select_strategy != "full":
                 patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
                 states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
@@ -308,7 +308,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         quantize: str | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: Any = None,
-        vision_feature_layer: int | list[int] = -2,
+        vision_feature_layer: int | list[int] | None = -2,
         vision_feature_select_strategy: str = "patch",
         image_token: str = "<image>",
     ) -> VLChatForConditionalGeneration:

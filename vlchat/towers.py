@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BaseImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+from transformers import (
+    AutoModel,
+    BaseImageProcessor,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    CLIPImageProcessorPil,
+    InstructBlipVisionConfig,
+    InstructBlipVisionModel,
+    PreTrainedModel,
+)
 
 # Not from transformers itself: in 5.17 that name insists on torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlchat.errors import ConfigError
 from vlchat.reading import reading
+
+# transformers knows these towers inside their own families alone.
+AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
+AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
 
 # Composed towers: NAME -> a function that builds one from keyword arguments.
 TOWERS: dict[str, Callable[..., PreTrainedModel]] = {}
