@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from vlchat.config import VLChatConfig
-from vlchat.connectors import build_connector
+from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
@@ -75,11 +75,42 @@ def compose(
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
     )
+    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size)  # type: ignore[union-attr]
+    model = assemble(cls, config, tower, decoder.base_model, head, fresh)
+    for module in fresh.modules():
+        if not isinstance(module, PreTrainedModel):
+            model.model._init_weights(module)
+    fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    model.generation_config = decoder.generation_config
+    carry_quantization(decoder, model)
+    pack_for_cpu(model, False)  # it is going to be trained
+    if tokenizer is not None:
+        _add_image_token(model, tokenizer, image_token)
+    return model.eval()
+
+
+def assemble(
+    cls: type[VLChatForConditionalGeneration],
+    config: VLChatConfig,
+    tower: PreTrainedModel,
+    language_model: nn.Module,
+    head: nn.Module,
+    connector: Connector,
+) -> VLChatForConditionalGeneration:
+    """A model out of parts that exist; their tensors are taken over, not copied.
+
+    Args:
+        language_model: without its output layer.
+        head: the output layer.
+
+    Raises:
+        ConfigError: for a part that `config` would not rebuild when the model is loaded again.
+    """
     with torch.device("meta"):  # a skeleton without memory, whose parts are exchanged for the real ones
         model = cls(config)
     for name, part, real in (
         ("vision", model.model.vision_tower, tower),
-        ("language", model.model.language_model, decoder.base_model),
+        ("language", model.model.language_model, language_model),
     ):
         if type(part) is not type(real):
             raise ConfigError(
@@ -87,21 +118,12 @@ def compose(
                 f"(that gives a {type(part).__name__}), so the composed model could not be loaded again."
             )
     model.model.vision_tower = tower
-    model.model.language_model = decoder.base_model
-    model.lm_head = head
-    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size)  # type: ignore[union-attr]
-    for module in fresh.modules():
-        if not isinstance(module, PreTrainedModel):
-            model.model._init_weights(module)
-    model.model.connector = fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    config.image_seq_length = fresh.num_tokens(count_features(tower, vision_feature_select_strategy))
+    model.model.language_model = language_model
+    model.model.connector = connector
+    model.lm_head = head  # type: ignore[assignment]
+    config.image_seq_length = connector.num_tokens(count_features(tower, config.vision_feature_select_strategy))
     model.tie_weights()
-    model.generation_config = decoder.generation_config
-    _carry_quantization(decoder, model)
-    pack_for_cpu(model, False)  # it is going to be trained
-    if tokenizer is not None:
-        _add_image_token(model, tokenizer, image_token)
-    return model.eval()
+    return model
 
 
 def _add_image_token(
@@ -123,7 +145,7 @@ def _add_image_token(
         model.generation_config.suppress_tokens = sorted(suppressed | {model.config.image_token_id})
 
 
-def _carry_quantization(source: PreTrainedModel, target: PreTrainedModel) -> None:
+def carry_quantization(source: PreTrainedModel, target: PreTrainedModel) -> None:
     """Tells `target` that its language model is quantized, so that saving, moving and PEFT treat it as such."""
     if getattr(source, "hf_quantizer", None) is None:
         return
