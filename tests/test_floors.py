@@ -19,7 +19,7 @@ FLOORS = {
     "vlchat.terminal": 2,
     "vlchat.evaluate": 2,
     "vlchat.export": 2,
-    "vlchat.interop": 2,
+    "vlchat.interop": 1,
     "vlchat.model": 1,
     "vlchat.backbones": 1,
     "vlchat.prompt": 1,

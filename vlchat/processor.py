@@ -34,6 +34,8 @@ class VLChatProcessor(ProcessorMixin):
         image_token: stands for one picture in a rendered prompt and is repeated `image_seq_length` times.
         instruction_length: for an instruction-aware Q-Former: at most so many tokens of the text beside each picture
             go to it; None sends none.
+        qformer_folder: where, beside the processor, the Q-Former's own tokenizer is kept (InstructBLIP's is BERT's);
+            None where it reads the language model's tokens.
         chat_template: Jinja source.
     """
 
@@ -44,9 +46,12 @@ class VLChatProcessor(ProcessorMixin):
         image_seq_length: int = 576,
         image_token: str = IMAGE_TOKEN,
         instruction_length: int | None = None,
+        qformer_folder: str | None = None,
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.qformer_folder = qformer_folder
+        self._qformer_tokenizer: PreTrainedTokenizerBase | None = None
         self.image_seq_length = image_seq_length
         self.image_token = image_token
         self.instruction_length = instruction_length
@@ -99,6 +104,28 @@ class VLChatProcessor(ProcessorMixin):
             instruction_length=instruction_length,
             chat_template=source,
         )
+
+    def use_qformer_tokenizer(self, tokenizer: PreTrainedTokenizerBase, instruction_length: int) -> None:
+        """Gives the Q-Former a tokenizer of its own, whose special tokens it sees as well."""
+        self.qformer_folder, self.instruction_length = QFORMER_FOLDER, instruction_length
+        self._qformer_tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **kwargs: Any) -> VLChatProcessor:  # type: ignore[override]
+        """As of transformers, with the Q-Former's tokenizer where there is one."""
+        processor = super().from_pretrained(source, **kwargs)
+        if processor.qformer_folder is not None:
+            reached = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
+            processor._qformer_tokenizer = AutoTokenizer.from_pretrained(
+                source, subfolder=processor.qformer_folder, **reached
+            )
+        return processor
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> list[str]:  # type: ignore[override]
+        """As of transformers, with the Q-Former's tokenizer where there is one."""
+        if self._qformer_tokenizer is not None:
+            self._qformer_tokenizer.save_pretrained(Path(folder) / QFORMER_FOLDER)
+        return super().save_pretrained(folder, **kwargs)
 
     @property
     def end_token_id(self) -> int | None:
@@ -294,19 +321,28 @@ class VLChatProcessor(ProcessorMixin):
 
     def _instructions(self, conversations: list[list[dict]], return_tensors: str | None) -> BatchFeature:
         """For each picture the text of the message it stands in, tokenized without control tokens."""
-        control = prompt.control_tokens(self.tokenizer, self._template())
         rows = []
         for conversation in conversations:
             for message in conversation:
                 text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-                ids = prompt.encode(self.tokenizer, prompt.protect(text, control))[0][: self.instruction_length]
+                ids = self._instruction_ids(text)
                 rows += [ids or [self.pad_id] for part in message["content"] if part["type"] == "image"]
         length = max(map(len, rows))
+        filler = self.pad_id if self._qformer_tokenizer is None else self._qformer_tokenizer.pad_token_id or 0
         data = {
-            _INSTRUCTION_NAMES[0]: [_pad(ids, length, self.pad_id, "right") for ids in rows],
+            _INSTRUCTION_NAMES[0]: [_pad(ids, length, filler, "right") for ids in rows],
             _INSTRUCTION_NAMES[1]: [_pad([1] * len(ids), length, 0, "right") for ids in rows],
         }
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _instruction_ids(self, text: str) -> list[int]:
+        if self._qformer_tokenizer is not None:
+            kept: Any = self._qformer_tokenizer(
+                prompt.clean(text), truncation=True, max_length=self.instruction_length, split_special_tokens=True
+            )
+            return kept["input_ids"]
+        control = prompt.control_tokens(self.tokenizer, self._template())
+        return prompt.encode(self.tokenizer, prompt.protect(text, control))[0][: self.instruction_length]
 
     @property
     def pad_id(self) -> int:
@@ -314,6 +350,7 @@ class VLChatProcessor(ProcessorMixin):
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
 
+QFORMER_FOLDER = "qformer_tokenizer"  # as transformers' InstructBlipProcessor names it
 _INSTRUCTION_NAMES = ("instruction_input_ids", "instruction_attention_mask")
 
 

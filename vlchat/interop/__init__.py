@@ -1,0 +1,71 @@
+"""Published checkpoints in and out, one file a family.
+
+Reading exchanges modules: transformers loads the checkpoint, whatever its names on disk, and its parts are put into our
+class. Writing renames tensors to the names that published files carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlchat.errors import CheckpointError, nearest
+from vlchat.interop import blip2, instructblip, llava
+from vlchat.interop.layouts import Layout
+from vlchat.model import VLChatForConditionalGeneration
+from vlchat.processor import VLChatProcessor
+from vlchat.saving import align_generation
+
+Read = Callable[[Any, Any], tuple[VLChatForConditionalGeneration, VLChatProcessor]]
+
+# transformers' model_type -> how such a model becomes ours.
+FAMILIES: dict[str, Read] = {"llava": llava.read, "blip-2": blip2.read, "instructblip": instructblip.read}
+# What `vlchat export --layout` writes besides our own folder.
+LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "blip2": blip2.LAYOUT}
+# Families whose transformers' class has no chat to offer (no template, one fixed place for the picture).
+CONVERTED_ON_LOAD = ("blip-2", "instructblip")
+
+
+def convert(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+    """A loaded model of transformers and its processor as ours, with the same tensors and the same logits.
+
+    Raises:
+        CheckpointError: for a family that has no import, or a model of it that ours cannot hold; the reason is named.
+    """
+    kind = model.config.model_type
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{type(model).__name__} has no import; these have: {', '.join(FAMILIES)}. It can be used as it is."
+        )
+    ours, its_processor = FAMILIES[kind](model, processor)
+    align_generation(ours, its_processor)
+    return ours, its_processor
+
+
+def layout(name: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        CheckpointError: for an unknown one.
+    """
+    if name not in LAYOUTS:
+        known = ["vlchat", *LAYOUTS]
+        hint = nearest(name, known) or "."
+        raise CheckpointError(f"There is no layout {name!r}; known ones are {', '.join(known)}{hint}")
+    return LAYOUTS[name]
+
+
+def write(name: str, model: VLChatForConditionalGeneration, processor: VLChatProcessor, folder: Path) -> None:
+    """Writes `model` into `folder` in a published layout.
+
+    Raises:
+        CheckpointError: when the layout cannot hold the model; says why, and which layout can.
+    """
+    chosen = layout(name)
+    reason = chosen.cannot_hold(model, processor)
+    if reason is not None:
+        others = [other for other, one in LAYOUTS.items() if one.cannot_hold(model, processor) is None]
+        able = " and ".join(["vlchat", *others])
+        raise CheckpointError(f"The layout {name} cannot hold this model: {reason} The layout {able} can.")
+    chosen.write(model, processor, folder)

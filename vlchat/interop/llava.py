@@ -1,0 +1,139 @@
+"""LLaVA as transformers keeps it (`LlavaForConditionalGeneration`), with CLIP, SigLIP and other towers.
+
+Names of tensors as in llava-hf/llava-1.5-7b-hf: `vision_tower.vision_model...`, `multi_modal_projector.linear_{1,2}`,
+`language_model.{model,lm_head}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import LlavaConfig, LlavaProcessor
+
+from vlchat.backbones import assemble, carry_quantization
+from vlchat.config import VLChatConfig
+from vlchat.connectors import MLPConnector
+from vlchat.errors import CheckpointError
+from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
+from vlchat.interop.processors import read_processor, without_second_start
+from vlchat.model import VLChatForConditionalGeneration
+from vlchat.processor import VLChatProcessor
+from vlchat.towers import count_features, num_patches
+
+# Start of a tensor's name in the projector -> in our mlp connector.
+CONNECTOR = {"linear_1.": "layers.0.", "linear_2.": "layers.1."}
+_OURS = {ours: f"multi_modal_projector.{theirs}" for theirs, ours in CONNECTOR.items()}
+
+
+def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+    """A loaded Llava as our class. The two share their tensors.
+
+    Raises:
+        CheckpointError: for a projector that is not two linear layers with GELU, or a processor without a template.
+    """
+    config, projector = model.config, model.model.multi_modal_projector
+    if config.projector_hidden_act != "gelu":
+        raise CheckpointError(
+            f"The projector's activation is {config.projector_hidden_act}; the mlp connector computes gelu."
+        )
+    full = config.vision_feature_select_strategy == "full"
+    tower = model.model.vision_tower
+    if not full and count_features(tower, "full") != num_patches(tower.config) + 1:
+        raise CheckpointError(
+            f"A {tower.config.model_type} tower has other than one token before its patches, of which Llava's "
+            '"default" drops one: such a model can only be used as it is.'
+        )
+    ours = VLChatConfig(
+        vision_config=tower.config,
+        text_config=config.text_config,
+        connector={"type": "mlp", "depth": 2, "bias": config.multimodal_projector_bias},
+        image_token_id=config.image_token_id,
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy="full" if full else "patch",
+    )
+    with init_empty_weights(include_buffers=False):
+        connector = MLPConnector(ours.vision_feature_dim, ours.text_config.hidden_size, **_options(ours))  # type: ignore[union-attr]
+    connector.load_state_dict(renamed(projector.state_dict(), CONNECTOR, "projector"), assign=True)
+    result = assemble(
+        VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector
+    )
+    result.generation_config = model.generation_config
+    carry_quantization(model, result)
+    return result.eval(), read_processor(processor, ours)
+
+
+def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:
+    """Why a model of ours does not fit into this layout; None where it does."""
+    config, options = model.config, dict(model.config.connector or {})
+    kind = options.get("type")
+    if kind != "mlp":
+        return f"its connector is {kind!r}, and this layout has a projector of two linear layers (mlp, depth 2)."
+    if options.get("depth", 2) != 2 or options.get("norm"):
+        return "its mlp connector is not two plain linear layers: depth must be 2, and norm off."
+    if options.get("hidden_size") not in (None, config.text_config.hidden_size):  # type: ignore[union-attr]
+        return "its mlp connector has a hidden_size of its own, and this layout's is the language model's."
+    if config.vision_feature_layer is None:
+        return "it takes the tower's own output, and this layout counts the tower's hidden states."
+    if _strategy(model) is None:
+        return (
+            f"it selects the tower's features by {config.vision_feature_select_strategy!r} from a "
+            f"{config.vision_config.model_type} tower, and this layout either takes all or drops the first token."  # type: ignore[union-attr]
+        )
+    return None
+
+
+def _options(config: VLChatConfig) -> dict[str, Any]:
+    return {name: value for name, value in (config.connector or {}).items() if name != "type"}
+
+
+def _strategy(model: VLChatForConditionalGeneration) -> str | None:
+    """Llava's name for what our select strategy takes from this tower."""
+    tower, strategy = model.model.vision_tower, model.config.vision_feature_select_strategy
+    if strategy == "full":
+        return "full"
+    before = count_features(tower, "full") - num_patches(tower.config)
+    return {0: "full", 1: "default"}.get(before) if strategy == "patch" else None
+
+
+def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
+    return {
+        **tower_tensors(model, "vision_tower."),
+        **renamed(model.model.connector.state_dict(), _OURS, "connector"),
+        **language_tensors(model),
+    }
+
+
+def _config(model: VLChatForConditionalGeneration) -> LlavaConfig:
+    ours: Any = model.config
+    strategy: Any = _strategy(model)
+    return LlavaConfig(
+        vision_config=ours.vision_config,
+        text_config=ours.text_config,
+        image_token_index=ours.image_token_id,
+        image_seq_length=ours.image_seq_length,
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=_options(ours).get("bias", True),
+        vision_feature_layer=ours.vision_feature_layer,
+        vision_feature_select_strategy=strategy,
+        tie_word_embeddings=ours.tie_word_embeddings,
+        architectures=["LlavaForConditionalGeneration"],
+    )
+
+
+def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration) -> LlavaProcessor:
+    tower = model.model.vision_tower
+    before = count_features(tower, "full") - num_patches(tower.config)
+    return LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=without_second_start(processor.tokenizer, str(processor.chat_template)),
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=_strategy(model),
+        chat_template=processor.chat_template,
+        image_token=processor.image_token,
+        num_additional_image_tokens=before,
+    )
+
+
+LAYOUT = Layout(cannot_hold, _tensors, _config, _processor)

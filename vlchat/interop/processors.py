@@ -1,0 +1,78 @@
+"""Processors of published checkpoints as ours, and what their tokenizers add unasked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from vlchat.chat_templates import TEMPLATES
+from vlchat.config import VLChatConfig
+from vlchat.errors import CheckpointError
+from vlchat.processor import VLChatProcessor
+
+
+def read_processor(processor: Any, config: VLChatConfig, template: str | None = None) -> VLChatProcessor:
+    """Our processor with the parts of a published one.
+
+    Args:
+        config: of the model; names the image token and the number of its places.
+        template: name of the family's documented prompt, for processors that have no chat template.
+
+    Raises:
+        CheckpointError: when there is no template, or the tokenizer and the model disagree about the image token.
+    """
+    source = processor.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    if not source and template is not None:
+        source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    if not source:
+        raise CheckpointError(
+            "This checkpoint has no chat template, and none is guessed: add a chat_template.jinja to its folder."
+        )
+    token = getattr(processor, "image_token", "<image>")
+    token = getattr(token, "content", token)
+    ours = VLChatProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        image_seq_length=config.image_seq_length,
+        image_token=token,
+        chat_template=source.replace("<image>", token),
+    )
+    if ours.image_token_id != config.image_token_id:
+        raise CheckpointError(
+            f"The tokenizer writes {token} as token {ours.image_token_id}; the model expects pictures at token "
+            f"{config.image_token_id}."
+        )
+    if ours.tokenizer.pad_token is None:
+        ours.tokenizer.pad_token = ours.tokenizer.eos_token
+    return ours
+
+
+def without_second_start(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer that adds no special tokens of its own to a rendered conversation.
+
+    transformers' processors tokenize a rendered template as they do any text, start token added, unless the template
+    begins with it; ours never adds any. The two must give the same ids.
+
+    Raises:
+        CheckpointError: when the tokenizer cannot be kept from it.
+    """
+    if "bos_token" in template or _adds(tokenizer) == 0:
+        return tokenizer
+    quiet: Any = copy.deepcopy(tokenizer)
+    for name in ("add_bos_token", "add_eos_token"):
+        if hasattr(quiet, name):
+            setattr(quiet, name, False)
+    if _adds(quiet):
+        raise CheckpointError(
+            "The tokenizer adds special tokens to every text and cannot be kept from it, so another program would "
+            "read a longer prompt than this model was trained on. Use a chat template that begins with bos_token."
+        )
+    return quiet
+
+
+def _adds(tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer("a")["input_ids"]) - len(tokenizer("a", add_special_tokens=False)["input_ids"])
