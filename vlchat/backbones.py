@@ -89,7 +89,7 @@ def compose(
     model.model.vision_tower = tower
     model.model.language_model = decoder.base_model
     model.lm_head = head
-    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size)  # type: ignore[union-attr]
+    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.embedding_dim)
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
