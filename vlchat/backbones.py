@@ -75,7 +75,7 @@ def compose(
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
     )
-    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size)  # type: ignore[union-attr]
+    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.embedding_dim)
     model = assemble(cls, config, tower, decoder.base_model, head, fresh)
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):

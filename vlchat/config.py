@@ -65,6 +65,12 @@ class VLChatConfig(PreTrainedConfig):
         layers = self.vision_feature_layer
         return self.vision_config.hidden_size * (len(layers) if isinstance(layers, list) else 1)  # type: ignore[union-attr]
 
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the language model's input embeddings; in a few OPT models it is not that of their layers."""
+        text: Any = self.text_config
+        return getattr(text, "word_embed_proj_dim", text.hidden_size)
+
 
 def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):

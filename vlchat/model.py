@@ -16,8 +16,10 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    initialization,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
@@ -62,14 +64,21 @@ class VLChatPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: `_init_weights` keeps transformers' rules. For code that does not, transformers skips the rules of
+        towers as well, and one whose tensors are missing would start from another distribution than its own."""
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # What the general rule does not reach. transformers.initialization leaves loaded tensors alone; torch.nn.init
+        # would overwrite them.
         if isinstance(module, QFormerConnector):
-            # A bare Parameter, which the general rule does not reach. transformers.initialization leaves loaded
-            # tensors alone; torch.nn.init would overwrite them.
-            from transformers import initialization
-
             initialization.normal_(module.query_tokens, mean=0.0, std=module.qformer.config.initializer_range)
+        elif isinstance(module, Blip2TextEmbeddings):
+            # Not stored in checkpoints, and loading begins with memory that holds anything.
+            initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand(1, -1))
 
 
 class VLChatModel(VLChatPreTrainedModel):
@@ -79,7 +88,7 @@ class VLChatModel(VLChatPreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = build_connector(
-            config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size  # type: ignore[union-attr]
+            config.connector or {}, config.vision_feature_dim, config.embedding_dim
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -203,13 +212,14 @@ class VLChatModel(VLChatPreTrainedModel):
 class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
     """A language model that is shown pictures. Works with `generate`, PEFT, `device_map` and the Auto classes."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-
     def __init__(self, config: VLChatConfig) -> None:
         super().__init__(config)
         self.model = VLChatModel(config)
-        text = config.text_config
-        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)  # type: ignore[union-attr]
+        self.lm_head = nn.Linear(config.embedding_dim, config.text_config.vocab_size, bias=False)  # type: ignore[union-attr]
+        # Language models keep their input embeddings under different names.
+        embeddings = self.get_input_embeddings()
+        place = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{place}.weight"}
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -65,7 +65,7 @@ def join(model: Any, options: dict[str, Any], names: dict[str, str]) -> VLChatFo
     )
     settings = {name: value for name, value in (config.connector or {}).items() if name != "type"}
     with init_empty_weights(include_buffers=False):
-        connector = QFormerConnector(config.vision_feature_dim, theirs.text_config.hidden_size, **settings)
+        connector = QFormerConnector(config.vision_feature_dim, config.embedding_dim, **settings)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(names))}
     connector.load_state_dict(renamed(tensors, names, "Q-Former"), assign=True)
     decoder = model.language_model

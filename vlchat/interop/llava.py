@@ -54,7 +54,7 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
         vision_feature_select_strategy="full" if full else "patch",
     )
     with init_empty_weights(include_buffers=False):
-        connector = MLPConnector(ours.vision_feature_dim, ours.text_config.hidden_size, **_options(ours))  # type: ignore[union-attr]
+        connector = MLPConnector(ours.vision_feature_dim, ours.embedding_dim, **_options(ours))
     connector.load_state_dict(renamed(projector.state_dict(), CONNECTOR, "projector"), assign=True)
     result = assemble(
         VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector
