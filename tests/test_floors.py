@@ -29,6 +29,7 @@ FLOORS = {
     "vlchat.lora": 1,
     "vlchat.checkpoint": 1,
     "vlchat.saving": 1,
+    "vlchat.whole": 1,
     "vlchat.folders": 1,
     "vlchat.data": 1,
 }

@@ -170,7 +170,12 @@ def theirs(folder: Path) -> tuple[Any, Any]:
     return model, AutoProcessor.from_pretrained(folder)
 
 
-ROWS = ["What is <image>? and <image> left of it", "no picture here", "<image>two cats and one dog.", "is it<image> green?"]
+ROWS = [
+    "What is <image>? and <image> left of it",
+    "no picture here",
+    "<image>two cats and one dog.",
+    "is it<image> green?",
+]
 
 
 def batch_for(model: Any, processor: Any, rows: list[str], pictures: int) -> dict[str, torch.Tensor]:

@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
+from vlchat.fit import fill
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
+from vlchat.tensors import read_connector
 from vlchat.towers import count_features, load_tower
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def compose(
     vision_feature_layer: int | list[int] | None = -2,
     vision_feature_select_strategy: str = "patch",
     image_token: str = IMAGE_TOKEN,
+    connector_from: str | Path | None = None,
 ) -> VLChatForConditionalGeneration:
     """A model from two backbones and a fresh connector. The backbones' tensors are taken over, not copied.
 
@@ -46,9 +49,12 @@ def compose(
         quantize: `nf4` or `int8` for the language model alone; tower and connector stay in floating point.
         dtype: of tower and language model; None keeps float32, `auto` what is stored.
         device_map: as in `from_pretrained`.
+        connector_from: a checkpoint whose trained connector is taken instead of a fresh one: a run, a published LLaVA,
+            BLIP-2 or InstructBLIP by path or Hub id, or LLaVA's `mm_projector.bin`.
 
     Raises:
         ConfigError: for backbones that cannot be joined.
+        CheckpointError: when the connector there is of another shape; the names are listed.
     """
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     if device_map is not None:
@@ -80,6 +86,8 @@ def compose(
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
+    if connector_from is not None:
+        fill(fresh, read_connector(connector_from), f"connector in {connector_from}")
     fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
     model.generation_config = decoder.generation_config
     carry_quantization(decoder, model)

@@ -14,22 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
+from vlchat.interop import original_llava
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
     check_only_language_model_is_quantized,
-    linear_layers_to_keep,
     pack_for_cpu,
-    quantization_config,
 )
-from vlchat.reading import reading
 from vlchat.saving import align_generation, save, save_full
+from vlchat.whole import load_whole
 
 __all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
 
@@ -122,15 +121,16 @@ def _load(
 ) -> tuple[Any, Any]:
     folder = _locate(path_or_id)
     if not isinstance(folder, Path):
-        return _load_whole(folder, quantize, dtype, device, revision, strict=False)
-    refuse_pickles(folder)
+        return load_whole(folder, quantize, dtype, device, revision)
     manifest = read_manifest(folder)
+    if manifest is not None or not original_llava.is_one(folder):
+        refuse_pickles(folder)
     if manifest is None:
-        return _load_whole(folder, quantize, dtype, device, revision, strict=False)
+        return load_whole(folder, quantize, dtype, device, revision)
     verify(folder, manifest)
     base = manifest.get("base")
     if base is None:
-        return _load_whole(folder, quantize, dtype, device, revision, strict=True)
+        return load_whole(folder, quantize, dtype, device, revision)
     sources = {key: _resolve(folder, manifest, key) for key in base}
     processor = AutoProcessor.from_pretrained(folder)
     if "model" in sources:
@@ -156,38 +156,6 @@ def _load(
         _load_trained(model, folder / manifest["trained"], required)
     if manifest.get("adapter"):
         model = load_lora(model, folder / manifest["adapter"], trainable=trainable)
-    return model, processor
-
-
-def _load_whole(
-    source: str | Path,
-    quantize: str | None,
-    dtype: str | torch.dtype,
-    device: torch.device,
-    revision: str | None,
-    *,
-    strict: bool,
-) -> tuple[Any, Any]:
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
-    with reading(source, "checkpoint"):
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        if quantize is not None:
-            with torch.device("meta"):  # only for the names of its layers
-                skeleton = AutoModelForImageTextToText.from_config(config)
-            compute = dtype if isinstance(dtype, torch.dtype) else None
-            options["quantization_config"] = quantization_config(quantize, compute, linear_layers_to_keep(skeleton))
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, config=config, device_map={"": str(device)}, output_loading_info=True, **options
-        )
-        model, info = loaded
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    # transformers warns of tensors it has no place for; in a checkpoint of our own that is an error.
-    if missing or (unexpected and strict):
-        raise CheckpointError(
-            f"The weights in {source} do not fit its configuration. Missing: {', '.join(missing) or 'none'}. "
-            f"Unexpected: {', '.join(unexpected) or 'none'}."
-        )
     return model, processor
 
 

@@ -321,6 +321,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         vision_feature_layer: int | list[int] | None = -2,
         vision_feature_select_strategy: str = "patch",
         image_token: str = "<image>",
+        connector_from: str | Path | None = None,
     ) -> VLChatForConditionalGeneration:
         """See `vlchat.backbones.compose`."""
         from vlchat.backbones import compose
@@ -337,6 +338,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
             image_token=image_token,
+            connector_from=connector_from,
         )
 
 

@@ -20,10 +20,10 @@ from vlchat.interop.layouts import Layout, is_tied, renamed
 from vlchat.interop.processors import read_processor, without_second_start
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
+from vlchat.tensors import connector_tensors
 
-# Start of a tensor's name -> in our qformer connector.
-CONNECTOR = {"query_tokens": "query_tokens", "qformer.": "qformer.", "language_projection.": "projection."}
-_OURS = {ours: theirs for theirs, ours in CONNECTOR.items()}
+# Start of a tensor's name in our qformer connector -> in the layout.
+_CONNECTOR = {"query_tokens": "query_tokens", "qformer.": "qformer.", "projection.": "language_projection."}
 # The Q-Former's settings that our connector keeps as transformers has them by default.
 _DEFAULTS = ("hidden_act", "layer_norm_eps")
 
@@ -34,16 +34,15 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     Raises:
         CheckpointError: for a T5 or another encoder-decoder as its language model.
     """
-    result = join(model, qformer_options(model.config.qformer_config), CONNECTOR)
+    result = join(model, qformer_options(model.config.qformer_config))
     return result, read_processor(processor, result.config, template="blip2")
 
 
-def join(model: Any, options: dict[str, Any], names: dict[str, str]) -> VLChatForConditionalGeneration:
+def join(model: Any, options: dict[str, Any]) -> VLChatForConditionalGeneration:
     """A loaded BLIP-2 or InstructBLIP as our class.
 
     Args:
         options: of the qformer connector.
-        names: start of a tensor's name there -> in the connector.
     """
     theirs = model.config
     if not theirs.use_decoder_only_language_model:
@@ -66,8 +65,7 @@ def join(model: Any, options: dict[str, Any], names: dict[str, str]) -> VLChatFo
     settings = {name: value for name, value in (config.connector or {}).items() if name != "type"}
     with init_empty_weights(include_buffers=False):
         connector = QFormerConnector(config.vision_feature_dim, config.embedding_dim, **settings)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(tuple(names))}
-    connector.load_state_dict(renamed(tensors, names, "Q-Former"), assign=True)
+    connector.load_state_dict(connector_tensors(model.state_dict()), assign=True)
     decoder = model.language_model
     result = assemble(
         VLChatForConditionalGeneration,
@@ -119,7 +117,7 @@ def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcesso
 
 def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
     found = {f"vision_model.{name}": tensor for name, tensor in model.model.vision_tower.state_dict().items()}
-    found |= renamed(model.model.connector.state_dict(), _OURS, "connector")
+    found |= renamed(model.model.connector.state_dict(), _CONNECTOR, "connector")
     body = model.model.language_model.state_dict()
     found |= {f"language_model.model.{name}": tensor for name, tensor in body.items()}
     if not is_tied(model):

@@ -12,15 +12,6 @@ from vlchat.interop.processors import read_processor
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 
-# Start of a tensor's name -> in our qformer connector, where the text's embeddings stand beside the Q-Former.
-CONNECTOR = {
-    "query_tokens": "query_tokens",
-    "qformer.": "qformer.",
-    "qformer.embeddings.": "embeddings.",
-    "qformer.embeddings.layernorm.": "qformer.layernorm.",
-    "language_projection.": "projection.",
-}
-
 
 def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
     """A loaded InstructBLIP as our class. The two share their tensors.
@@ -30,7 +21,7 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     """
     options = qformer_options(model.config.qformer_config)
     options["text_vocab_size"] = model.config.qformer_config.vocab_size
-    result = join(model, options, CONNECTOR)
+    result = join(model, options)
     ours = read_processor(processor, result.config, template="instructblip")
     ours.use_qformer_tokenizer(processor.qformer_tokenizer, options["max_instruction_tokens"])
     return result, ours

@@ -83,14 +83,14 @@ def renamed(tensors: dict[str, torch.Tensor], names: dict[str, str], what: str) 
     """Tensors with the start of each name exchanged.
 
     Args:
-        names: start of a name -> what stands there instead; the longest start that fits is taken.
+        names: start of a name -> what stands there instead.
 
     Raises:
         CheckpointError: for a tensor that no start fits.
     """
     result = {}
     for name, tensor in tensors.items():
-        start = max((start for start in names if name.startswith(start)), key=len, default=None)
+        start = next((start for start in names if name.startswith(start)), None)
         if start is None:
             known = ", ".join(names)
             raise CheckpointError(f"The {what} has a tensor {name}, which has no place; known ones begin with {known}.")

@@ -20,11 +20,11 @@ from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tens
 from vlchat.interop.processors import read_processor, without_second_start
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
+from vlchat.tensors import connector_tensors
 from vlchat.towers import count_features, num_patches
 
-# Start of a tensor's name in the projector -> in our mlp connector.
-CONNECTOR = {"linear_1.": "layers.0.", "linear_2.": "layers.1."}
-_OURS = {ours: f"multi_modal_projector.{theirs}" for theirs, ours in CONNECTOR.items()}
+# Start of a tensor's name in our mlp connector -> in the layout.
+_CONNECTOR = {"layers.0.": "multi_modal_projector.linear_1.", "layers.1.": "multi_modal_projector.linear_2."}
 
 
 def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
@@ -33,7 +33,7 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     Raises:
         CheckpointError: for a projector that is not two linear layers with GELU, or a processor without a template.
     """
-    config, projector = model.config, model.model.multi_modal_projector
+    config = model.config
     if config.projector_hidden_act != "gelu":
         raise CheckpointError(
             f"The projector's activation is {config.projector_hidden_act}; the mlp connector computes gelu."
@@ -55,7 +55,7 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     )
     with init_empty_weights(include_buffers=False):
         connector = MLPConnector(ours.vision_feature_dim, ours.embedding_dim, **_options(ours))
-    connector.load_state_dict(renamed(projector.state_dict(), CONNECTOR, "projector"), assign=True)
+    connector.load_state_dict(connector_tensors(model.state_dict()), assign=True)
     result = assemble(
         VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector
     )
@@ -100,7 +100,7 @@ def _strategy(model: VLChatForConditionalGeneration) -> str | None:
 def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
     return {
         **tower_tensors(model, "vision_tower."),
-        **renamed(model.model.connector.state_dict(), _OURS, "connector"),
+        **renamed(model.model.connector.state_dict(), _CONNECTOR, "connector"),
         **language_tensors(model),
     }
 
