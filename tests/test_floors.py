@@ -19,6 +19,8 @@ FLOORS = {
     "vlchat.terminal": 2,
     "vlchat.evaluate": 2,
     "vlchat.export": 2,
+    "vlchat.recheck": 2,
+    "vlchat.card": 2,
     "vlchat.interop": 1,
     "vlchat.model": 1,
     "vlchat.backbones": 1,

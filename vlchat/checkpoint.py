@@ -27,10 +27,13 @@ from vlchat.quantize import (
     check_only_language_model_is_quantized,
     pack_for_cpu,
 )
-from vlchat.saving import align_generation, save, save_full
+from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.whole import load_whole
 
-__all__ = ["EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "merge", "save", "save_full"]
+__all__ = [
+    "EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "manifest_of_whole", "merge", "save",
+    "save_full",
+]  # fmt: skip
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 SMALL = 1_000_000_000  # parameters up to which float32 on a CPU is both faster and affordable

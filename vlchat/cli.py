@@ -119,9 +119,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("model", help="a folder that training wrote, or any other checkpoint")
     export.add_argument("out", type=Path, help="the folder to write")
+    export.add_argument(
+        "--layout", help="vlchat (default), llava or blip2: what transformers, vLLM and SGLang load without vlchat"
+    )
     export.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
     export.add_argument("--name", help="what the model calls itself (default: the folder's name)")
+    export.add_argument("--scores", type=Path, metavar="FOLDER", help="a result of vlchat eval --out, for the card")
+    export.add_argument(
+        "--check", action="store_true", help="read it again with plain transformers and compare before it is done"
+    )
     export.set_defaults(run=_export)
+
+    bring = commands.add_parser(
+        "import",
+        help="a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder",
+        description="Write a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder.",
+    )
+    bring.add_argument("model", help="a folder or Hub id")
+    bring.add_argument("out", type=Path, help="the folder to write")
+    bring.add_argument("--template", help="chat template by name, or a .jinja file, where the checkpoint stores none")
+    bring.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
+    bring.add_argument("--name", help="what the model calls itself (default: the folder's name)")
+    bring.add_argument("--revision", help="of a Hub id: branch, tag or commit")
+    bring.set_defaults(run=_import)
 
     info = commands.add_parser("info", help="what a model is and was trained on", description="Describe a model.")
     info.add_argument("model", nargs="?", help="a folder or Hub id (default: the embedded model)")
@@ -276,7 +296,32 @@ def _export(arguments: argparse.Namespace) -> int:
     _quiet()
     from vlchat.export import export
 
-    print(f"Written: {export(arguments.model, arguments.out, dtype=arguments.dtype, name=arguments.name)}")
+    out = export(
+        arguments.model,
+        arguments.out,
+        layout=arguments.layout,
+        dtype=arguments.dtype,
+        name=arguments.name,
+        scores=arguments.scores,
+        check=arguments.check,
+    )
+    print(f"Written: {out}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    _quiet()
+    from vlchat.export import import_model
+
+    out = import_model(
+        arguments.model,
+        arguments.out,
+        template=arguments.template,
+        dtype=arguments.dtype,
+        name=arguments.name,
+        revision=arguments.revision,
+    )
+    print(f"Written: {out}")
     return 0
 
 

@@ -1,54 +1,144 @@
-"""A run -> one whole model folder, its adapter merged, that needs no other file."""
+"""A run -> one whole model folder in a layout that other programs load; and published checkpoints -> vlchat folders."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vlchat import checkpoint
+from vlchat import checkpoint, interop, recheck
+from vlchat.card import write_card
+from vlchat.chat_templates import template_source
 from vlchat.errors import CheckpointError
-from vlchat.folders import newest, read_manifest, writable
+from vlchat.fit import check_numbers
+from vlchat.folders import newest, read_manifest, writable, writing
+from vlchat.interop import original_llava
 from vlchat.model import VLChatForConditionalGeneration
 
+_DTYPES = ("bfloat16", "float16", "float32")
 
-def export(model: str, out: str | Path, *, dtype: str = "bfloat16", name: str | None = None) -> Path:
-    """Write `model` (a run's save, with or without an adapter) as a whole folder that loads by its path alone.
 
-    The adapter is merged in float32 and the result stored as `dtype`. A model's card stays where it is exported anew by
-    the same name.
+def export(
+    model: str,
+    out: str | Path,
+    *,
+    layout: str | None = None,
+    dtype: str = "bfloat16",
+    name: str | None = None,
+    scores: str | Path | None = None,
+    check: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Path:
+    """Writes `model` (a run's save, with or without an adapter) as a whole folder that loads by its path alone.
+
+    The adapter is merged in float32 into the unquantized base, and the result is stored as `dtype`. Configuration,
+    processor, chat template, generation configuration and a card lie beside the weights. A card that people have edited
+    stays where the model is exported anew by the same name.
 
     Args:
-        model: a folder that training wrote, or any vlchat checkpoint.
+        model: a folder that training wrote, or any other checkpoint.
         out: the folder to write.
+        layout: `vlchat`, `llava` or `blip2`; None is vlchat for vlchat's own models, and what it is for any other.
         dtype: of the stored weights: bfloat16, float16 or float32.
         name: what the model calls itself to people.
+        scores: a folder that `vlchat eval --out` wrote, for the card.
+        check: read the folder again in a fresh process before it gets its name, see `vlchat.recheck`.
+        tell: gets what the check found, in sentences.
 
     Raises:
-        CheckpointError: when the model is not one of vlchat's own, or cannot be loaded, or `out` cannot be written.
+        CheckpointError: when the model cannot be loaded, the layout cannot hold it, `out` cannot be written, or the
+            folder that was written does not answer like the model; then nothing is left of it.
     """
-    if dtype not in ("bfloat16", "float16", "float32"):
-        raise CheckpointError(f'dtype is "{dtype}"; use bfloat16, float16 or float32.')
+    _known_dtype(dtype)
     writable(out)
     loaded, processor = checkpoint.load(model, dtype=torch.float32, device="cpu", merge=True)
-    if not isinstance(loaded, VLChatForConditionalGeneration):
-        raise CheckpointError(f"{model} is a {type(loaded).__name__}; only vlchat's own models are exported so far.")
+    if layout is not None and not isinstance(loaded, VLChatForConditionalGeneration):
+        if loaded.config.model_type not in interop.FAMILIES:
+            raise CheckpointError(
+                f"{model} is a {type(loaded).__name__}, which no other layout holds: leave --layout out, and it is "
+                "written as what it is."
+            )
+        loaded, processor = interop.convert(loaded, processor)
+    if layout is None and loaded.config.model_type == "llava":
+        layout = "llava"  # by the published names, which transformers 5 does not write
+        loaded, processor = interop.convert(loaded, processor)
+    if layout not in (None, "vlchat"):
+        interop.must_hold(layout, loaded, processor)
+    about = checkpoint.describe(model)
+    verifier = recheck.Recheck(loaded, processor, tell) if check else None
+    loaded.to(getattr(torch, dtype))
+    check_numbers(f"{model}, stored as {dtype}", loaded)
     out = Path(out)
-    card = out / "README.md"
-    same = card.is_file() and (read_manifest(out) or {}).get("name") == name
-    kept = card.read_bytes() if same else None
+    kept = _edited_card(out, name)
     source = newest(Path(model))
 
     def extra(stage: Path) -> None:
-        if kept is not None:
-            (stage / card.name).write_bytes(kept)
         for file in ("run.json", "metrics.jsonl"):
             if (source / file).is_file():
                 shutil.copyfile(source / file, stage / file)
+        if kept is not None:
+            (stage / "README.md").write_bytes(kept)
+        else:
+            write_card(stage, name or out.absolute().name, loaded, source, layout or "vlchat", scores)
+        if verifier is not None:
+            verifier.compare(stage)
 
-    about = checkpoint.describe(model)
-    checkpoint.save_full(
-        out, loaded, processor, trained_on=about["trained_on"] or "", dtype=dtype, extra=extra, name=name
-    )
+    trained_on = about["trained_on"] or ""
+    if layout in (None, "vlchat"):
+        checkpoint.save_full(out, loaded, processor, trained_on=trained_on, dtype=dtype, extra=extra, name=name)
+    else:
+        manifest = checkpoint.manifest_of_whole(loaded, trained_on, name)
+        with writing(out, manifest) as stage:
+            interop.write(layout, loaded, processor, stage)
+            extra(stage)
     return out
+
+
+def import_model(
+    source: str,
+    out: str | Path,
+    *,
+    template: str | None = None,
+    dtype: str = "bfloat16",
+    name: str | None = None,
+    revision: str | None = None,
+) -> Path:
+    """Writes a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder.
+
+    Args:
+        source: a folder or Hub id, in transformers' layout or LLaVA's own.
+        template: chat template by name, where the checkpoint stores none.
+
+    Raises:
+        CheckpointError: when it cannot be read, is of another family, or has no chat template.
+    """
+    _known_dtype(dtype)
+    writable(out)
+    if original_llava.is_one(source, revision):
+        cpu = torch.device("cpu")
+        model, processor = original_llava.load(source, None, torch.float32, cpu, revision, template)
+    else:
+        model, processor = checkpoint.load(source, dtype=torch.float32, device="cpu", revision=revision)
+        if not isinstance(model, VLChatForConditionalGeneration):
+            model, processor = interop.convert(model, processor, template)
+        elif template is not None:
+            processor.chat_template = template_source(template, processor.tokenizer)
+    model.to(getattr(torch, dtype))
+    check_numbers(f"{source}, stored as {dtype}", model)
+    checkpoint.save_full(out, model, processor, trained_on=f"as published: {Path(source).name}", dtype=dtype, name=name)
+    return Path(out)
+
+
+def _known_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise CheckpointError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}.')
+
+
+def _edited_card(out: Path, name: str | None) -> bytes | None:
+    """The card of an earlier export by the same name; a card lies outside the hashes, and people write in it."""
+    card = out / "README.md"
+    known: dict[str, Any] = read_manifest(out) or {}
+    return card.read_bytes() if card.is_file() and known.get("name") == name else None

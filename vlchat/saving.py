@@ -105,15 +105,7 @@ def save_full(
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if isinstance(processor, VLChatProcessor):
         align_generation(model, processor)
-    manifest = {
-        "base": None,
-        "trained": None,
-        "adapter": None,
-        "trained_on": trained_on,
-        "parameters": model.num_parameters(),
-        **({"name": name} if name else {}),
-    }
-    with writing(folder, manifest) as stage:
+    with writing(folder, manifest_of_whole(model, trained_on, name)) as stage:
         state = None
         if wanted is not None:
             cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
@@ -126,6 +118,18 @@ def save_full(
         processor.save_pretrained(stage)
         if extra is not None:
             extra(stage)
+
+
+def manifest_of_whole(model: Any, trained_on: str, name: str | None) -> dict[str, Any]:
+    """What the manifest of a model that needs no other folder says, besides hashes."""
+    return {
+        "base": None,
+        "trained": None,
+        "adapter": None,
+        "trained_on": trained_on,
+        "parameters": model.num_parameters(),
+        **({"name": name} if name else {}),
+    }
 
 
 def align_generation(model: Any, processor: VLChatProcessor) -> None:

@@ -17,7 +17,7 @@ from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.saving import align_generation
 
-Read = Callable[[Any, Any], tuple[VLChatForConditionalGeneration, VLChatProcessor]]
+Read = Callable[[Any, Any, str | None], tuple[VLChatForConditionalGeneration, VLChatProcessor]]
 
 # transformers' model_type -> how such a model becomes ours.
 FAMILIES: dict[str, Read] = {"llava": llava.read, "blip-2": blip2.read, "instructblip": instructblip.read}
@@ -27,8 +27,13 @@ LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "blip2": blip2.LAYOUT}
 CONVERTED_ON_LOAD = ("blip-2", "instructblip")
 
 
-def convert(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+def convert(
+    model: Any, processor: Any, template: str | None = None
+) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
     """A loaded model of transformers and its processor as ours, with the same tensors and the same logits.
+
+    Args:
+        template: chat template by name, in place of the checkpoint's own.
 
     Raises:
         CheckpointError: for a family that has no import, or a model of it that ours cannot hold; the reason is named.
@@ -38,7 +43,7 @@ def convert(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration,
         raise CheckpointError(
             f"{type(model).__name__} has no import; these have: {', '.join(FAMILIES)}. It can be used as it is."
         )
-    ours, its_processor = FAMILIES[kind](model, processor)
+    ours, its_processor = FAMILIES[kind](model, processor, template)
     align_generation(ours, its_processor)
     return ours, its_processor
 
@@ -56,16 +61,16 @@ def layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def write(name: str, model: VLChatForConditionalGeneration, processor: VLChatProcessor, folder: Path) -> None:
-    """Writes `model` into `folder` in a published layout.
-
-    Raises:
-        CheckpointError: when the layout cannot hold the model; says why, and which layout can.
-    """
+def must_hold(name: str, model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> None:
+    """Raises CheckpointError when a layout cannot hold the model; says why, and which layout can."""
     chosen = layout(name)
     reason = chosen.cannot_hold(model, processor)
     if reason is not None:
         others = [other for other, one in LAYOUTS.items() if one.cannot_hold(model, processor) is None]
         able = " and ".join(["vlchat", *others])
         raise CheckpointError(f"The layout {name} cannot hold this model: {reason} The layout {able} can.")
-    chosen.write(model, processor, folder)
+
+
+def write(name: str, model: VLChatForConditionalGeneration, processor: VLChatProcessor, folder: Path) -> None:
+    """Writes `model` into `folder` in a published layout that holds it."""
+    layout(name).write(model, processor, folder)

@@ -28,14 +28,16 @@ _CONNECTOR = {"query_tokens": "query_tokens", "qformer.": "qformer.", "projectio
 _DEFAULTS = ("hidden_act", "layer_norm_eps")
 
 
-def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+def read(
+    model: Any, processor: Any, template: str | None = None
+) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
     """A loaded BLIP-2 as our class. The two share their tensors.
 
     Raises:
         CheckpointError: for a T5 or another encoder-decoder as its language model.
     """
     result = join(model, qformer_options(model.config.qformer_config))
-    return result, read_processor(processor, result.config, template="blip2")
+    return result, read_processor(processor, result.config, template, usual="blip2")
 
 
 def join(model: Any, options: dict[str, Any]) -> VLChatForConditionalGeneration:

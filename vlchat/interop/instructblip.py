@@ -13,7 +13,9 @@ from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 
 
-def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+def read(
+    model: Any, processor: Any, template: str | None = None
+) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
     """A loaded InstructBLIP as our class. The two share their tensors.
 
     Raises:
@@ -22,6 +24,6 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     options = qformer_options(model.config.qformer_config)
     options["text_vocab_size"] = model.config.qformer_config.vocab_size
     result = join(model, options)
-    ours = read_processor(processor, result.config, template="instructblip")
+    ours = read_processor(processor, result.config, template, usual="instructblip")
     ours.use_qformer_tokenizer(processor.qformer_tokenizer, options["max_instruction_tokens"])
     return result, ours

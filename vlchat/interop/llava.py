@@ -27,7 +27,9 @@ from vlchat.towers import count_features, num_patches
 _CONNECTOR = {"layers.0.": "multi_modal_projector.linear_1.", "layers.1.": "multi_modal_projector.linear_2."}
 
 
-def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+def read(
+    model: Any, processor: Any, template: str | None = None
+) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
     """A loaded Llava as our class. The two share their tensors.
 
     Raises:
@@ -61,7 +63,7 @@ def read(model: Any, processor: Any) -> tuple[VLChatForConditionalGeneration, VL
     )
     result.generation_config = model.generation_config
     carry_quantization(model, result)
-    return result.eval(), read_processor(processor, ours)
+    return result.eval(), read_processor(processor, ours, template)
 
 
 def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:

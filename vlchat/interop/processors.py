@@ -7,18 +7,21 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from vlchat.chat_templates import TEMPLATES
+from vlchat.chat_templates import template_names, template_source
 from vlchat.config import VLChatConfig
 from vlchat.errors import CheckpointError
 from vlchat.processor import VLChatProcessor
 
 
-def read_processor(processor: Any, config: VLChatConfig, template: str | None = None) -> VLChatProcessor:
+def read_processor(
+    processor: Any, config: VLChatConfig, template: str | None, usual: str | None = None
+) -> VLChatProcessor:
     """Our processor with the parts of a published one.
 
     Args:
         config: of the model; names the image token and the number of its places.
-        template: name of the family's documented prompt, for processors that have no chat template.
+        template: chat template by name, or None for the processor's own.
+        usual: name of the family's documented prompt, for processors that have no chat template.
 
     Raises:
         CheckpointError: when there is no template, or the tokenizer and the model disagree about the image token.
@@ -26,11 +29,13 @@ def read_processor(processor: Any, config: VLChatConfig, template: str | None = 
     source = processor.chat_template
     if isinstance(source, dict):
         source = source.get("default")
-    if not source and template is not None:
-        source = (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")
+    chosen = template or (None if source else usual)
+    if chosen is not None:
+        source = template_source(chosen, processor.tokenizer)
     if not source:
         raise CheckpointError(
-            "This checkpoint has no chat template, and none is guessed: add a chat_template.jinja to its folder."
+            "This checkpoint has no chat template, and none is guessed. Say which one it was trained with: "
+            f"vlchat import --template NAME ({', '.join(template_names())}, or a .jinja file)."
         )
     token = getattr(processor, "image_token", "<image>")
     token = getattr(token, "content", token)
