@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
+from vlchat.foreign import load_processor
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
@@ -132,7 +133,7 @@ def _load(
     if base is None:
         return _load_whole(folder, quantize, dtype, device, revision, strict=True)
     sources = {key: _resolve(folder, manifest, key) for key in base}
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     if "model" in sources:
         model, _ = _load(sources["model"], quantize, dtype, device, None, False)
         model = lora.merge(model)
@@ -180,7 +181,7 @@ def _load_whole(
             source, config=config, device_map={"": str(device)}, output_loading_info=True, **options
         )
         model, info = loaded
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        processor = load_processor(source, revision)
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     # transformers warns of tensors it has no place for; in a checkpoint of our own that is an error.
     if missing or (unexpected and strict):
