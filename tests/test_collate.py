@@ -115,8 +115,9 @@ def test_transformers_own_processor_works_too(tiny_tokenizer: Any, picture: Pict
     )
     assert [said(processor, row) for row in batch["labels"]] == [["A red circle."], ["Two cats.", "no"]]
     assert (batch["input_ids"] == tiny_tokenizer.convert_tokens_to_ids("<image>")).sum(dim=1).tolist() == [4, 4]
-    with pytest.raises(DataError, match='Row "three" contains \'<image>\''):
-        Collator(processor)([example("three", [("<image>\nHow many?", "<image>")], [picture(1)])])
+    batch = Collator(processor)([example("three", [("<image>\nIs it </s> or <image2>?", "It is <image>.")], [picture(1)])])
+    assert [said(processor, row) for row in batch["labels"]] == [["It is <image>."]]
+    assert (batch["input_ids"] == tiny_tokenizer.convert_tokens_to_ids("<image>")).sum().item() == 4
 
 
 def test_a_template_without_generation_marks_is_named(tiny_processor: Any) -> None:
@@ -125,14 +126,14 @@ def test_a_template_without_generation_marks_is_named(tiny_processor: Any) -> No
         Collator(tiny_processor)([example("row-1", [("a", "b")])])
 
 
-def test_a_foreign_template_without_marks_is_an_empty_supervision(tiny_tokenizer: Any) -> None:
+def test_a_foreign_template_that_drops_the_answer_is_refused(tiny_tokenizer: Any) -> None:
     from transformers import LlavaProcessor
 
     from vlchat.towers import clip_image_processor
 
-    plain = "{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
+    plain = "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}"
     processor = LlavaProcessor(clip_image_processor(24), tiny_tokenizer, patch_size=12, chat_template=plain)
-    with pytest.raises(EmptySupervisionError, match='Row "row-1".*{% generation %}'):
+    with pytest.raises(DataError, match='Row "row-1".*changes what the assistant said'):
         Collator(processor)([example("row-1", [("a", "b")])])
 
 

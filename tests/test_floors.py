@@ -27,6 +27,8 @@ FLOORS = {
     "vlchat.prompt": 1,
     "vlchat.chat_templates": 1,
     "vlchat.processor": 1,
+    "vlchat.foreign": 1,
+    "vlchat.marks": 1,
     "vlchat.quantize": 1,
     "vlchat.lora": 1,
     "vlchat.checkpoint": 1,

@@ -7,7 +7,6 @@ our own models and with any other `AutoModelForImageTextToText` checkpoint.
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -15,12 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from PIL import Image
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from vlchat import images, prompt
+from vlchat import foreign, images, prompt
 from vlchat.errors import VLChatError
 from vlchat.processor import VLChatProcessor
 
@@ -42,6 +40,8 @@ class Chat:
         self.processor = processor
         self.description = description or {}
         self._turn = threading.Lock()
+        ours = isinstance(processor, VLChatProcessor)
+        self._closing = processor.end_token_id if ours else foreign.end_token_id(processor)
 
     @classmethod
     def load(
@@ -120,7 +120,7 @@ class Chat:
             return [self.batch([messages], max_new_tokens=max_new_tokens)[0] for messages in conversations]
         config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
         with self._turn, torch.inference_mode():
-            written = self.model.generate(**inputs, generation_config=config)[:, length:]
+            written = _without_prompt(self.model.generate(**inputs, generation_config=config), inputs["input_ids"])
         return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def warm_up(self) -> None:
@@ -134,10 +134,7 @@ class Chat:
     def _inputs(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
         """Tensors for `generate`: (batch, prompt) ids, padded on the left, and the pictures' pixels."""
         prepared = [_decoded(messages) for messages in conversations]
-        options: dict[str, Any] = {}
-        if not isinstance(self.processor, VLChatProcessor):  # ours keeps people's text apart from control tokens itself
-            options = self._sanitize(prepared)
-        try:
+        if isinstance(self.processor, VLChatProcessor):
             inputs = self.processor.apply_chat_template(
                 prepared,
                 tokenize=True,
@@ -145,27 +142,14 @@ class Chat:
                 return_tensors="pt",
                 add_generation_prompt=True,
                 processor_kwargs={"padding": True, "padding_side": "left"},
-                **options,
             )
-        except jinja2.TemplateError as error:
-            raise VLChatError(f"The model's chat template refuses this conversation: {error}.") from error
+        else:
+            inputs = foreign.inputs(self.processor, prepared, self.model)
         dtype = self.model.dtype
         return {
             name: value.to(self.model.device, dtype if value.is_floating_point() else None)
             for name, value in inputs.items()
         }
-
-    def _sanitize(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
-        """Keeps another library's processor from reading `<image>` or `</s>` in people's text as its own tokens."""
-        if "sanitize_control_tokens" in inspect.signature(self.processor.apply_chat_template).parameters:
-            return {"sanitize_control_tokens": True}
-        control = prompt.control_tokens(self._tokenizer, self.processor.chat_template or "")
-        for message in (message for messages in conversations for message in messages):
-            text = "".join(part.get("text", "") for part in message["content"])
-            found = next((token for token in control if token in text), None)
-            if found:
-                raise VLChatError(f"The text contains {found!r}, which this model reads as a command; leave it out.")
-        return {}
 
     def _generation_config(
         self, prompt_length: int, max_new_tokens: int, temperature: float, top_p: float
@@ -198,7 +182,7 @@ class Chat:
     def _end_tokens(self, config: GenerationConfig) -> list[int]:
         known = config.eos_token_id
         ends = list(known) if isinstance(known, (list, tuple)) else [known]
-        ends += [self._tokenizer.eos_token_id, getattr(self.processor, "end_token_id", None)]
+        ends += [self._tokenizer.eos_token_id, self._closing]
         return sorted({end for end in ends if end is not None})
 
     def _pieces(
@@ -253,6 +237,12 @@ class Chat:
             yield True
         finally:
             self._turn.release()
+
+
+def _without_prompt(generated: torch.Tensor, prompt_ids: torch.Tensor) -> torch.Tensor:
+    """The new tokens; models with an encoder (T5 among them) give nothing else, so lengths alone do not tell."""
+    length = prompt_ids.shape[1]
+    return generated[:, length:] if torch.equal(generated[:, :length], prompt_ids) else generated
 
 
 class _Stop(StoppingCriteria):

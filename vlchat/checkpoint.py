@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
+from vlchat.foreign import load_processor
 from vlchat.interop import original_llava
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
@@ -135,7 +136,7 @@ def _load(
     if base is None:
         return load_whole(folder, quantize, dtype, device, revision)
     sources = {key: _resolve(folder, manifest, key) for key in base}
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     if "model" in sources:
         model, _ = _load(sources["model"], quantize, dtype, device, None, False)
         model = lora.merge(model)

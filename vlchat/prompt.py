@@ -82,7 +82,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[s
 
 def protect(text: str, tokens: tuple[str, ...]) -> str:
     """Cleaned text with each of `tokens` in it marked, for `encode`."""
-    return _pattern(tokens).sub(lambda match: f"{_START}{match[0]}{_END}", clean(text))
+    return pattern(tokens).sub(lambda match: f"{_START}{match[0]}{_END}", clean(text))
 
 
 def render(
@@ -161,7 +161,7 @@ def encode(
         writer.write(text[position : match.start()], position, add_special_tokens and position == 0)
         if match[1]:
             before = len(writer.ids)
-            for start, piece in _broken(match[1], _pattern(tuple(tokenizer.added_tokens_encoder))):
+            for start, piece in _broken(match[1], pattern(tuple(tokenizer.added_tokens_encoder))):
                 writer.write(piece, match.start(1) + start, False)
             if tokenizer.convert_tokens_to_ids(match[1]) in writer.ids[before:]:
                 raise VLChatError(f"The tokenizer can't write {match[1]!r} as plain text; leave it out.")
@@ -260,6 +260,6 @@ def _broken(text: str, added: re.Pattern[str]) -> list[tuple[int, str]]:
 
 
 @lru_cache
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+def pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
     longest_first = sorted((token for token in tokens if token), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")

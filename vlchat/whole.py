@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlchat import interop
 from vlchat.fit import check_names, check_numbers
+from vlchat.foreign import load_processor
 from vlchat.interop import original_llava
 from vlchat.quantize import linear_layers_to_keep, quantization_config
 from vlchat.reading import reading
@@ -49,7 +50,7 @@ def load_whole(
             **options,
         )
         model, info = loaded
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        processor = load_processor(source, revision)
     check_names(source, info)
     check_numbers(source, model)
     if config.model_type in interop.CONVERTED_ON_LOAD and config.get_text_config().is_encoder_decoder is False:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 
-from vlchat import images, prompt
+from vlchat import foreign, images, prompt
 from vlchat.data.formats import Example, Message
 from vlchat.errors import DataError, EmptySupervisionError, ImageError, VLChatError
 from vlchat.processor import VLChatProcessor
@@ -24,24 +23,19 @@ class TooLongError(DataError):
 class Collator:
     """Turns a list of Examples into one batch, with any Hugging Face processor that has a chat template.
 
-    Labels are the input tokens where the template's `{% generation %}` mask says that the assistant speaks, else -100.
+    Labels are the input tokens that the assistant speaks, else -100: our own processor tells them by the template's
+    `{% generation %}` marks, of another library's `vlchat.foreign.lesson` tells them.
 
     Args:
-        processor: its chat template must mark the assistant's words with `{% generation %}`.
+        processor: ours or any other with a chat template.
         max_length: the most tokens a row may have, its pictures' included; None sets no limit.
+        model: what its processor gives but the model does not take is left out of the batch.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None) -> None:
+    def __init__(self, processor: Any, max_length: int | None = None, model: Any = None) -> None:
         self.processor = processor
         self.max_length = max_length
-        # Our own processor reads `<image>` and `</s>` in a row's text as text. Transformers' own cannot do so together
-        # with assistant masks, so there such rows are refused.
-        foreign = not isinstance(processor, VLChatProcessor)
-        self._commands = (
-            prompt.control_tokens(processor.tokenizer, processor.chat_template or "")
-            if foreign and hasattr(processor, "tokenizer")
-            else []
-        )
+        self.model = model
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """The batch: input_ids, attention_mask, labels (rows, tokens), padded on the right, and what the processor
@@ -65,8 +59,7 @@ class Collator:
                 )
             if not supervised:
                 raise EmptySupervisionError(
-                    f'Row "{example.id}" has no token to learn from: the chat template marks none as the assistant\'s. '
-                    "It needs {% generation %} around the assistant's words."
+                    f'Row "{example.id}" has no token to learn from: the chat template writes none of the answer.'
                 )
         batch["labels"] = batch["input_ids"].masked_fill(~assistant, IGNORED)
         return batch
@@ -74,15 +67,13 @@ class Collator:
     def _decoded(self, example: Example) -> list[Message]:
         if not has_answer(example):
             raise EmptySupervisionError(f'Row "{example.id}" has no token to learn from: no assistant turn has text.')
-        found = next((token for token in self._commands for text in _texts(example) if token in text), None)
-        if found:
-            raise DataError(
-                f'Row "{example.id}" contains {found!r}, which this model reads as a command; leave it out.'
-            )
         return decode_images(example.messages, f'Row "{example.id}"')
 
     def _tokenize(self, examples: Sequence[Example], conversations: list[list[Message]]) -> dict[str, Any]:
         try:
+            if not isinstance(self.processor, VLChatProcessor):
+                batch, mask = foreign.lesson(self.processor, [prompt.validate(one) for one in conversations])
+                return {**foreign.accepted(batch, self.model), "assistant_masks": mask}
             return dict(
                 self.processor.apply_chat_template(
                     conversations,
@@ -93,7 +84,7 @@ class Collator:
                     processor_kwargs={"padding": True, "padding_side": "right"},
                 )
             )
-        except (VLChatError, jinja2.TemplateError) as error:
+        except VLChatError as error:
             # The processor speaks of the whole batch: ask it about each row alone to name the one at fault.
             if len(examples) > 1:
                 for example, conversation in zip(examples, conversations, strict=True):
@@ -110,10 +101,6 @@ def has_answer(example: Example) -> bool:
         if message["role"] == "assistant"
         for part in message["content"]
     )
-
-
-def _texts(example: Example) -> list[str]:
-    return ["".join(part.get("text", "") for part in message["content"]) for message in example.messages]
 
 
 def decode_images(messages: list[Message], where: str) -> list[Message]:
