@@ -69,7 +69,7 @@ def export(
         interop.must_hold(layout, loaded, processor)
     about = checkpoint.describe(model)
     verifier = recheck.Recheck(loaded, processor, tell) if check else None
-    loaded.to(getattr(torch, dtype))
+    _round(loaded, dtype)
     check_numbers(f"{model}, stored as {dtype}", loaded)
     out = Path(out)
     kept = _edited_card(out, name)
@@ -126,7 +126,7 @@ def import_model(
             model, processor = interop.convert(model, processor, template)
         elif template is not None:
             processor.chat_template = template_source(template, processor.tokenizer)
-    model.to(getattr(torch, dtype))
+    _round(model, dtype)
     check_numbers(f"{source}, stored as {dtype}", model)
     checkpoint.save_full(out, model, processor, trained_on=f"as published: {Path(source).name}", dtype=dtype, name=name)
     return Path(out)
@@ -135,6 +135,12 @@ def import_model(
 def _known_dtype(dtype: str) -> None:
     if dtype not in _DTYPES:
         raise CheckpointError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}.')
+
+
+def _round(model: torch.nn.Module, dtype: str) -> None:
+    """Sets the parameters to a type; tables that are computed and not stored, such as rotary angles, keep theirs."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
 
 
 def _edited_card(out: Path, name: str | None) -> bytes | None:

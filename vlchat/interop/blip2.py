@@ -6,6 +6,7 @@ Names of tensors as in Salesforce/blip2-opt-2.7b: `query_tokens`, `vision_model`
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def read(
         CheckpointError: for a T5 or another encoder-decoder as its language model.
     """
     result = join(model, qformer_options(model.config.qformer_config))
-    return result, read_processor(processor, result.config, template, usual="blip2")
+    return result, read_processor(processor, result.config, template, usual="blip2", pictures_first=True)
 
 
 def join(model: Any, options: dict[str, Any]) -> VLChatForConditionalGeneration:
@@ -128,12 +129,13 @@ def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def _config(model: VLChatForConditionalGeneration) -> Blip2Config:
-    ours, connector = model.config, model.model.connector
+    ours = copy.deepcopy(model.config)  # Blip2Config would take the choice of attention out of the model's own
+    connector = model.model.connector
     assert isinstance(connector, QFormerConnector)
     config = Blip2Config(
         vision_config=ours.vision_config,
         text_config=ours.text_config,
-        qformer_config=connector.qformer.config,
+        qformer_config=copy.deepcopy(connector.qformer.config),
         num_query_tokens=connector.num_tokens(0),
         image_token_index=ours.image_token_id,
         architectures=["Blip2ForConditionalGeneration"],

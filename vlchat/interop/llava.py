@@ -6,6 +6,7 @@ Names of tensors as in llava-hf/llava-1.5-7b-hf: `vision_tower.vision_model...`,
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def _config(model: VLChatForConditionalGeneration) -> LlavaConfig:
-    ours: Any = model.config
+    ours: Any = copy.deepcopy(model.config)  # LlavaConfig would take the choice of attention out of the model's own
     strategy: Any = _strategy(model)
     return LlavaConfig(
         vision_config=ours.vision_config,

@@ -13,15 +13,28 @@ from vlchat.errors import CheckpointError
 from vlchat.processor import VLChatProcessor
 
 
+# BLIP-2's processors take no chat template and write the pictures' tokens before all text; a template stored beside
+# them, the tokenizer's, has no place for pictures.
+_PICTURES_FIRST = (
+    "{%- for message in messages -%}{%- if message['content'] is not string -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{ '<image>' }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+)
+
+
 def read_processor(
-    processor: Any, config: VLChatConfig, template: str | None, usual: str | None = None
+    processor: Any,
+    config: VLChatConfig,
+    template: str | None,
+    usual: str | None = None,
+    pictures_first: bool = False,
 ) -> VLChatProcessor:
     """Our processor with the parts of a published one.
 
     Args:
         config: of the model; names the image token and the number of its places.
         template: chat template by name, or None for the processor's own.
-        usual: name of the family's documented prompt, for processors that have no chat template.
+        usual: name of the family's documented prompt, for checkpoints that store no chat template.
+        pictures_first: the processor itself writes the pictures' tokens before the text.
 
     Raises:
         CheckpointError: when there is no template, or the tokenizer and the model disagree about the image token.
@@ -29,6 +42,9 @@ def read_processor(
     source = processor.chat_template
     if isinstance(source, dict):
         source = source.get("default")
+    if pictures_first:
+        source = source or processor.tokenizer.chat_template
+        source = _PICTURES_FIRST + source if source else None
     chosen = template or (None if source else usual)
     if chosen is not None:
         source = template_source(chosen, processor.tokenizer)

@@ -33,14 +33,7 @@ def main(place: Path) -> None:
     pixels = load_file(place / "pixels.safetensors")
     tensors, texts = {}, []
     for index, (question, picture) in enumerate(request["asked"]):
-        content = [{"type": "image", "image": Image.open(picture).convert("RGB")}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-        )
+        inputs = prepare(processor, question, Image.open(picture).convert("RGB"))
         # The same pixels: where torchvision is installed, it scales pictures a little differently.
         same = {name: pixels.get(f"{index}.{name}", value) for name, value in inputs.items()}
         with torch.inference_mode():
@@ -51,6 +44,19 @@ def main(place: Path) -> None:
         texts.append(processor.tokenizer.decode(written[0, length:], skip_special_tokens=True))
     save_file(tensors, place / "result.safetensors")
     (place / "result.json").write_text(json.dumps(texts), encoding="utf-8")
+
+
+def prepare(processor: Any, question: str, picture: Image.Image) -> Any:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    if processor.chat_template is not None:
+        return processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+    # Blip2Processor takes no template; its tokenizer has read the one in the folder.
+    text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    begun = text.startswith(processor.tokenizer.bos_token or "\0")
+    return processor(images=picture, text=text, return_tensors="pt", add_special_tokens=not begun)
 
 
 if __name__ == "__main__":
