@@ -16,16 +16,17 @@ from tiny_models import (
     LANGUAGES,
     TIED,
     VOCABULARY,
+    embeddings_of,
     inputs_for,
     labels_for,
     language_config,
+    plain_language_model,
     tiny,
     tiny_config,
 )
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     LlamaConfig,
@@ -291,15 +292,9 @@ def test_resizing_to_a_multiple_and_not_at_all() -> None:
 def test_logits_are_the_language_models_own(connector: str, language: str) -> None:
     """Pictures put where their tokens stand, transformers' own causal language model answers the same."""
     model = tiny(connector, language)
-    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
-    plain.base_model.load_state_dict(model.model.language_model.state_dict())
-    plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     batch = inputs_for(model, rows=3)
-    embeddings = model.get_input_embeddings()(batch["input_ids"])
-    pictures = model.get_image_features(
-        batch["pixel_values"], batch.get("instruction_input_ids"), batch.get("instruction_attention_mask")
-    )
-    embeddings[batch["input_ids"] == model.config.image_token_id] = torch.cat(pictures.pooler_output)
-    expected = plain(inputs_embeds=embeddings, attention_mask=batch["attention_mask"]).logits
+    expected = plain_language_model(model)(
+        inputs_embeds=embeddings_of(model, batch), attention_mask=batch["attention_mask"]
+    ).logits
     kept = batch["attention_mask"].bool()
     torch.testing.assert_close(model(**batch).logits[kept], expected[kept], rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from vlchat import VLChatConfig, VLChatForConditionalGeneration
 
@@ -100,3 +100,35 @@ def inputs_for(model: Any, rows: int = 2, words: int = 5, side: str = "left", se
 def labels_for(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     labels = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
     return torch.where(labels == IMAGE_TOKEN, -100, labels)
+
+
+def plain_language_model(model: VLChatForConditionalGeneration) -> Any:
+    """transformers' own causal language model with the weights of `model`'s language half."""
+    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    plain.base_model.load_state_dict(model.model.language_model.state_dict())
+    plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
+    return plain
+
+
+def embeddings_of(model: VLChatForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The batch's input embeddings with the pictures put in place, row by row, (batch, sequence, hidden)."""
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings()(batch["input_ids"])
+        pictures = model.get_image_features(
+            batch["pixel_values"], batch.get("instruction_input_ids"), batch.get("instruction_attention_mask")
+        )
+        for row, picture in enumerate(pictures.pooler_output):
+            embeddings[row, batch["input_ids"][row] == model.config.image_token_id] = picture
+    return embeddings
+
+
+def gradients(
+    model: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+    """The loss of one step, and the gradient of everything that is open."""
+    model.zero_grad()
+    loss = model(**batch, labels=labels_for(batch)).loss
+    loss.backward()
+    return loss.detach(), {
+        name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters() if p.requires_grad
+    }

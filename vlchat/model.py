@@ -51,6 +51,13 @@ class VLChatCausalLMOutput(ModelOutput):
     image_hidden_states: torch.Tensor | None = None
 
 
+def beside(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`tensor` on the device of `parameter` and in its precision. A parameter that `device_map` offloaded is nowhere
+    until it is used, and its inputs are moved then."""
+    device = tensor.device if parameter.device.type == "meta" else parameter.device
+    return tensor.to(device, parameter.dtype)
+
+
 class VLChatPreTrainedModel(PreTrainedModel):
     config: VLChatConfig
     config_class = VLChatConfig
@@ -127,15 +134,15 @@ class VLChatModel(VLChatPreTrainedModel):
         keep = wanted if _CAN_SELECT_STATES else bool(wanted)
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
-            pixel_values = pixel_values.to(tower.device, tower.dtype)
+            pixel_values = beside(pixel_values, next(tower.parameters()))
             outputs = tower(pixel_values, output_hidden_states=keep or False, return_dict=True, **kwargs)
             states = [outputs.hidden_states[index] for index in wanted] or [outputs.last_hidden_state]
             if config.vision_feature_select_strategy != "full":
                 patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
                 states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
             features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
-        connector = next(self.connector.parameters())  # while it trains it may be finer than a frozen tower
-        features = features.to(connector.device, connector.dtype)
+        # The connector may be on another device, and while it trains finer than a frozen tower.
+        features = beside(features, next(self.connector.parameters()))
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
         outputs.pooler_output = list(features)
         return outputs
