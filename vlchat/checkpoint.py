@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
-from vlchat.foreign import load_processor
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
+from vlchat.pictures_only import load_processor
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
     check_only_language_model_is_quantized,
@@ -171,7 +171,7 @@ def _load_whole(
 ) -> tuple[Any, Any]:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
     with reading(source, "checkpoint"):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if quantize is not None:
             with torch.device("meta"):  # only for the names of its layers
                 skeleton = AutoModelForImageTextToText.from_config(config)
