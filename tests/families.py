@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import family_templates as templates
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from family_tokenizers import bert_tokenizer, byte_tokenizer, word_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     Blip2Config,
@@ -45,144 +46,16 @@ from transformers import (
     T5Config,
 )
 
-WORDS = [
-    "What is in the picture? A red circle is left of the blue square.",
-    "How many cats are there? There are two cats and one dog.",
-    "USER: is it green? ASSISTANT: no, it is yellow. system user assistant",
-]
 TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 1024}  # fmt: skip
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_VL = (*CHATML, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-IDEFICS = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<image>", "<fake_token_around_image>", "<global-img>",
-           "<end_of_utterance>", *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)))  # fmt: skip
+IDEFICS = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<image>", "<fake_token_around_image>",
+           "<global-img>", "<end_of_utterance>",
+           *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)))  # fmt: skip
 GEMMA = ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>",
          "<image_soft_token>")  # fmt: skip
-
-_PARTS = "{% for content in message['content'] | selectattr('type', 'equalto', 'KIND') %}"
-_IMAGES, _TEXTS = _PARTS.replace("KIND", "image"), _PARTS.replace("KIND", "text")
-# Each in the form that the family's makers publish.
-LLAVA = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
-    + _IMAGES + "{{ '<image>\n' }}{% endfor %}"
-    "{% if message['role'] != 'assistant' %}" + _TEXTS + "{{ content['text'] + ' '}}{% endfor %}"
-    "{% else %}" + _TEXTS + "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)  # fmt: skip
-LLAVA_NEXT = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
-    + _IMAGES + "{{ '<image>\n' }}{% endfor %}" + _TEXTS + "{{ content['text'] }}{% endfor %}{{ ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}"
-    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
-)  # fmt: skip
-LLAVA_ONEVISION = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}" + _IMAGES + "{{ '<image>' }}{% endfor %}"
-    "{% if message['role'] != 'assistant' %}" + _TEXTS + "{{ '\n' + content['text'] }}{% endfor %}"
-    "{% else %}" + _TEXTS + "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
-    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-UTTERANCES = (
-    "START{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-QWEN2_VL = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
-    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN3_VL = (
-    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\n' }}{%- for content in messages[0].content %}"
-    "{%- if 'text' in content %}{{- content.text }}{%- endif %}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}"
-    "{%- for message in messages %}{%- if message.role != 'system' %}{{- '<|im_start|>' + message.role + '\n' }}"
-    "{%- for content in message.content %}{%- if content.type == 'image' or 'image' in content %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{%- elif 'text' in content %}{{- content.text }}{%- endif %}"
-    "{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-)
-GEMMA3 = (
-    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- set loop_messages = messages[1:] -%}"
-    "{%- else -%}{%- set first_user_prefix = '' -%}{%- set loop_messages = messages -%}{%- endif -%}"
-    "{%- for message in loop_messages -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}"
-    "{%- if (message['role'] == 'assistant') -%}{%- set role = 'model' -%}{%- else -%}{%- set role = message['role'] -%}"
-    "{%- endif -%}{{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else '') }}"
-    "{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
-    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{{ '<end_of_turn>\n' }}"
-    "{%- endfor -%}{%- if add_generation_prompt -%}{{'<start_of_turn>model\n'}}{%- endif -%}"
-)
-INTERNVL = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}"
-    "{{ content['text'] }}{% endif %}{% endfor %}{{'<|im_end|>\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def byte_tokenizer(
-    specials: tuple[str, ...], *, eos: str, pad: str, bos: str | None = None, adds_bos: bool = False, **named: str
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, as of GPT-2, Llama 3 and Qwen; `named` are special tokens known by an attribute."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=360 + len(specials), special_tokens=list(specials), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    tokenizer.train_from_iterator(WORDS * 4, trainer)
-    return _finished(tokenizer, bos, adds_bos, eos_token=eos, pad_token=pad, named=named)
-
-
-def word_tokenizer(
-    specials: tuple[str, ...], *, eos: str, pad: str, bos: str, **named: str
-) -> PreTrainedTokenizerFast:
-    """A BPE whose tokens begin with the space before a word, as of Llama 2 and Gemma; it writes `bos` itself."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token=pad, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    letters = [chr(code) for code in range(32, 127)] + ["\n", "▁"]
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=440 + len(specials), special_tokens=[*specials, *bytes_],
-                                  show_progress=False, initial_alphabet=letters)  # fmt: skip
-    tokenizer.train_from_iterator([word for line in WORDS * 4 for word in line.split()], trainer)
-    return _finished(tokenizer, bos, True, eos_token=eos, pad_token=pad, named=named)
-
-
-def _finished(
-    tokenizer: Tokenizer, bos: str | None, adds_bos: bool, *, named: dict[str, str], **tokens: str
-) -> PreTrainedTokenizerFast:
-    if bos is not None and adds_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, extra_special_tokens=named or None, model_max_length=4096, **tokens
-    )
-
-
-def bert_tokenizer() -> PreTrainedTokenizerFast:
-    """Word pieces in lower case, as the Q-Former reads."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, initial_alphabet=letters)
-    tokenizer.train_from_iterator(WORDS * 4, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
-        mask_token="[MASK]",
-    )  # fmt: skip
 
 
 def pil(name: str, **options: Any) -> Any:
@@ -214,7 +87,7 @@ def save(folder: Path, config: PreTrainedConfig, processor: Any) -> None:
 
 def pictures_only(kind: str, **parts: Any) -> Any:
     """A processor of a family that also takes films: its part for those needs torchvision and is only named."""
-    from vlchat.foreign import without_films
+    from vlchat.pictures_only import without_films
 
     module, name = kind.split(".")
     cls = getattr(importlib.import_module(f"transformers.models.{module}.processing_{module}"), name)
@@ -232,7 +105,7 @@ def _llava(folder: Path, vision: PreTrainedConfig, image_processor: Any, strateg
     )  # fmt: skip
     processor = LlavaProcessor(
         image_processor, tokenizer, patch_size=12, vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=extra, chat_template=LLAVA,
+        num_additional_image_tokens=extra, chat_template=templates.LLAVA,
     )  # fmt: skip
     save(folder, config, processor)
 
@@ -262,7 +135,7 @@ def llava_next(folder: Path) -> None:
     )
     processor = LlavaNextProcessor(
         image_processor, tokenizer, patch_size=12, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=LLAVA_NEXT,
+        num_additional_image_tokens=1, chat_template=templates.LLAVA_NEXT,
     )  # fmt: skip
     save(folder, config, processor)
 
@@ -279,7 +152,7 @@ def llava_onevision(folder: Path) -> None:
     image_processor = pil("llava_onevision", size={"height": 24, "width": 24}, image_grid_pinpoints=pinpoints)
     processor = pictures_only(
         "llava_onevision.LlavaOnevisionProcessor", image_processor=image_processor, tokenizer=tokenizer,
-        num_image_tokens=4, vision_feature_select_strategy="full", chat_template=LLAVA_ONEVISION,
+        num_image_tokens=4, vision_feature_select_strategy="full", chat_template=templates.LLAVA_ONEVISION,
     )  # fmt: skip
     save(folder, config, processor)
 
@@ -349,9 +222,8 @@ def _idefics_config(kind: type[PreTrainedConfig], tokenizer: PreTrainedTokenizer
 
 def idefics3(folder: Path) -> None:
     tokenizer, image_processor = _idefics_parts("idefics3")
-    processor = Idefics3Processor(
-        image_processor, tokenizer, image_seq_len=4, chat_template=UTTERANCES.replace("START", "<|begin_of_text|>")
-    )
+    template = templates.UTTERANCES.replace("START", "<|begin_of_text|>")
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=4, chat_template=template)
     save(folder, _idefics_config(Idefics3Config, tokenizer), processor)
 
 
@@ -359,7 +231,7 @@ def smolvlm(folder: Path) -> None:
     tokenizer, image_processor = _idefics_parts("smolvlm")
     processor = pictures_only(
         "smolvlm.SmolVLMProcessor", image_processor=image_processor, tokenizer=tokenizer, image_seq_len=4,
-        chat_template=UTTERANCES.replace("START", "<|im_start|>"),
+        chat_template=templates.UTTERANCES.replace("START", "<|im_start|>"),
     )  # fmt: skip
     save(folder, _idefics_config(SmolVLMConfig, tokenizer), processor)
 
@@ -385,19 +257,19 @@ def _qwen_vl(
 
 def qwen2_vl(folder: Path) -> None:
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
-    _qwen_vl(folder, Qwen2VLConfig, "qwen2_vl.Qwen2VLProcessor", QWEN2_VL, 6, vision)
+    _qwen_vl(folder, Qwen2VLConfig, "qwen2_vl.Qwen2VLProcessor", templates.QWEN2_VL, 6, vision)
 
 
 def qwen2_5_vl(folder: Path) -> None:
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
               "window_size": 24, "fullatt_block_indexes": [1]}  # fmt: skip
-    _qwen_vl(folder, Qwen2_5_VLConfig, "qwen2_5_vl.Qwen2_5_VLProcessor", QWEN2_VL, 6, vision)
+    _qwen_vl(folder, Qwen2_5_VLConfig, "qwen2_5_vl.Qwen2_5_VLProcessor", templates.QWEN2_VL, 6, vision)
 
 
 def qwen3_vl(folder: Path) -> None:
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
               "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}  # fmt: skip
-    _qwen_vl(folder, Qwen3VLConfig, "qwen3_vl.Qwen3VLProcessor", QWEN3_VL, 6, vision, head_dim=16)
+    _qwen_vl(folder, Qwen3VLConfig, "qwen3_vl.Qwen3VLProcessor", templates.QWEN3_VL, 6, vision, head_dim=16)
 
 
 def gemma3(folder: Path) -> None:
@@ -410,14 +282,14 @@ def gemma3(folder: Path) -> None:
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     config = Gemma3Config(
-        vision_config=SiglipVisionConfig(image_size=24, patch_size=6, vision_use_head=False, **VISION), text_config=text,
-        mm_tokens_per_image=4, image_token_id=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        vision_config=SiglipVisionConfig(image_size=24, patch_size=6, vision_use_head=False, **VISION),
+        text_config=text, mm_tokens_per_image=4, image_token_id=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
         boi_token_id=tokenizer.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_id=tokenizer.convert_tokens_to_ids("<end_of_image>"),
         eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
     )  # fmt: skip
     image_processor = pil("gemma3", size={"height": 24, "width": 24})
-    save(folder, config, Gemma3Processor(image_processor, tokenizer, GEMMA3, image_seq_length=4))
+    save(folder, config, Gemma3Processor(image_processor, tokenizer, templates.GEMMA3, image_seq_length=4))
 
 
 def paligemma(folder: Path) -> None:
@@ -452,9 +324,19 @@ def internvl(folder: Path) -> None:
     image_processor = pil("got_ocr2", size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4)
     processor = pictures_only(
         "internvl.InternVLProcessor", image_processor=image_processor, tokenizer=tokenizer, image_seq_length=4,
-        chat_template=INTERNVL,
+        chat_template=templates.INTERNVL,
     )  # fmt: skip
     save(folder, config, processor)
+
+
+def _with(make: Callable[[Path], None], template: str) -> Callable[[Path], None]:
+    """The family as it is published, and the template that a person put into its folder."""
+
+    def made(folder: Path) -> None:
+        make(folder)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+    return made
 
 
 FAMILIES: dict[str, Callable[[Path], None]] = {
@@ -465,6 +347,9 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "blip-2": blip_2,
     "blip-2-t5": blip_2_t5,
     "instructblip": instructblip,
+    "blip-2, template added": _with(blip_2, templates.BLIP_2),
+    "blip-2-t5, template added": _with(blip_2_t5, templates.BLIP_2),
+    "instructblip, template added": _with(instructblip, templates.INSTRUCTBLIP),
     "idefics3": idefics3,
     "smolvlm": smolvlm,
     "qwen2_vl": qwen2_vl,
@@ -472,5 +357,6 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "qwen3_vl": qwen3_vl,
     "gemma3": gemma3,
     "paligemma": paligemma,
+    "paligemma, template added": _with(paligemma, templates.PALIGEMMA),
     "internvl": internvl,
 }

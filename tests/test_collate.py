@@ -115,7 +115,8 @@ def test_transformers_own_processor_works_too(tiny_tokenizer: Any, picture: Pict
     )
     assert [said(processor, row) for row in batch["labels"]] == [["A red circle."], ["Two cats.", "no"]]
     assert (batch["input_ids"] == tiny_tokenizer.convert_tokens_to_ids("<image>")).sum(dim=1).tolist() == [4, 4]
-    batch = Collator(processor)([example("three", [("<image>\nIs it </s> or <image2>?", "It is <image>.")], [picture(1)])])
+    row = example("three", [("<image>\nIs it </s> or <image2>?", "It is <image>.")], [picture(1)])
+    batch = Collator(processor)([row])
     assert [said(processor, row) for row in batch["labels"]] == [["It is <image>."]]
     assert (batch["input_ids"] == tiny_tokenizer.convert_tokens_to_ids("<image>")).sum().item() == 4
 

@@ -29,6 +29,7 @@ FLOORS = {
     "vlchat.processor": 1,
     "vlchat.foreign": 1,
     "vlchat.marks": 1,
+    "vlchat.pictures_only": 1,
     "vlchat.quantize": 1,
     "vlchat.lora": 1,
     "vlchat.checkpoint": 1,

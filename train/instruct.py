@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from train.contrastive import clip_loss, recall
 from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
-from vlchat import checkpoint
+from vlchat import checkpoint, foreign, prompt
 from vlchat.data import Collator, Example
 from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
@@ -71,9 +71,11 @@ class _Conversations(nn.Module):
         return self.tensors(self.examples(step, rows))
 
     def tensors(self, examples: list[Example]) -> dict[str, Any]:
-        batch = Collator(self.processor, self.max_length)(examples)
+        batch = Collator(self.processor, self.max_length, self.model)(examples)
         if self.cells:
             batch |= self._maps(examples)
+        if not isinstance(self.processor, VLChatProcessor):
+            return batch  # of other models' tensors only they know which are a text long
         # Few different lengths: on a CPU each costs a freshly compiled kernel.
         extra = -batch["input_ids"].shape[1] % _SHAPE_STEP
         blanks = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0}
@@ -122,16 +124,20 @@ class _Conversations(nn.Module):
                 continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
             asked = Example(example.id, example.messages[: turns[0]])
-            inputs = self._prompt(asked).to(self.model.device)
+            inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
-            reply = self.processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            written = foreign.new_tokens(out, inputs["input_ids"])[0]
+            reply = self.processor.tokenizer.decode(written, skip_special_tokens=True)
             told, right = (textwrap.shorten(text, 120) for text in (reply, text_of(example.messages[turns[0]])))
             lines.append(f"{text_of(asked.messages[-1])} -> {told} (right: {right})")
         return {}, lines
 
     def _prompt(self, example: Example) -> Any:
+        messages = decode_images(example.messages, f'Row "{example.id}"')
+        if not isinstance(self.processor, VLChatProcessor):
+            return foreign.inputs(self.processor, [prompt.validate(messages)], self.model)
         return self.processor.apply_chat_template(
-            decode_images(example.messages, f'Row "{example.id}"'),
+            messages,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -304,6 +310,9 @@ class TuneObjective(_Conversations):
         path = str(newest(Path(model))) if model else None
         self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None, trainable=True)
         self.base = {"model": path}
+        foreign.require_template(self.processor)
+        if self.model.config.is_encoder_decoder:
+            raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
         if lora is not None:

@@ -120,7 +120,7 @@ class Chat:
             return [self.batch([messages], max_new_tokens=max_new_tokens)[0] for messages in conversations]
         config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
         with self._turn, torch.inference_mode():
-            written = _without_prompt(self.model.generate(**inputs, generation_config=config), inputs["input_ids"])
+            written = foreign.new_tokens(self.model.generate(**inputs, generation_config=config), inputs["input_ids"])
         return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def warm_up(self) -> None:
@@ -237,12 +237,6 @@ class Chat:
             yield True
         finally:
             self._turn.release()
-
-
-def _without_prompt(generated: torch.Tensor, prompt_ids: torch.Tensor) -> torch.Tensor:
-    """The new tokens; models with an encoder (T5 among them) give nothing else, so lengths alone do not tell."""
-    length = prompt_ids.shape[1]
-    return generated[:, length:] if torch.equal(generated[:, :length], prompt_ids) else generated
 
 
 class _Stop(StoppingCriteria):

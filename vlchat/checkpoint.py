@@ -19,10 +19,10 @@ from transformers import AutoConfig
 from vlchat import lora
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
-from vlchat.foreign import load_processor
 from vlchat.interop import original_llava
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
+from vlchat.pictures_only import load_processor
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
     check_only_language_model_is_quantized,

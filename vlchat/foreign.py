@@ -1,4 +1,4 @@
-"""Other makers' models: their processors without torchvision, and conversations as the tensors they take.
+"""Conversations as the tensors that other makers' models take, to answer and to learn from.
 
 Speaks only the Hugging Face protocol: a processor with a chat template, a model with `forward` and `generate`.
 """
@@ -8,82 +8,17 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-import sys
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import torch
-from transformers import AutoConfig, AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.models.auto.video_processing_auto import get_video_processor_config
-from transformers.utils import is_torchvision_available
+from transformers import PreTrainedTokenizerBase
 
 from vlchat import marks, prompt
-from vlchat.errors import CheckpointError, VLChatError
+from vlchat.errors import VLChatError
 
-_FILMS = "video_processor"
 _AS_IT_IS = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes what is rendered already
-
-
-def load_processor(source: str | Path, revision: str | None = None) -> Any:
-    """The processor beside a model, for pictures. What a family has for films needs torchvision and is left out.
-
-    Raises:
-        CheckpointError: when there is none, or pictures, too, need a package that is not installed.
-    """
-    # No `backend="pil"`: it would reach the tokenizer, too, as what that one is made of. Without torchvision it is so.
-    options = {} if revision is None else {"revision": revision}
-    try:
-        processor = AutoProcessor.from_pretrained(source, **options)
-    except (ImportError, OSError, ValueError) as error:
-        kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, revision=revision)), None)
-        if is_torchvision_available() or kind is None or _FILMS not in kind.get_attributes():
-            if not isinstance(error, ImportError):
-                raise
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"The processor of {source} can't be loaded: {reason}") from error
-        processor = without_films(kind).from_pretrained(source, **options)
-        processor.film_settings = get_video_processor_config(source, revision=revision)
-    if not isinstance(processor, ProcessorMixin):
-        raise CheckpointError(f"{source} has no processor that takes text and pictures, only {_kind(processor)}.")
-    if processor.chat_template is None:  # BLIP-2's and InstructBLIP's leave aside the one that is stored
-        processor.chat_template = processor.get_processor_dict(source, **options)[0].get("chat_template")
-    return processor
-
-
-@lru_cache
-def without_films(kind: type[Any]) -> type[Any]:
-    """A family's processor class without its part for films: it reads and writes the family's own files.
-
-    The settings of that part are kept as they were read, and saved again.
-    """
-    module = sys.modules[kind.__module__]
-    if getattr(module, "num2words", module) is None:  # SmolVLM's writes the number of a film's frames with it
-        module.num2words = str  # type: ignore[attr-defined]
-
-    class PicturesOnly(kind):
-        film_settings: dict[str, Any] | None = None
-        video_processor = SimpleNamespace(num_frames=None, fps=None)  # SmolVLM's asks for these, films or not
-
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return [name for name in kind.get_attributes() if name != _FILMS]
-
-        @classmethod
-        def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **options: Any) -> Any:
-            parts = dict(zip(cls.get_attributes(), args, strict=True))
-            in_order = [parts.get(name) for name in kind.get_attributes()]
-            return super().from_args_and_dict(in_order, processor_dict, **options)
-
-        def to_dict(self) -> dict[str, Any]:
-            return {**super().to_dict(), **({_FILMS: self.film_settings} if self.film_settings else {})}
-
-    PicturesOnly.__name__ = kind.__name__  # files name the class
-    return PicturesOnly
 
 
 def inputs(processor: Any, conversations: Sequence[list[dict[str, Any]]], model: Any = None) -> dict[str, torch.Tensor]:
@@ -130,7 +65,7 @@ def lesson(
     batch, tokenizer = _tensors(processor, conversations, marked, "right")
     ids, masks = torch.tensor(tokenizer.ids), torch.tensor(tokenizer.masks, dtype=torch.bool)
     width = ids.shape[1]  # some processors put the picture's tokens before the text
-    tails = [text.rpartition(marks.END)[2] for text in marked], [text.rpartition(marks.END)[2] for text in tokenizer.texts]
+    tails = [[text.rpartition(marks.END)[2] for text in texts] for texts in (marked, tokenizer.texts)]
     if tails[0] != tails[1] or not torch.equal(batch["input_ids"][:, -width:], ids):
         raise VLChatError(f"{_kind(processor)} writes text of its own after an answer, so it can't be tuned here.")
     before = batch["input_ids"].shape[1] - width
@@ -144,6 +79,21 @@ def accepted(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Te
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in tensors.items() if name in known}
+
+
+def require_template(processor: Any) -> None:
+    """Raises VLChatError for a processor without a chat template, as BLIP-2, InstructBLIP and PaliGemma publish it."""
+    if not processor.chat_template:
+        raise VLChatError(
+            f"This model's {_kind(processor)} has no chat template, and vlchat guesses none. Put the form that the "
+            "model was trained on into a copy of its folder, as chat_template.jinja, and give that folder."
+        )
+
+
+def new_tokens(generated: torch.Tensor, prompt_ids: torch.Tensor) -> torch.Tensor:
+    """What `generate` wrote, without the prompt, which a model with an encoder (T5's) does not repeat."""
+    length = prompt_ids.shape[1]
+    return generated[:, length:] if torch.equal(generated[:, :length], prompt_ids) else generated
 
 
 def end_token_id(processor: Any) -> int | None:
@@ -209,9 +159,7 @@ def _marked(processor: Any, conversation: list[dict[str, Any]], *, learn: bool) 
         safe = marks.cut(marks.clean(text), special)
         return f"{marks.BEGIN}{safe}{marks.END}" if learn and safe.strip() else safe
 
-    return [
-        _map_texts([message], answer if message["role"] == "assistant" else protect)[0] for message in conversation
-    ]
+    return [_map_texts([message], answer if message["role"] == "assistant" else protect)[0] for message in conversation]
 
 
 def _map_texts(conversation: list[dict[str, Any]], change: Any) -> list[dict[str, Any]]:
@@ -238,15 +186,9 @@ def _stripped(message: dict[str, Any]) -> dict[str, Any]:
 def _render(
     processor: Any, conversations: list[list[dict[str, Any]]], *, add_generation_prompt: bool = False
 ) -> list[str]:
-    if not processor.chat_template:
-        raise VLChatError(
-            f"This model's {_kind(processor)} has no chat template, and vlchat guesses none. Put the form that the "
-            "model was trained on into a copy of its folder, as chat_template.jinja, and give that folder."
-        )
+    require_template(processor)
     try:
-        return processor.apply_chat_template(
-            conversations, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=add_generation_prompt)
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise VLChatError(f"The model's chat template refuses this conversation: {error}") from error
 

@@ -18,7 +18,11 @@ from vlchat.quantize import is_quantized, language_model_prefix, pack_for_cpu
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Of attention and feed-forward layers; OPT has out_proj, fc1 and fc2, Phi-3 the joined ones.
+PROJECTIONS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj",
+    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2",
+)  # fmt: skip
 
 
 def add_lora(

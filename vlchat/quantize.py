@@ -70,8 +70,11 @@ def linear_layers_to_keep(model: nn.Module) -> list[str]:
     for a bare `vision_tower`.
     """
     prefix = language_model_prefix(model) + "."
+    head = model.get_output_embeddings()  # type: ignore[operator]  # lies inside BLIP-2's language model
     return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not name.startswith(prefix)
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (module is head or not name.startswith(prefix))
     ]
 
 

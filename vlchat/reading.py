@@ -13,12 +13,15 @@ from vlchat.errors import CheckpointError, VLChatError
 
 @contextlib.contextmanager
 def reading(source: str | Path, what: str) -> Iterator[None]:
-    """Turns what transformers raises for an absent, unreachable or damaged `source` into a CheckpointError."""
+    """Turns what transformers raises for an absent, unreachable or damaged `source` into a CheckpointError.
+
+    Also what it raises for one that needs a package which is not installed.
+    """
     try:
         yield
     except VLChatError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if Path(source).exists():
             raise CheckpointError(f"The {what} {source} can't be loaded: {reason}") from error

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlchat import interop
 from vlchat.fit import check_names, check_numbers
-from vlchat.foreign import load_processor
 from vlchat.interop import original_llava
+from vlchat.pictures_only import load_processor
 from vlchat.quantize import linear_layers_to_keep, quantization_config
 from vlchat.reading import reading
 
@@ -35,7 +35,7 @@ def load_whole(
         return original_llava.load(source, quantize, dtype, device, revision)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
     with reading(source, "checkpoint"):
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if quantize is not None:
             with torch.device("meta"):  # only for the names of its layers
                 skeleton = AutoModelForImageTextToText.from_config(config)
