@@ -22,7 +22,7 @@ from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from vlchat.config import VLChatConfig
-from vlchat.connectors import QFormerConnector, build_connector
+from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
 from vlchat.towers import num_patches, select_features
 
@@ -64,12 +64,8 @@ class VLChatPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, QFormerConnector):
-            # A bare Parameter, which the general rule does not reach. transformers.initialization leaves loaded
-            # tensors alone; torch.nn.init would overwrite them.
-            from transformers import initialization
-
-            initialization.normal_(module.query_tokens, mean=0.0, std=module.qformer.config.initializer_range)
+        if isinstance(module, Connector):  # bare parameters, which the general rule does not reach
+            module.init_own_parameters()
 
 
 class VLChatModel(VLChatPreTrainedModel):
