@@ -215,11 +215,10 @@ def test_bare_parameters_that_a_checkpoint_lacks_start_as_fresh_ones_do(
 ) -> None:
     tiny_model(CONNECTORS[connector]).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    found = tensors.pop(f"model.connector.{name}")
+    del tensors[f"model.connector.{name}"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = VLChatForConditionalGeneration.from_pretrained(tmp_path)
     values = getattr(loaded.model.connector, name)
-    assert values.shape == found.shape and not torch.equal(values, found) or not std
     assert std / 2 <= values.square().mean().sqrt() <= std * 2
 
 

@@ -1,4 +1,4 @@
-"""Connectors with learned queries that read the picture through attention: the same number of tokens for any picture."""
+"""Connectors with learned queries that read the picture through attention: as many tokens for any picture."""
 
 from __future__ import annotations
 
