@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from vlchat.config import VLChatConfig
 from vlchat.connectors import build_connector
 from vlchat.errors import ConfigError
+from vlchat.features import measure_features
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
-from vlchat.towers import count_features, load_tower
+from vlchat.towers import load_tower, picture_size
 
 if TYPE_CHECKING:
     from vlchat.model import VLChatForConditionalGeneration
@@ -68,12 +69,16 @@ def compose(
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")
 
+    features, width = measure_features(
+        tower, vision_feature_layer, vision_feature_select_strategy, picture_size(vision)
+    )
     config = VLChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
         connector=connector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
+        vision_feature_size=width,
     )
     with torch.device("meta"):  # a skeleton without memory, whose parts are exchanged for the real ones
         model = cls(config)
@@ -94,7 +99,7 @@ def compose(
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
     model.model.connector = fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    config.image_seq_length = fresh.num_tokens(count_features(tower, vision_feature_select_strategy))
+    config.image_seq_length = fresh.num_tokens(features)
     model.tie_weights()
     model.generation_config = decoder.generation_config
     _carry_quantization(decoder, model)

@@ -40,6 +40,7 @@ class VLChatConfig(PreTrainedConfig):
     image_seq_length: int = 576
     vision_feature_layer: int | list[int] | None = -2
     vision_feature_select_strategy: str = "patch"
+    vision_feature_size: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -61,7 +62,9 @@ class VLChatConfig(PreTrainedConfig):
 
     @property
     def vision_feature_dim(self) -> int:
-        """Width of the features that the connector receives: the tower's, times the number of layers taken."""
+        """Width of the features that the connector receives."""
+        if self.vision_feature_size is not None:
+            return self.vision_feature_size
         layers = self.vision_feature_layer
         return self.vision_config.hidden_size * (len(layers) if isinstance(layers, list) else 1)  # type: ignore[union-attr]
 

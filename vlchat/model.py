@@ -18,16 +18,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
-from vlchat.towers import num_patches, select_features
-
-# Later releases of transformers keep only the hidden states that are asked for by index; 5.17 keeps all or none.
-_CAN_SELECT_STATES = hasattr(output_capturing, "select_hidden_states")
+from vlchat.features import tower_features
 
 
 @dataclass
@@ -105,22 +101,15 @@ class VLChatModel(VLChatPreTrainedModel):
             The tower's output, with `pooler_output` a list of one (image_tokens, hidden) tensor per image.
         """
         config = self.config
-        layers = config.vision_feature_layer
         tower = self.vision_tower
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         if frozen and tower.training:
             tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
-        wanted = [layers] if isinstance(layers, int) else list(layers or ())
-        keep = wanted if _CAN_SELECT_STATES else bool(wanted)
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
-            pixel_values = pixel_values.to(tower.device, tower.dtype)
-            outputs = tower(pixel_values, output_hidden_states=keep or False, return_dict=True, **kwargs)
-            states = [outputs.hidden_states[index] for index in wanted] or [outputs.last_hidden_state]
-            if config.vision_feature_select_strategy != "full":
-                patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
-                states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
-            features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
+            outputs, features = tower_features(
+                tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy, **kwargs
+            )  # (images, patches, vision_dim)
         connector = next(self.connector.parameters())  # while it trains it may be finer than a frozen tower
         features = features.to(connector.device, connector.dtype)
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
