@@ -129,7 +129,9 @@ def compose(vision: Any, language: Any, **options: Any) -> VLChatForConditionalG
 
 
 def seen(model: VLChatForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    return torch.stack(model.get_image_features(pixels).pooler_output)
+    output = model.get_image_features(pixels)
+    assert set(type(output)(pooler_output=output.pooler_output)) == {"pooler_output"}  # for stage 1, of any tower
+    return torch.stack(output.pooler_output)
 
 
 def plain(name: str, folder: Path, pixels: torch.Tensor, layer: int | None) -> torch.Tensor:

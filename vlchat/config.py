@@ -44,8 +44,8 @@ class VLChatConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = _sub_config(self.vision_config, "clip_vision_model")
-        self.text_config = _sub_config(self.text_config, "llama")
+        self.vision_config = sub_config(self.vision_config, "clip_vision_model")
+        self.text_config = sub_config(self.text_config, "llama")
         self.connector = dict(self.connector or {"type": "mlp", "depth": 2})
         if isinstance(self.vision_feature_layer, tuple):
             self.vision_feature_layer = list(self.vision_feature_layer)
@@ -69,7 +69,7 @@ class VLChatConfig(PreTrainedConfig):
         return self.vision_config.hidden_size * (len(layers) if isinstance(layers, list) else 1)  # type: ignore[union-attr]
 
 
-def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
+def sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
     values = dict(config or {})

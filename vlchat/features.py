@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -125,6 +126,21 @@ def measure_features(
     finally:
         tower.train(training)
     return features.shape[1], features.shape[2]
+
+
+def side_of_grid(num_patches: int, who: str) -> int:
+    """The side of a square grid of so many patches.
+
+    Raises:
+        ConfigError: when they form no square.
+    """
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ConfigError(
+            f"The {who} needs a square grid of patches, and this tower gives {num_patches} features. "
+            'Use vision_feature_select_strategy="patch" and square pictures.'
+        )
+    return side
 
 
 def _state(states: Any, index: int, config: PreTrainedConfig) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from vlchat.composing import Vision
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
@@ -113,8 +114,12 @@ class VLChatModel(VLChatPreTrainedModel):
         connector = next(self.connector.parameters())  # while it trains it may be finer than a frozen tower
         features = features.to(connector.device, connector.dtype)
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
-        outputs.pooler_output = list(features)
-        return outputs
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=list(features),  # type: ignore[arg-type]  # as transformers' own models do
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -285,7 +290,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
     @classmethod
     def from_backbones(
         cls,
-        vision: str | Path | PreTrainedModel,
+        vision: Vision,
         language: str | Path | PreTrainedModel,
         connector: dict,
         *,

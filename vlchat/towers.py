@@ -1,12 +1,11 @@
 """Vision towers: any transformers vision model, by path or Hub id, with its image processor.
 
-A tower of one backbone needs no code here. One composed of several goes into `TOWERS` as a function that builds it.
+A tower of one backbone needs no code here; `vlchat.composing` makes towers of several.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,6 @@ from vlchat.reading import reading
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
 AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
 
-# Composed towers: NAME -> a function that builds one from keyword arguments.
-TOWERS: dict[str, Callable[..., PreTrainedModel]] = {}
-
-
 def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
     """A vision tower from a model, a local folder or a Hub id. Of a CLIP-like pair, the vision half is taken.
 
@@ -51,8 +46,6 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
     """
     if isinstance(source, PreTrainedModel):
         model: PreTrainedModel = source
-    elif str(source) in TOWERS:
-        return TOWERS[str(source)](**kwargs)
     else:
         with reading(source, "vision tower"):
             # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
-
-from vlchat.errors import ConfigError
 
 
 class Connector(nn.Module, ABC):
@@ -41,18 +38,3 @@ class Connector(nn.Module, ABC):
 
         To be done with `transformers.initialization`, which leaves tensors that were loaded alone.
         """
-
-
-def side_of_grid(num_patches: int, connector: str) -> int:
-    """The side of a square grid of so many patches.
-
-    Raises:
-        ConfigError: when they form no square.
-    """
-    side = math.isqrt(num_patches)
-    if side * side != num_patches:
-        raise ConfigError(
-            f"The {connector} connector needs a square grid of patches, and this tower gives {num_patches} features. "
-            'Use vision_feature_select_strategy="patch" and square pictures.'
-        )
-    return side

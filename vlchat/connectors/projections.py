@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlchat.connectors.base import Connector, side_of_grid
+from vlchat.connectors.base import Connector
 from vlchat.errors import ConfigError
+from vlchat.features import side_of_grid
 
 
 class LinearConnector(Connector):
@@ -89,7 +90,7 @@ class DownsampleConnector(Connector):
         self.mlp = MLPConnector(vision_dim * factor**2, llm_dim, depth=depth, hidden_size=hidden_size, norm=norm)
 
     def num_tokens(self, num_patches: int) -> int:
-        return (-(-side_of_grid(num_patches, "downsample") // self.factor)) ** 2
+        return (-(-side_of_grid(num_patches, "downsample connector") // self.factor)) ** 2
 
     def forward(
         self,
@@ -98,7 +99,7 @@ class DownsampleConnector(Connector):
         instruction_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         images, patches, width = features.shape
-        side, factor = side_of_grid(patches, "downsample"), self.factor
+        side, factor = side_of_grid(patches, "downsample connector"), self.factor
         missing = -side % factor
         grid = nn.functional.pad(features.unflatten(1, (side, side)), (0, 0, 0, missing, 0, missing))
         rows = (side + missing) // factor

@@ -10,8 +10,9 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, initialization
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from vlchat.connectors.attention import CrossAttention, FeedForward
-from vlchat.connectors.base import Connector, side_of_grid
+from vlchat.connectors.base import Connector
 from vlchat.errors import ConfigError
+from vlchat.features import side_of_grid
 
 
 class QFormerConnector(Connector):
@@ -139,7 +140,7 @@ class ResamplerConnector(Connector):
         initialization.trunc_normal_(self.query_tokens, std=0.02)
 
     def num_tokens(self, num_patches: int) -> int:
-        side_of_grid(num_patches, "resampler")
+        side_of_grid(num_patches, "resampler connector")
         return self.side**2
 
     def forward(
@@ -149,7 +150,7 @@ class ResamplerConnector(Connector):
         instruction_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         values = self.key_norm(self.key_projection(features.to(self.projection.weight.dtype)))
-        side, width = side_of_grid(features.shape[1], "resampler"), values.shape[-1]
+        side, width = side_of_grid(features.shape[1], "resampler connector"), values.shape[-1]
         queries = self.query_norm(self.query_tokens) + sine_positions(self.side, self.side, width).to(values)
         keys = values + sine_positions(side, self.side, width).to(values)
         output = self.attention(queries.expand(features.shape[0], -1, -1), keys, values)
