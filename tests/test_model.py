@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Blip2VisionConfig,
     Blip2VisionModel,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from vlchat import VLChatConfig, VLChatForConditionalGeneration
+from vlchat.connectors import CONNECTORS as known_connectors
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 IMAGE, TOKENS = "<image>", 4
@@ -177,7 +179,15 @@ CONNECTORS = [
     {"type": "linear"},
     {"type": "mlp", "depth": 2},
     {"type": "qformer", "num_query_tokens": 3, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    {"type": "downsample", "factor": 2},
+    {"type": "resampler", "num_query_tokens": 4, "num_attention_heads": 2},
+    {"type": "perceiver", "num_query_tokens": 3, "depth": 2, "num_attention_heads": 2, "head_dim": 8},
+    {"type": "gated", "widths": [20, 12], "num_attention_heads": 2, "head_dim": 8},
 ]
+
+
+def test_no_connector_is_forgotten_here() -> None:
+    assert {connector["type"] for connector in CONNECTORS} == set(known_connectors)
 
 
 @pytest.mark.parametrize("connector", CONNECTORS, ids=lambda connector: connector["type"])
@@ -193,7 +203,23 @@ def test_every_connector_saves_loads_and_learns(
     assert torch.equal(model(**batch).logits, loaded.eval()(**batch).logits)
     assert isinstance(loaded.config, VLChatConfig) and loaded.config.connector == connector
     model(**batch, labels=batch["input_ids"]).loss.backward()
+    torch.optim.SGD(model.model.connector.parameters(), 0.1).step()  # what a closed gate hides learns from then on
+    model(**batch, labels=batch["input_ids"]).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.model.connector.parameters())
+
+
+@pytest.mark.parametrize(("connector", "name", "std"), [(2, "query_tokens", 0.02), (5, "query_tokens", 1.0),
+                                                        (6, "attention_gate", 0.0)])  # fmt: skip
+def test_bare_parameters_that_a_checkpoint_lacks_start_as_fresh_ones_do(
+    tmp_path: Any, tiny_model: Any, connector: int, name: str, std: float
+) -> None:
+    tiny_model(CONNECTORS[connector]).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[f"model.connector.{name}"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = VLChatForConditionalGeneration.from_pretrained(tmp_path)
+    values = getattr(loaded.model.connector, name)
+    assert std / 2 <= values.square().mean().sqrt() <= std * 2
 
 
 def test_instruction_aware_model_generates(tiny_model: Any, tiny_tokenizer: Any) -> None:
@@ -343,9 +369,8 @@ def test_a_tower_without_class_token_loses_no_patch(tiny_llama: Any, tiny_tokeni
     assert patch.config.image_seq_length == full.config.image_seq_length == 4
     batch = batch_of(tiny_tokenizer, MIXED, 4)
     assert torch.equal(patch(**batch).logits, full(**batch).logits)
-    cls = make("cls")
     with pytest.raises(ConfigError, match="no class token"):
-        cls(**batch_of(tiny_tokenizer, MIXED, 4, tokens=1))
+        make("cls")
 
 
 def test_a_blip2_tower_gives_its_own_output(tmp_path: Any, tiny_llama: Any, tiny_tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from train.contrastive import clip_loss, recall
 from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
+from vlchat.composing import backbone_sources, composed_image_processor, with_sources
 from vlchat.data import Collator, Example
 from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
@@ -164,7 +165,8 @@ class AlignObjective(_Conversations):
     As LLaVA does (arXiv 2304.08485), with the image-text contrast of BLIP-2 (2301.12597).
 
     Args:
-        vision, language: path or Hub id of a backbone; the folder of a run stands for its newest checkpoint.
+        vision, language: path or Hub id of a backbone; the folder of a run stands for its newest checkpoint. A tower
+            may be composed: `{type: name, **kwargs}`, one of `vlchat.composing.TOWERS`.
         connector: `{type: name, **kwargs}`.
         itg: weight of the caption's likelihood through the frozen language model.
         itg_share: share of a step's rows that enter it; it is what costs most.
@@ -183,7 +185,7 @@ class AlignObjective(_Conversations):
 
     def __init__(
         self,
-        vision: str,
+        vision: str | dict[str, Any],
         language: str,
         connector: dict[str, Any],
         data: Sequence[dict[str, Any]] = (),
@@ -203,8 +205,10 @@ class AlignObjective(_Conversations):
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells)
-        vision, language = str(newest(Path(vision))), str(newest(Path(language)))
-        self.base = {"vision": vision, "language": language}
+        sources = [str(newest(Path(source))) for source in backbone_sources(vision)]
+        vision, language = with_sources(vision, sources), str(newest(Path(language)))
+        more = {f"vision_{number}": source for number, source in enumerate(sources[1:], 2)}
+        self.base = {"vision": sources[0], **more, "language": language}
         self.itg, self.itg_share, self.itc = itg, itg_share, itc
         with reading(language, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(language)
@@ -219,7 +223,7 @@ class AlignObjective(_Conversations):
         )
         self.attend(attention)
         self.processor = VLChatProcessor.from_backbones(
-            vision,
+            composed_image_processor(vision) if isinstance(vision, dict) else vision,
             tokenizer,
             self.model.config.image_seq_length,
             template,

@@ -9,15 +9,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from vlchat.composed import join
+from vlchat.composing import Vision, compose_tower
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
+from vlchat.features import measure_features
 from vlchat.fit import fill
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
 from vlchat.tensors import read_connector
-from vlchat.towers import count_features, load_tower
+from vlchat.towers import load_tower, picture_size
 
 if TYPE_CHECKING:
     from vlchat.model import VLChatForConditionalGeneration
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 def compose(
     cls: type[VLChatForConditionalGeneration],
-    vision: str | Path | PreTrainedModel,
+    vision: Vision,
     language: str | Path | PreTrainedModel,
     connector: dict,
     *,
@@ -41,7 +44,8 @@ def compose(
     """A model from two backbones and a fresh connector. The backbones' tensors are taken over, not copied.
 
     Args:
-        vision: a vision model, or the path or Hub id of one (of a CLIP pair the vision half is taken).
+        vision: a vision model, or the path or Hub id of one (of a CLIP pair the vision half is taken), or a composed
+            tower, `{"type": name, **kwargs}`, one of `vlchat.composing.TOWERS`.
         language: a causal language model, or the path or Hub id of one.
         connector: `{"type": name, **kwargs}`; its weights start random, in float32 unless `dtype` says otherwise.
         tokenizer: the language model's tokenizer. An image token is added to it where it has none, and the embeddings
@@ -59,7 +63,14 @@ def compose(
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     if device_map is not None:
         options["device_map"] = device_map
-    tower = load_tower(vision, **({} if isinstance(vision, PreTrainedModel) else options))
+    if isinstance(vision, dict):
+        if vision_feature_select_strategy == "cls":
+            raise ConfigError('A composed tower gives patches: use vision_feature_select_strategy="patch".')
+        # Its layers are chosen inside it.
+        tower = compose_tower(vision, vision_feature_layer, **options)
+        vision_feature_layer, vision_feature_select_strategy = None, "full"
+    else:
+        tower = load_tower(vision, **({} if isinstance(vision, PreTrainedModel) else options))
     if isinstance(language, PreTrainedModel):
         if quantize is not None:
             raise ConfigError("A language model that is already in memory can't be quantized: pass its path or Hub id.")
@@ -74,15 +85,18 @@ def compose(
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")
 
+    size = None if isinstance(vision, dict) else picture_size(vision)
+    features, width = measure_features(tower, vision_feature_layer, vision_feature_select_strategy, size)
     config = VLChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
         connector=connector,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
+        vision_feature_size=width,
     )
     fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.embedding_dim)
-    model = assemble(cls, config, tower, decoder.base_model, head, fresh)
+    model = assemble(cls, config, tower, decoder.base_model, head, fresh, features)
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
@@ -101,35 +115,27 @@ def assemble(
     cls: type[VLChatForConditionalGeneration],
     config: VLChatConfig,
     tower: PreTrainedModel,
-    language_model: nn.Module,
+    language_model: PreTrainedModel,
     head: nn.Module,
     connector: Connector,
+    features: int,
 ) -> VLChatForConditionalGeneration:
     """A model out of parts that exist; their tensors are taken over, not copied.
 
     Args:
         language_model: without its output layer.
         head: the output layer.
+        features: how many of the tower's features a picture gives.
 
     Raises:
         ConfigError: for a part that `config` would not rebuild when the model is loaded again.
     """
     with torch.device("meta"):  # a skeleton without memory, whose parts are exchanged for the real ones
         model = cls(config)
-    for name, part, real in (
-        ("vision", model.model.vision_tower, tower),
-        ("language", model.model.language_model, language_model),
-    ):
-        if type(part) is not type(real):
-            raise ConfigError(
-                f"The {name} backbone is a {type(real).__name__}, which its configuration does not rebuild "
-                f"(that gives a {type(part).__name__}), so the composed model could not be loaded again."
-            )
-    model.model.vision_tower = tower
-    model.model.language_model = language_model
+    join(model.model, vision_tower=tower, language_model=language_model)
     model.model.connector = connector
     model.lm_head = head  # type: ignore[assignment]
-    config.image_seq_length = connector.num_tokens(count_features(tower, config.vision_feature_select_strategy))
+    config.image_seq_length = connector.num_tokens(features)
     model.tie_weights()
     return model
 

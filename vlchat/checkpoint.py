@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from vlchat import lora
+from vlchat.composing import tower_spec
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
 from vlchat.interop import original_llava
@@ -143,7 +144,7 @@ def _load(
     else:
         config = AutoConfig.from_pretrained(folder)
         model = VLChatForConditionalGeneration.from_backbones(
-            str(sources["vision"]),
+            tower_spec(config.vision_config, [str(sources[key]) for key in sources if key.startswith("vision")]),
             str(sources["language"]),
             config.connector,
             tokenizer=processor.tokenizer,

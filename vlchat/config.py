@@ -40,11 +40,12 @@ class VLChatConfig(PreTrainedConfig):
     image_seq_length: int = 576
     vision_feature_layer: int | list[int] | None = -2
     vision_feature_select_strategy: str = "patch"
+    vision_feature_size: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision_config = _sub_config(self.vision_config, "clip_vision_model")
-        self.text_config = _sub_config(self.text_config, "llama")
+        self.vision_config = sub_config(self.vision_config, "clip_vision_model")
+        self.text_config = sub_config(self.text_config, "llama")
         self.connector = dict(self.connector or {"type": "mlp", "depth": 2})
         if isinstance(self.vision_feature_layer, tuple):
             self.vision_feature_layer = list(self.vision_feature_layer)
@@ -61,7 +62,9 @@ class VLChatConfig(PreTrainedConfig):
 
     @property
     def vision_feature_dim(self) -> int:
-        """Width of the features that the connector receives: the tower's, times the number of layers taken."""
+        """Width of the features that the connector receives."""
+        if self.vision_feature_size is not None:
+            return self.vision_feature_size
         layers = self.vision_feature_layer
         return self.vision_config.hidden_size * (len(layers) if isinstance(layers, list) else 1)  # type: ignore[union-attr]
 
@@ -72,7 +75,7 @@ class VLChatConfig(PreTrainedConfig):
         return getattr(text, "word_embed_proj_dim", text.hidden_size)
 
 
-def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
+def sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig:
     if isinstance(config, PreTrainedConfig):
         return config
     values = dict(config or {})

@@ -20,16 +20,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
-from transformers.utils import output_capturing
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from vlchat.composing import Vision
 from vlchat.config import VLChatConfig
-from vlchat.connectors import QFormerConnector, build_connector
+from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
-from vlchat.towers import num_patches, select_features
-
-# Later releases of transformers keep only the hidden states that are asked for by index; 5.17 keeps all or none.
-_CAN_SELECT_STATES = hasattr(output_capturing, "select_hidden_states")
+from vlchat.features import beside, tower_features
 
 
 @dataclass
@@ -49,13 +46,6 @@ class VLChatCausalLMOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
-
-
-def beside(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the device of `parameter` and in its precision. A parameter that `device_map` offloaded is nowhere
-    until it is used, and its inputs are moved then."""
-    device = tensor.device if parameter.device.type == "meta" else parameter.device
-    return tensor.to(device, parameter.dtype)
 
 
 class VLChatPreTrainedModel(PreTrainedModel):
@@ -81,8 +71,8 @@ class VLChatPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         # What the general rule does not reach. transformers.initialization leaves loaded tensors alone; torch.nn.init
         # would overwrite them.
-        if isinstance(module, QFormerConnector):
-            initialization.normal_(module.query_tokens, mean=0.0, std=module.qformer.config.initializer_range)
+        if isinstance(module, Connector):
+            module.init_own_parameters()
         elif isinstance(module, Blip2TextEmbeddings):
             # Not stored in checkpoints, and loading begins with memory that holds anything.
             initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand(1, -1))
@@ -125,27 +115,24 @@ class VLChatModel(VLChatPreTrainedModel):
             The tower's output, with `pooler_output` a list of one (image_tokens, hidden) tensor per image.
         """
         config = self.config
-        layers = config.vision_feature_layer
         tower = self.vision_tower
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         if frozen and tower.training:
             tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
-        wanted = [layers] if isinstance(layers, int) else list(layers or ())
-        keep = wanted if _CAN_SELECT_STATES else bool(wanted)
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
-            pixel_values = beside(pixel_values, next(tower.parameters()))
-            outputs = tower(pixel_values, output_hidden_states=keep or False, return_dict=True, **kwargs)
-            states = [outputs.hidden_states[index] for index in wanted] or [outputs.last_hidden_state]
-            if config.vision_feature_select_strategy != "full":
-                patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
-                states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
-            features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
+            outputs, features = tower_features(
+                tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy, **kwargs
+            )  # (images, patches, vision_dim)
         # The connector may be on another device, and while it trains finer than a frozen tower.
         features = beside(features, next(self.connector.parameters()))
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
-        outputs.pooler_output = list(features)
-        return outputs
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=list(features),  # type: ignore[arg-type]  # as transformers' own models do
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -317,7 +304,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
     @classmethod
     def from_backbones(
         cls,
-        vision: str | Path | PreTrainedModel,
+        vision: Vision,
         language: str | Path | PreTrainedModel,
         connector: dict,
         *,

@@ -1,15 +1,16 @@
 """Vision towers: any transformers vision model, by path or Hub id, with its image processor.
 
-A tower of one backbone needs no code here. One composed of several goes into `TOWERS` as a function that builds it.
+A tower of one backbone needs no code here; `vlchat.composing` makes towers of several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoModel,
     BaseImageProcessor,
@@ -19,21 +20,18 @@ from transformers import (
     InstructBlipVisionConfig,
     InstructBlipVisionModel,
     PreTrainedModel,
+    ViTImageProcessorPil,
 )
 
 # Not from transformers itself: in 5.17 that name insists on torchvision.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from vlchat.errors import ConfigError
+from vlchat.errors import CheckpointError, ConfigError
 from vlchat.reading import reading
 
 # transformers knows these towers inside their own families alone.
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
 AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
-
-# Composed towers: NAME -> a function that builds one from keyword arguments.
-TOWERS: dict[str, Callable[..., PreTrainedModel]] = {}
-
 
 def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
     """A vision tower from a model, a local folder or a Hub id. Of a CLIP-like pair, the vision half is taken.
@@ -43,28 +41,49 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
         kwargs: passed to `from_pretrained` (dtype, device_map, revision ...).
 
     Raises:
-        ConfigError: when what is found there is not a vision model.
-        CheckpointError: when nothing can be read there; pickled weights are not.
+        ConfigError: when what is found there is not a vision model, or one that needs more than pictures.
+        CheckpointError: when nothing can be read there, or tensors are missing; pickled weights are not read.
     """
     if isinstance(source, PreTrainedModel):
         model: PreTrainedModel = source
-    elif str(source) in TOWERS:
-        return TOWERS[str(source)](**kwargs)
     else:
         with reading(source, "vision tower"):
             # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
-            model = AutoModel.from_pretrained(source, use_safetensors=True, **kwargs)
+            loaded: Any = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
+        model, info = loaded
+        _check_missing(model, info["missing_keys"], source)
     if getattr(model.config, "vision_config", None) is not None and hasattr(model, "vision_model"):
         model = model.vision_model  # type: ignore[assignment]
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise ConfigError(f"{model.__class__.__name__} at {_name(source)} is not a vision model: it takes no pictures.")
+    needed = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if name != "pixel_values" and parameter.default is inspect.Parameter.empty and parameter.kind.value == 1
+    ]
+    if needed:  # SigLIP 2 NaFlex and its like, whose pictures come as lists of patches
+        raise ConfigError(
+            f"{model.__class__.__name__} at {_name(source)} needs {', '.join(needed)} besides the pictures, which no "
+            "tower is given here. Take a version for pictures of one size."
+        )
+    if model.config.model_type == "vit_mae":
+        model.config.mask_ratio = 0.0  # it hides patches in pretraining alone
     return model
 
 
 def load_image_processor(source: str | Path, **kwargs: Any) -> BaseImageProcessor:
     """The image processor beside a tower, in its Pillow variant, which needs no torchvision."""
     with reading(source, "image processor"):
+        values, _ = BaseImageProcessor.get_image_processor_dict(source, **kwargs)
+        if str(values.get("image_processor_type")).startswith("DINOv3ViT"):
+            # It has no Pillow variant. ViT's scales eight-bit pixels and not floats; otherwise they are the same.
+            return ViTImageProcessorPil(**{k: v for k, v in values.items() if k in _VIT_OPTIONS and v is not None})
         return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+
+
+_VIT_OPTIONS = (
+    "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
 
 
 def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:
@@ -74,54 +93,44 @@ def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:
     )
 
 
-def num_patches(vision_config: Any, height: int | None = None, width: int | None = None) -> int:
-    """How many patch tokens a picture of that many pixels (the tower's own size when absent) becomes.
+def picture_size(source: str | Path | PreTrainedModel) -> tuple[int, int] | None:
+    """Height and width of the pictures that the image processor beside a tower makes; None where there is none.
+
+    It need not be the tower's own size: DINOv2 is configured for 518 pixels, and shown 224.
 
     Raises:
-        ConfigError: for a tower without patches.
+        ConfigError: when it makes pictures of one size for some pictures, and of another size for others.
     """
-    patch, size = getattr(vision_config, "patch_size", None), getattr(vision_config, "image_size", None)
-    if patch is None or (size is None and height is None):
+    if isinstance(source, PreTrainedModel):
+        return None
+    try:
+        processor = load_image_processor(source)
+    except CheckpointError:
+        return None
+    square, wide = (
+        tuple(processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape[-2:])
+        for size in ((64, 64), (128, 64))
+    )
+    if square != wide:
         raise ConfigError(
-            f"A {vision_config.model_type} tower has no patch_size and image_size; "
-            'use vision_feature_select_strategy="full" with it.'
+            f"The image processor of {source} makes {square[0]} x {square[1]} of one picture and {wide[0]} x {wide[1]} "
+            "of another. A tower is shown pictures of one size: set size to a height and a width, or do_center_crop."
         )
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
-    if height is None or width is None:
-        height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
-    return (height // patch_height) * (width // patch_width)
+    return square
 
 
-def count_features(tower: PreTrainedModel, strategy: str) -> int:
-    """How many features one picture of the tower's own size gives under a select strategy."""
-    if strategy == "cls":
-        return 1
-    if strategy == "patch":
-        return num_patches(tower.config)
-    size = tower.config.image_size
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    pixels = torch.zeros(1, getattr(tower.config, "num_channels", 3), height, width)
+def _check_missing(model: PreTrainedModel, missing: set[str], source: str | Path) -> None:
+    """Tensors that the checkpoint lacks are an error, but for those of a pooler, which nothing here reads."""
+    poolers = {name for name in missing if "pooler" in name.split(".")}
+    if missing - poolers:
+        raise CheckpointError(
+            f"The vision tower {source} lacks tensors: {', '.join(sorted(missing - poolers))}. It may be cut short, or "
+            "not what its config.json says."
+        )
+    tensors = dict(model.named_parameters())
     with torch.no_grad():
-        return tower(pixels.to(tower.device, tower.dtype)).last_hidden_state.shape[1]
-
-
-def select_features(features: torch.Tensor, strategy: str, patches: int) -> torch.Tensor:
-    """Keeps the tokens of `features` (images, tokens, dim) that the strategy names.
-
-    The class token and any registers come before the patches; towers differ in how many (CLIP 1, SigLIP 0), so they
-    are counted from the end instead of assuming one.
-
-    Raises:
-        ConfigError: for `cls` on a tower that has no class token.
-    """
-    if strategy == "full":
-        return features
-    prefix = features.shape[1] - patches
-    if strategy == "patch":
-        return features[:, prefix:]
-    if prefix < 1:
-        raise ConfigError('This tower has no class token; use vision_feature_select_strategy="patch" or "full".')
-    return features[:, :1]
+        for name in poolers & tensors.keys():  # composing twice gives the same model
+            tensors[name].zero_()
 
 
 def _name(source: str | Path | PreTrainedModel) -> str:

@@ -17,6 +17,7 @@ from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
 from vlchat.connectors import QFormerConnector
 from vlchat.errors import CheckpointError
+from vlchat.features import measure_features
 from vlchat.interop.layouts import Layout, is_tied, renamed
 from vlchat.interop.processors import read_processor, without_second_start
 from vlchat.model import VLChatForConditionalGeneration
@@ -77,6 +78,7 @@ def join(model: Any, options: dict[str, Any]) -> VLChatForConditionalGeneration:
         decoder.base_model,
         decoder.get_output_embeddings(),
         connector,
+        measure_features(model.vision_model, None, "full")[0],
     )
     result.generation_config = model.generation_config
     carry_quantization(model, result)

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import LlavaConfig, LlavaProcessor
+from transformers import LlavaConfig, LlavaProcessor, PreTrainedModel
 
 from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
 from vlchat.connectors import MLPConnector
 from vlchat.errors import CheckpointError
+from vlchat.features import measure_features, num_patches
 from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
 from vlchat.interop.processors import read_processor, without_second_start
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
-from vlchat.towers import count_features, num_patches
 
 # Start of a tensor's name in our mlp connector -> in the layout.
 _CONNECTOR = {"layers.0.": "multi_modal_projector.linear_1.", "layers.1.": "multi_modal_projector.linear_2."}
@@ -43,7 +43,7 @@ def read(
         )
     full = config.vision_feature_select_strategy == "full"
     tower = model.model.vision_tower
-    if not full and count_features(tower, "full") != num_patches(tower.config) + 1:
+    if not full and _tokens_before_patches(tower) != 1:
         raise CheckpointError(
             f"A {tower.config.model_type} tower has other than one token before its patches, of which Llava's "
             '"default" drops one: such a model can only be used as it is.'
@@ -56,11 +56,12 @@ def read(
         vision_feature_layer=config.vision_feature_layer,
         vision_feature_select_strategy="full" if full else "patch",
     )
+    features, _ = measure_features(tower, ours.vision_feature_layer, ours.vision_feature_select_strategy)
     with init_empty_weights(include_buffers=False):
         connector = MLPConnector(ours.vision_feature_dim, ours.embedding_dim, **_options(ours))
     connector.load_state_dict(connector_tensors(model.state_dict()), assign=True)
     result = assemble(
-        VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector
+        VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector, features
     )
     result.generation_config = model.generation_config
     carry_quantization(model, result)
@@ -96,8 +97,12 @@ def _strategy(model: VLChatForConditionalGeneration) -> str | None:
     tower, strategy = model.model.vision_tower, model.config.vision_feature_select_strategy
     if strategy == "full":
         return "full"
-    before = count_features(tower, "full") - num_patches(tower.config)
-    return {0: "full", 1: "default"}.get(before) if strategy == "patch" else None
+    return {0: "full", 1: "default"}.get(_tokens_before_patches(tower)) if strategy == "patch" else None
+
+
+def _tokens_before_patches(tower: PreTrainedModel) -> int:
+    """The class token and registers."""
+    return measure_features(tower, None, "full")[0] - num_patches(tower.config)
 
 
 def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
@@ -127,7 +132,6 @@ def _config(model: VLChatForConditionalGeneration) -> LlavaConfig:
 
 def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration) -> LlavaProcessor:
     tower = model.model.vision_tower
-    before = count_features(tower, "full") - num_patches(tower.config)
     return LlavaProcessor(
         image_processor=processor.image_processor,
         tokenizer=without_second_start(processor.tokenizer, str(processor.chat_template)),
@@ -135,7 +139,7 @@ def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration
         vision_feature_select_strategy=_strategy(model),
         chat_template=processor.chat_template,
         image_token=processor.image_token,
-        num_additional_image_tokens=before,
+        num_additional_image_tokens=_tokens_before_patches(tower),
     )
 
 

@@ -12,7 +12,6 @@ from vlchat.config import VLChatConfig
 from vlchat.errors import CheckpointError
 from vlchat.processor import VLChatProcessor
 
-
 # BLIP-2's processors take no chat template and write the pictures' tokens before all text; a template stored beside
 # them, the tokenizer's, has no place for pictures.
 _PICTURES_FIRST = (
