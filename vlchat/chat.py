@@ -51,16 +51,20 @@ class Chat:
         quantize: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        attn: str | None = None,
+        revision: str | None = None,
     ) -> Chat:
-        """Opens the embedded model, or the folder or Hub id `path`; see `vlchat.checkpoint.load`.
+        """Opens the embedded model, or the folder, Hub id or short name `path`; see `vlchat.checkpoint.load`.
 
         Raises:
             CheckpointError: there is no usable checkpoint.
         """
         from vlchat import checkpoint
 
-        model, processor = checkpoint.load(path, quantize=quantize, dtype=dtype, device=device)
-        description = checkpoint.describe(path)
+        model, processor = checkpoint.load(
+            path, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision
+        )
+        description = checkpoint.describe(path, revision)
         return cls(model, processor, {**description, "parameters": description["parameters"] or model.num_parameters()})
 
     @property
