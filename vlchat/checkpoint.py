@@ -106,7 +106,7 @@ def describe(path_or_id: str | Path | None = None, revision: str | None = None) 
         `vision`, `language`, `connector` and `image_tokens`. Of a model on the Hub `vision` and `language`.
     """
     path_or_id = models.resolve(path_or_id)
-    folder, revision = _locate(path_or_id, revision)
+    folder, revision = locate(path_or_id, revision)
     name = "vlchat-mini" if path_or_id is None else title(folder) if isinstance(folder, Path) else str(folder)
     about: dict[str, Any] = {
         "name": name, "path": str(folder), "parameters": None, "trained_on": None, "base": None, "adapter": False,
@@ -143,7 +143,7 @@ def _load(
     trainable: bool,
     bare: bool = False,
 ) -> tuple[Any, Any]:
-    folder, revision = _locate(path_or_id, revision)
+    folder, revision = locate(path_or_id, revision)
     manifest = None
     if isinstance(folder, Path):
         refuse_pickles(folder)
@@ -282,8 +282,12 @@ def put(values: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
             parameter.copy_(tensor)
 
 
-def _locate(path_or_id: str | Path | None, revision: str | None = None) -> tuple[Path | str, str | None]:
-    """The folder of a checkpoint, or the id of one on the Hub with its revision."""
+def locate(path_or_id: str | Path | None, revision: str | None = None) -> tuple[Path | str, str | None]:
+    """The folder of a checkpoint, or the id of one on the Hub with its revision; arguments as of `load`.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is one and a revision was asked for.
+    """
     path_or_id = models.resolve(path_or_id)
     if path_or_id is None:
         if not (EMBEDDED / "config.json").is_file():
