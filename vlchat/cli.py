@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures, then a question in quotes; without a question a conversation begins",
     )
     _add_model(chat, "--model")
+    chat.add_argument(
+        "--compare", nargs="+", metavar="MODEL", help="two or more instead of --model: their answers side by side"
+    )
     chat.add_argument("--system", help="a system prompt: what the model should know or do in every answer")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
     chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")

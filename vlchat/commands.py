@@ -21,26 +21,55 @@ PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".t
 
 def chat(arguments: argparse.Namespace) -> int:
     """`vlchat chat`: one answer, or a conversation."""
-    pictures, question = pictures_and_question(arguments.words)
+    compared, words = models_and_words(arguments.compare or [])
+    pictures, question = pictures_and_question([*arguments.words, *words])
+    if compared and arguments.model is not None:
+        raise VLChatError("--compare names the models: leave --model out.")
     from vlchat import images
-    from vlchat.terminal import Session, answer
+    from vlchat.terminal import Session
 
     opened = [images.decode(Path(picture)) for picture in pictures]  # before the model: a wrong path is told at once
-    answerer = _load(arguments)
     options = {
         "max_new_tokens": arguments.max_new_tokens,
         "temperature": arguments.temperature,
         "seed": arguments.seed,
     }
-    if question is not None:
-        from vlchat.chat import ask_messages
+    if compared:
+        from vlchat import compare
 
-        answer(answerer, ask_messages(opened, question, arguments.system), options, sys.stdout)
-        return 0
-    session = Session(answerer, arguments.system, options, sys.stdout)
+        _quiet()
+        chats = compare.load(compared, **_loading(arguments))
+        session: Session = compare.Comparison(chats, arguments.system, options, sys.stdout)
+    else:
+        session = Session(_load(arguments), arguments.system, options, sys.stdout)
     session.waiting = opened
-    session.run()
+    if question is None:
+        session.run()
+    else:
+        session.ask(question)
     return 0
+
+
+def models_and_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What follows `--compare`: the models, at least two, and then pictures and the question."""
+    count = min(2, len(words))
+    while count < len(words) and _is_model(words[count]):
+        count += 1
+    return list(words[:count]), list(words[count:])
+
+
+def _is_model(word: str) -> bool:
+    """Whether a third word is a model: a folder, a short name, or shaped like a Hub id."""
+    from vlchat.models import resolve
+
+    try:
+        path = Path(word)
+        if path.exists():
+            return path.is_dir()
+    except (OSError, ValueError):  # a question that is too long for a file's name, or holds a NUL
+        return False
+    named_like_a_file = path.suffix.lower() in PICTURE_ENDINGS or word.startswith(("/", ".", "~"))
+    return resolve(word) != word or (word.count("/") == 1 and " " not in word and not named_like_a_file)
 
 
 def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
