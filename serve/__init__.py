@@ -13,6 +13,8 @@ def main(
     quantize: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
     open_browser: bool = False,
 ) -> int:
     """Loads a model, see `vlchat.checkpoint.load`, and serves the page until Ctrl-C.
@@ -33,5 +35,5 @@ def main(
     from vlchat.chat import Chat
 
     print("Loading the model ...", flush=True)
-    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device)
+    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision)
     return run(chat, host=host, port=port, open_browser=open_browser)

@@ -21,7 +21,8 @@ from talkative import save_talkative
 
 from vlchat import __version__, checkpoint
 from vlchat.chat import Chat, ask_messages
-from vlchat.cli import _words, main
+from vlchat.cli import main
+from vlchat.commands import pictures_and_question
 from vlchat.terminal import answer
 
 COMMAND = [sys.executable, "-m", "vlchat.cli"]
@@ -49,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("command", ["", "chat", "serve", "train", "check", "eval", "export", "info"])
+@pytest.mark.parametrize("command", ["", "chat", "serve", "models", "train", "check", "eval", "export", "info"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"] if command else ["--help"])
@@ -61,7 +62,7 @@ def test_the_help_lists_every_command_and_needs_no_heavy_import() -> None:
     code = "import sys; from vlchat.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for command in ("chat", "serve", "train", "check", "eval", "export", "info"):
+    for command in ("chat", "serve", "models", "train", "check", "eval", "export", "info"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -327,7 +328,7 @@ def test_ctrl_c_at_one_question_is_130(model: Path) -> None:
     ],
 )
 def test_pictures_and_the_question_are_told_apart(words: list[str], meant: tuple[list[str], str | None]) -> None:
-    assert _words(words) == meant
+    assert pictures_and_question(words) == meant
 
 
 def test_what_a_model_says_cannot_steer_the_terminal(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

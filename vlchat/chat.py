@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from vlchat import foreign, images, prompt
-from vlchat.errors import VLChatError
+from vlchat.errors import VLChatError, nearest
 from vlchat.processor import VLChatProcessor
 
 Message = Mapping[str, Any]  # {"role": str, "content": str | [{"type": "image", "image": ...} | {"type": "text", ...}]}
@@ -31,15 +31,30 @@ class Chat:
 
     One generation runs at a time; others wait for it.
 
+    Args:
+        turn: a lock that is held during each generation; by default one of its own.
+        generation_config: by default the model's.
+
     Attributes:
         description: what people should know of the model: `name`, `parameters`, `trained_on`, ...
+        adapters: the same model with each of its adapters, by name; see `vlchat.adapters`.
     """
 
-    def __init__(self, model: Any, processor: Any, description: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        description: dict[str, Any] | None = None,
+        *,
+        turn: Any = None,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.description = description or {}
-        self._turn = threading.Lock()
+        self.adapters: dict[str, Chat] = {}
+        self.generation_config = generation_config or model.generation_config
+        self._turn = turn or threading.Lock()
         ours = isinstance(processor, VLChatProcessor)
         self._closing = processor.end_token_id if ours else foreign.end_token_id(processor)
 
@@ -51,16 +66,30 @@ class Chat:
         quantize: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        attn: str | None = None,
+        revision: str | None = None,
+        adapters: Mapping[str, str | Path | None] | None = None,
     ) -> Chat:
-        """Opens the embedded model, or the folder or Hub id `path`; see `vlchat.checkpoint.load`.
+        """Opens the embedded model, or the folder, Hub id or short name `path`; see `vlchat.checkpoint.load`.
+
+        Args:
+            adapters: NAME -> a run or PEFT adapter on top of `path`, for `stream(..., adapter=NAME)`; see
+                `vlchat.adapters.load`.
 
         Raises:
             CheckpointError: there is no usable checkpoint.
         """
         from vlchat import checkpoint
 
-        model, processor = checkpoint.load(path, quantize=quantize, dtype=dtype, device=device)
-        description = checkpoint.describe(path)
+        options: dict[str, Any] = {
+            "quantize": quantize, "dtype": dtype, "device": device, "attn": attn, "revision": revision,
+        }  # fmt: skip
+        if adapters:
+            from vlchat.adapters import load
+
+            return load(path, adapters, **options)
+        model, processor = checkpoint.load(path, **options)
+        description = checkpoint.describe(path, revision)
         return cls(model, processor, {**description, "parameters": description["parameters"] or model.num_parameters()})
 
     @property
@@ -88,6 +117,7 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: threading.Event | None = None,
+        adapter: str | None = None,
     ) -> Generator[str, None, None]:
         """Answers a conversation, a few letters at a time.
 
@@ -98,11 +128,19 @@ class Chat:
             top_p: with a temperature, draw only from the likeliest tokens that make up this probability.
             seed: makes drawing repeatable.
             stop: ends the answer within a token when it is set, as does closing the iterator.
+            adapter: which of `adapters` answers; by default the model as it was loaded.
 
         Raises:
             VLChatError: at once, not on the first piece, when the request cannot be answered: a bad picture, an
                 option out of range, a conversation longer than the context (both numbers are named).
         """
+        if adapter is not None:
+            if adapter not in self.adapters:
+                known = ", ".join(self.adapters) or "none"
+                raise VLChatError(f'There is no adapter "{adapter}"; known: {known}{nearest(adapter, self.adapters)}')
+            return self.adapters[adapter].stream(
+                messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
+            )
         inputs = self._inputs([messages])
         length = inputs["input_ids"].shape[1]
         config = self._generation_config(length, max_new_tokens, temperature, top_p)
@@ -168,7 +206,7 @@ class Chat:
                     f"most {limit}. Start a new conversation, or send less text or fewer pictures."
                 )
             max_new_tokens = min(max_new_tokens, limit - prompt_length)
-        config = copy.deepcopy(self.model.generation_config)
+        config = copy.deepcopy(self.generation_config)
         drawing = temperature > 0
         # The neutral values otherwise: a checkpoint's own sampling settings would only cause warnings.
         config.update(do_sample=drawing, temperature=temperature if drawing else 1.0, top_p=top_p if drawing else 1.0)

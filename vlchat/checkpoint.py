@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,22 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
-from vlchat import lora
+from vlchat import hub, lora, models
+from vlchat.attention import check_attention, set_attention
 from vlchat.composing import tower_spec
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.folders import EMBEDDED, newest, read_manifest, refuse_pickles, tensor_count, title, verify, weights_digest
+from vlchat.folders import (
+    EMBEDDED,
+    adapter_base,
+    is_adapter,
+    newest,
+    read_manifest,
+    refuse_pickles,
+    tensor_count,
+    title,
+    verify,
+    weights_digest,
+)
 from vlchat.interop import original_llava
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
@@ -29,6 +42,7 @@ from vlchat.quantize import (
     check_only_language_model_is_quantized,
     pack_for_cpu,
 )
+from vlchat.reading import reading
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.whole import load_whole
 
@@ -47,20 +61,26 @@ def load(
     quantize: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    attn: str | None = None,
     revision: str | None = None,
     merge: bool = False,
     trainable: bool = False,
+    bare: bool = False,
 ) -> tuple[Any, Any]:
     """A model and its processor, ready to generate.
 
     Args:
-        path_or_id: None for the embedded model; a folder that `save` or `save_full` wrote; or the folder or Hub id of
-            any checkpoint that transformers' `AutoModelForImageTextToText` loads.
+        path_or_id: None for the embedded model; a folder that `save` or `save_full` wrote; that of a PEFT adapter; the
+            folder or Hub id of any checkpoint that transformers' `AutoModelForImageTextToText` loads, a Hub id with or
+            without `@REVISION`; or a short name of `vlchat.models`.
         quantize: `nf4` or `int8` for the language model alone.
         dtype: `auto` is float32 for a model below a billion parameters on a CPU, else what is stored.
         device: `auto` is the GPU where there is one.
+        attn: a name of `vlchat.attention.ATTENTION`; None leaves the choice to transformers.
+        revision: branch, tag or commit, of a Hub id only.
         merge: add a LoRA adapter into the weights, which makes generation faster.
         trainable: leave a LoRA adapter, and a quantized language model, open for further training.
+        bare: of a run or an adapter only what it stands on; generation is not yet aligned with the processor then.
 
     Raises:
         CheckpointError: when there is nothing there, or a file is damaged, missing, or does not fit the model.
@@ -71,32 +91,35 @@ def load(
     if isinstance(dtype, str) and dtype not in _DTYPES:
         raise ConfigError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}.')
     target = _device(device)
-    model, processor = _load(path_or_id, quantize, dtype, target, revision, trainable)
+    check_attention(attn, target)
+    model, processor = _load(path_or_id, quantize, dtype, target, revision, trainable, bare)
     model = lora.merge(model) if merge else model
     if quantize is not None:
         check_only_language_model_is_quantized(model)
         pack_for_cpu(model, not trainable)
-    elif dtype == "auto" and target.type == "cpu" and _parameters(model) < SMALL:
-        model = model.float()
-    if isinstance(processor, VLChatProcessor):
+    set_attention(model, attn)
+    if isinstance(processor, VLChatProcessor) and not bare:
         align_generation(model, processor)
     return model.eval(), processor
 
 
-def describe(path_or_id: str | Path | None = None) -> dict[str, Any]:
-    """What people want to know about a checkpoint, without loading its weights.
+def describe(path_or_id: str | Path | None = None, revision: str | None = None) -> dict[str, Any]:
+    """What people want to know about a checkpoint, without loading its weights; arguments as of `load`.
 
     Returns:
         `name`, `path`, `parameters` (None where unknown), `trained_on`, `base`, `adapter`, and for our own models
-        `vision`, `language`, `connector` and `image_tokens`.
+        `vision`, `language`, `connector` and `image_tokens`. Of a model on the Hub `vision` and `language`.
     """
-    folder = _locate(path_or_id)
+    path_or_id = models.resolve(path_or_id)
+    folder, revision = locate(path_or_id, revision)
     name = "vlchat-mini" if path_or_id is None else title(folder) if isinstance(folder, Path) else str(folder)
     about: dict[str, Any] = {
         "name": name, "path": str(folder), "parameters": None, "trained_on": None, "base": None, "adapter": False,
     }  # fmt: skip
     if not isinstance(folder, Path):
-        return about
+        return about | hub.describe(folder, revision) | ({"revision": revision} if revision else {})
+    if is_adapter(folder):
+        return about | {"base": {"model": adapter_base(folder)[0]}, "adapter": True}
     manifest = read_manifest(folder) or {}
     if not manifest and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no model: it has no config.json.")
@@ -123,53 +146,94 @@ def _load(
     device: torch.device,
     revision: str | None,
     trainable: bool,
+    bare: bool = False,
 ) -> tuple[Any, Any]:
-    folder = _locate(path_or_id)
-    if not isinstance(folder, Path):
-        return load_whole(folder, quantize, dtype, device, revision)
-    manifest = read_manifest(folder)
-    if manifest is not None or not original_llava.is_one(folder):
-        refuse_pickles(folder)
-    if manifest is None:
-        return load_whole(folder, quantize, dtype, device, revision)
-    verify(folder, manifest)
-    base = manifest.get("base")
-    if base is None:
-        return load_whole(folder, quantize, dtype, device, revision)
-    sources = {key: _resolve(folder, manifest, key) for key in base}
+    folder, revision = locate(path_or_id, revision)
+    manifest = None
+    if isinstance(folder, Path):
+        if not original_llava.is_one(folder):
+            refuse_pickles(folder)
+        if is_adapter(folder):
+            return _load_adapter(folder, quantize, dtype, device, trainable, bare)
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            verify(folder, manifest)
+    if not isinstance(folder, Path) or manifest is None or manifest.get("base") is None:
+        model, processor = load_whole(folder, quantize, dtype, device, revision)
+        return _settle(model, quantize, dtype, device), processor
     processor = load_processor(folder)
-    if "model" in sources:
-        model, _ = _load(sources["model"], quantize, dtype, device, None, False)
-        model = lora.merge(model)
-    else:
-        config = AutoConfig.from_pretrained(folder)
-        model = VLChatForConditionalGeneration.from_backbones(
-            tower_spec(config.vision_config, [str(sources[key]) for key in sources if key.startswith("vision")]),
-            str(sources["language"]),
-            config.connector,
-            tokenizer=processor.tokenizer,
-            quantize=quantize,
-            dtype=dtype,
-            device_map={"": str(device)},
-            vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            image_token=processor.image_token,
-        )
+    model = _load_base(folder, manifest, processor, quantize, dtype, device)
+    if bare:
+        return model, processor
     if manifest.get("trained"):
-        fresh = "model" not in sources  # then the connector is random until it is read from the file
-        required = [f"model.connector.{name}" for name, _ in model.model.connector.named_parameters()] if fresh else []
-        _load_trained(model, folder / manifest["trained"], required)
+        put(read_trained(folder, manifest, model))
     if manifest.get("adapter"):
         model = load_lora(model, folder / manifest["adapter"], trainable=trainable)
     return model, processor
 
 
-def _load_trained(model: nn.Module, path: Path, required: list[str]) -> None:
+def _load_base(
+    folder: Path,
+    manifest: dict[str, Any],
+    processor: Any,
+    quantize: str | None,
+    dtype: str | torch.dtype,
+    device: torch.device,
+) -> Any:
+    """What a run stands on; its connector is random where the run made it."""
+    sources = resolve_base(folder, manifest)
+    if "model" in sources:
+        model, _ = _load(sources["model"], quantize, dtype, device, None, False)
+        return lora.merge(model)
+    config = AutoConfig.from_pretrained(folder)
+    model = VLChatForConditionalGeneration.from_backbones(
+        tower_spec(config.vision_config, [str(sources[key]) for key in sources if key.startswith("vision")]),
+        str(sources["language"]),
+        config.connector,
+        tokenizer=processor.tokenizer,
+        quantize=quantize,
+        dtype=dtype,
+        device_map={"": str(device)},
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_token=processor.image_token,
+    )
+    return _settle(model, quantize, dtype, device)
+
+
+def _load_adapter(
+    folder: Path, quantize: str | None, dtype: str | torch.dtype, device: torch.device, trainable: bool, bare: bool
+) -> tuple[Any, Any]:
+    """A PEFT adapter of another making, on the base that it names."""
+    base, revision = adapter_base(folder)
+    model, processor = _load(base, quantize, dtype, device, revision, False)
+    if (folder / "processor_config.json").is_file():  # trainers save the one that they trained with
+        with reading(folder, "processor"):
+            processor = load_processor(folder)
+    model = lora.merge(model)
+    return (model if bare else load_lora(model, folder, trainable=trainable)), processor
+
+
+def _settle(model: Any, quantize: str | None, dtype: str | torch.dtype, device: torch.device) -> Any:
+    """A small model in float32 on a CPU. Before a run's tensors go in, so that they are not rounded on the way."""
+    small = quantize is None and dtype == "auto" and device.type == "cpu" and _parameters(model) < SMALL
+    return model.float() if small else model
+
+
+def read_trained(folder: Path, manifest: dict[str, Any], model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """What a run trained beside its adapter: the model's parameters with the tensors that belong into them.
+
+    Raises:
+        CheckpointError: when a tensor has no place in the model or another shape, or one of a new connector is missing.
+    """
+    path = folder / manifest["trained"]
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     parameters = dict(model.named_parameters())
+    fresh = "model" not in manifest["base"]  # then the connector is random until it is read from the file
+    required = [name for name in parameters if name.startswith("model.connector.")] if fresh else []
     missing = [name for name in required if name not in tensors]
     unexpected = [name for name in tensors if name not in parameters]
     if missing or unexpected:
@@ -182,25 +246,56 @@ def _load_trained(model: nn.Module, path: Path, required: list[str]) -> None:
             raise CheckpointError(
                 f"{name} in {path} has the shape {tuple(tensor.shape)}; the model's is {tuple(parameters[name].shape)}."
             )
-        with torch.no_grad():
-            parameters[name].copy_(tensor)
+    return [(parameters[name], tensor) for name, tensor in tensors.items()]
 
 
-def _locate(path_or_id: str | Path | None) -> Path | str:
+def put(values: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """Copies each tensor into its parameter."""
+    with torch.no_grad():
+        for parameter, tensor in values:
+            parameter.copy_(tensor)
+
+
+def locate(path_or_id: str | Path | None, revision: str | None = None) -> tuple[Path | str, str | None]:
+    """The folder of a checkpoint, or the id of one on the Hub with its revision; arguments as of `load`.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is one and a revision was asked for.
+    """
+    path_or_id = models.resolve(path_or_id)
     if path_or_id is None:
         if not (EMBEDDED / "config.json").is_file():
             raise CheckpointError("This copy of vlchat has no embedded model; name a checkpoint with --model.")
-        return EMBEDDED
+        return _here(EMBEDDED, revision)
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return newest(path)
-    text = str(path_or_id)
+        return _here(newest(path), revision)
+    text, _, stated = str(path_or_id).partition("@")
     local = isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~", "runs/"))
     if local or text.count("/") != 1 or path.parent.is_dir():  # a folder here is meant sooner than one on the Hub
         beside = sorted(found.name for found in path.parent.glob("*/") if newest(found) != found)
-        known = f" {path.parent} holds the runs {', '.join(beside)}." if beside else ""
+        known = f" {path.parent} holds the runs {', '.join(beside)}." if beside else models.hint(text)
         raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.{known}")
-    return text
+    if stated and revision not in (None, stated):
+        raise CheckpointError(f"{path_or_id} names one revision and --revision {revision} another: leave one out.")
+    revision = revision or stated or None
+    return hub.snapshot(text, revision) or text, revision
+
+
+def _here(folder: Path, revision: str | None) -> tuple[Path, None]:
+    if revision is not None:
+        what = "the embedded model" if folder == EMBEDDED else str(folder)
+        raise CheckpointError(f"--revision {revision} names a version on the Hub, and {what} is here: leave it out.")
+    return folder, None
+
+
+def resolve_base(folder: Path, manifest: dict[str, Any]) -> dict[str, str | Path | None]:
+    """Where each part of what a run stands on is: a path, a Hub id, or None for the embedded model.
+
+    Raises:
+        CheckpointError: it is not there any more, or has changed since.
+    """
+    return {key: _resolve(folder, manifest, key) for key in manifest["base"]}
 
 
 def _resolve(folder: Path, manifest: dict[str, Any], key: str) -> str | Path | None:

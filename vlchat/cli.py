@@ -1,6 +1,6 @@
-"""One command: `vlchat chat | serve | train | check | eval | export | info`.
+"""One command: `vlchat chat | serve | models | train | check | eval | export | info | push`.
 
-Heavy imports stay inside the functions that need them: `vlchat --help` answers at once.
+What each command does stands in `vlchat.commands`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from vlchat import __version__
+from vlchat import __version__, commands
 from vlchat.arguments import Parser
-from vlchat.errors import VLChatError, nearest
-
-if TYPE_CHECKING:
-    from vlchat.chat import Chat
-
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg", ".pdf"}
+from vlchat.attention import ATTENTION
+from vlchat.errors import VLChatError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return train(arguments[1:])
         parsed, rest = _parser().parse_known_args(arguments)
-        if rest and parsed.run is _chat and not any(word.startswith("-") for word in rest):
+        if rest and parsed.run is commands.chat and not any(word.startswith("-") for word in rest):
             parsed.words += rest  # argparse takes only those words that stand together, before or behind the options
         elif rest:
             raise VLChatError(f"Unrecognized arguments: {' '.join(rest)}. See vlchat --help.")
@@ -57,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Chat about images, ask visual questions in bulk, and fine-tune on your own pictures.",
     )
     parser.add_argument("--version", action="version", version=f"vlchat {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    known = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    chat = commands.add_parser(
+    chat = known.add_parser(
         "chat", help="ask about pictures in the terminal", description="Ask about pictures in the terminal."
     )
     chat.add_argument(
@@ -69,22 +64,30 @@ def _parser() -> argparse.ArgumentParser:
         help="pictures, then a question in quotes; without a question a conversation begins",
     )
     _add_model(chat, "--model")
+    chat.add_argument(
+        "--compare", nargs="+", metavar="MODEL", help="two or more instead of --model: their answers side by side"
+    )
     chat.add_argument("--system", help="a system prompt: what the model should know or do in every answer")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest answer")
     chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     chat.add_argument("--seed", type=int, help="makes answers with a temperature repeatable")
-    chat.set_defaults(run=_chat)
+    chat.set_defaults(run=commands.chat)
 
-    serve = commands.add_parser("serve", help="the chat page in a browser", description="Serve the chat page.")
+    serve = known.add_parser("serve", help="the chat page in a browser", description="Serve the chat page.")
     _add_model(serve, "--model")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(run=commands.serve)
 
-    commands.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
+    models = known.add_parser(
+        "models", help="good starting points by short name", description="List models to begin with and what they take."
+    )
+    models.set_defaults(run=commands.models)
 
-    check = commands.add_parser(
+    known.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
+
+    check = known.add_parser(
         "check",
         help="look at every row of a dataset before training",
         description="Look at every row and picture of a dataset. Exit code 1 when any row cannot be used.",
@@ -94,9 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--format", help="llava, messages, caption or vqa (default: seen from each row)")
     check.add_argument("--split", help="which split of a Hugging Face dataset")
     check.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    check.set_defaults(run=_check)
+    check.set_defaults(run=commands.check)
 
-    evaluate = commands.add_parser("eval", help="score a model", description="Score a model.")
+    evaluate = known.add_parser("eval", help="score a model", description="Score a model.")
     _add_model(evaluate, "model")
     evaluate.add_argument("--task", help="scenes (drawn on the spot) or vqa (your data; default where --data is given)")
     evaluate.add_argument("--data", help="the questions of --task vqa: any file that `vlchat check` reads")
@@ -112,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", type=int, default=16, metavar="N", help="questions at a time (default: 16)")
     evaluate.add_argument("--max-new-tokens", type=int, default=80, metavar="N", help="longest answer (default: 80)")
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="write result.json, result.md and replies.jsonl")
-    evaluate.set_defaults(run=_eval)
+    evaluate.set_defaults(run=commands.evaluate)
 
-    export = commands.add_parser(
+    export = known.add_parser(
         "export", help="write a model for other programs", description="Write a model for other programs."
     )
     export.add_argument("model", help="a folder that training wrote, or any other checkpoint")
@@ -128,9 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--check", action="store_true", help="read it again with plain transformers and compare before it is done"
     )
-    export.set_defaults(run=_export)
+    export.set_defaults(run=commands.export)
 
-    bring = commands.add_parser(
+    bring = known.add_parser(
         "import",
         help="a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder",
         description="Write a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder.",
@@ -141,208 +144,26 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
     bring.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     bring.add_argument("--revision", help="of a Hub id: branch, tag or commit")
-    bring.set_defaults(run=_import)
+    bring.set_defaults(run=commands.bring_in)
 
-    info = commands.add_parser("info", help="what a model is and was trained on", description="Describe a model.")
-    info.add_argument("model", nargs="?", help="a folder or Hub id (default: the embedded model)")
-    info.set_defaults(run=_info)
+    info = known.add_parser("info", help="what a model is and was trained on", description="Describe a model.")
+    info.add_argument("model", nargs="?", help="a folder, Hub id or short name (default: the embedded model)")
+    info.add_argument("--revision", metavar="NAME", help="as of `vlchat chat`")
+    info.set_defaults(run=commands.info)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
-    help_text = "a folder that training wrote, or a Hub id (default: the embedded model)"
+    help_text = "a folder that training wrote, an adapter, a Hub id or a name of `vlchat models` (default: embedded)"
     if name.startswith("-"):
-        parser.add_argument(name, metavar="PATH_OR_HUB_ID", help=help_text)
+        parser.add_argument(name, metavar="MODEL", help=help_text)
     else:
         parser.add_argument(name, nargs="?", help=help_text)
     parser.add_argument("--quantize", choices=["nf4", "int8"], help="load the language model in 4 or 8 bits")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: what suits the device)")
-
-
-def _chat(arguments: argparse.Namespace) -> int:
-    pictures, question = _words(arguments.words)
-    from vlchat import images
-    from vlchat.terminal import Session, answer
-
-    opened = [images.decode(Path(picture)) for picture in pictures]  # before the model: a wrong path is told at once
-    chat = _load(arguments)
-    options = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "seed": arguments.seed,
-    }
-    if question is not None:
-        from vlchat.chat import ask_messages
-
-        answer(chat, ask_messages(opened, question, arguments.system), options, sys.stdout)
-        return 0
-    session = Session(chat, arguments.system, options, sys.stdout)
-    session.waiting = opened
-    session.run()
-    return 0
-
-
-def _words(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """Pictures and the question: the last word is the question unless it is a file or is named like a picture."""
-    if not words:
-        return [], None
-    *before, last = words
-    if before and not last.strip():
-        raise VLChatError("The question is empty. Say in quotes what you want to know.")
-    for word in before:
-        if not _is_file(word) and not Path(word).suffix and "/" not in word:
-            raise VLChatError(f'There is no picture "{word}". A question of several words goes in quotes.')
-    if Path(last).suffix.lower() in PICTURE_ENDINGS and " " not in last.strip() or _is_file(last):
-        return list(words), None
-    if not before and " " not in last.strip():
-        return [last], None  # a lone word is a path with an error in it, more likely than a question
-    return before, last
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # a question that is too long for a file's name, or holds a NUL
-        return False
-
-
-def _quiet() -> None:
-    """Nothing of transformers' own on the screen, beside what people asked for."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-def _load(arguments: argparse.Namespace) -> Chat:
-    _quiet()
-    from vlchat.chat import Chat
-
-    return Chat.load(arguments.model, quantize=arguments.quantize, dtype=arguments.dtype, device=arguments.device)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    _quiet()
-    from serve import main as serve
-
-    return serve(
-        arguments.model,
-        host=arguments.host,
-        port=arguments.port,
-        quantize=arguments.quantize,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        open_browser=arguments.open,
-    )
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from vlchat.data import SourceConfig, check
-
-    _known_format(arguments.format)
-    source = SourceConfig(
-        arguments.data,
-        format=arguments.format,
-        images=arguments.images,
-        split=arguments.split,
-        limit=arguments.limit,
-    )
-    report = check(source, progress=sys.stderr.isatty())
-    print(report.render())
-    return 0 if report.ok else 1
-
-
-def _known_format(name: str | None) -> None:
-    from vlchat.data.formats import FORMATS
-
-    if name is not None and name not in FORMATS:  # else every row would be told to be bad
-        hint = nearest(name, FORMATS)
-        raise VLChatError(f'There is no format "{name}"; known: {", ".join(FORMATS)}{hint or "."}')
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from vlchat.evaluate import result_folder, run, save, terminal
-
-    _known_format(arguments.format)
-    _quiet()
-    # Only what was given: an option that the task does not have is refused by name.
-    options = {
-        name: value
-        for name in ("data", "format", "images", "split", "floor", "limit", "questions", "phrasings")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if arguments.out is not None:
-        result_folder(arguments.out)
-    result = run(
-        arguments.model,
-        arguments.task or ("vqa" if "data" in options else "scenes"),
-        blind=arguments.blind,
-        seed=arguments.seed,
-        batch_size=arguments.batch,
-        max_new_tokens=arguments.max_new_tokens,
-        quantize=arguments.quantize,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        **options,
-    )
-    print(terminal(result))
-    if arguments.out is not None:
-        print(f"Written: {save(result, arguments.out)}")
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    _quiet()
-    from vlchat.export import export
-
-    out = export(
-        arguments.model,
-        arguments.out,
-        layout=arguments.layout,
-        dtype=arguments.dtype,
-        name=arguments.name,
-        scores=arguments.scores,
-        check=arguments.check,
-    )
-    print(f"Written: {out}")
-    return 0
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    _quiet()
-    from vlchat.export import import_model
-
-    out = import_model(
-        arguments.model,
-        arguments.out,
-        template=arguments.template,
-        dtype=arguments.dtype,
-        name=arguments.name,
-        revision=arguments.revision,
-    )
-    print(f"Written: {out}")
-    return 0
-
-
-def _info(arguments: argparse.Namespace) -> int:
-    from vlchat import checkpoint
-
-    about = checkpoint.describe(arguments.model)
-    about["base"] = about["base"] and {key: found or "the embedded model" for key, found in about["base"].items()}
-    for name, value in about.items():
-        print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
-    return 0
-
-
-def _readable(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {item}" for name, item in value.items())
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    parser.add_argument("--attn", choices=ATTENTION, help="attention kernels (default: what suits the model)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ from vlchat.errors import CheckpointError, UnsafeCheckpointError
 
 EMBEDDED = Path(__file__).parent / "assets" / "mini"
 MANIFEST = "vlchat.json"
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT = 1
 _STEP = re.compile(r"step-\d+")
 _WEIGHTS = re.compile(r"(adapter/)?[^/]+\.safetensors")
 _NOTES = "README.md"  # a card for people, who may edit it: not hashed
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def writable(folder: str | Path) -> Path:
@@ -122,11 +124,10 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         CheckpointError: naming the files that are missing or changed.
     """
-    root = folder.resolve()
     bad = []
     for name, expected in manifest.get("files", {}).items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(root):
+        path = folder / name  # may be a link: in the Hub's cache every file is one
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{folder / MANIFEST} names a file outside its folder: {name}.")
         if not path.is_file():
             bad.append(f"{name} is missing")
@@ -159,7 +160,7 @@ def refuse_pickles(folder: Path) -> None:
     places = [folder, folder / "adapter"]
     files = [path for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
     tensors = [path for path in files if path.suffix == ".safetensors"]
-    pickles = sorted(path.name for path in files if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in files if path.suffix in PICKLES)
     if pickles and (not tensors or (folder / MANIFEST).is_file()):
         raise UnsafeCheckpointError(
             f"{folder} holds {pickles[0]}, a pickle, which can run code when it is read. Only safetensors are loaded: "
@@ -173,6 +174,41 @@ def refuse_pickles(folder: Path) -> None:
         if head[:1] == b"\x80" or head[:2] == b"PK":
             raise UnsafeCheckpointError(f"{path} is a pickle that calls itself safetensors; it is not read.")
         raise CheckpointError(f"{path} is not a safetensors file; it may have been cut short.")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a PEFT adapter of another making, and no whole model."""
+    others = (folder / MANIFEST).is_file() or any(folder.glob("model*.safetensors"))
+    return (folder / ADAPTER_CONFIG).is_file() and not others
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None]:
+    """The base that a PEFT adapter names, as a path or Hub id, and its revision.
+
+    Raises:
+        CheckpointError: the folder is half of a vlchat checkpoint, or holds no weights, or names no base that is there.
+    """
+    around = read_manifest(folder.absolute().parent)
+    if around is not None and around.get("adapter") == folder.absolute().name:
+        raise CheckpointError(f"{folder} is a part of the checkpoint {folder.absolute().parent}: name that instead.")
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}.") from error
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} is an adapter without {ADAPTER_WEIGHTS}. Only safetensors are loaded.")
+    mend = f"Write the base's path or Hub id as base_model_name_or_path into {path}."
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder} is an adapter that does not say of which model. {mend}")
+    places = [Path(base).expanduser(), folder / base]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is not None:
+        return str(found), None
+    if os.path.isabs(base) or base.startswith((".", "~")) or base.count("/") != 1:
+        raise CheckpointError(f"{folder} is an adapter of {base}, which is not there. {mend}")
+    return base, revision
 
 
 def tensor_count(folder: Path) -> int:

@@ -87,27 +87,42 @@ def is_lora(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
 
 
-def load_lora(model: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """Puts a saved adapter on a model.
+def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
+    """Puts a saved adapter on a model, beside those that it has; the newest one is not active unless it is the first.
 
     Raises:
         CheckpointError: when a tensor is missing from the file, or has no place in the model.
     """
-    from safetensors import safe_open
+    with _quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+        from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+        from peft.utils.save_and_load import load_peft_weights
 
-    with _quiet():
-        from peft import PeftModel, get_peft_model_state_dict
-
-        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    if stored != expected:
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = not trainable
+            if config.is_prompt_learning:
+                raise CheckpointError(f"{folder} holds an adapter of type {config.peft_type}; LoRA and its like load.")
+            if is_lora(model):
+                wrapped = model
+                wrapped.add_adapter(name, config)
+            else:
+                wrapped = PeftModel(model, config, adapter_name=name)
+            stored = load_peft_weights(str(folder), device="cpu")
+            result: Any = set_peft_model_state_dict(wrapped, stored, adapter_name=name)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"The adapter in {folder} does not fit this model: {reason[:300]}") from error
+    missing = {key for key in result.missing_keys if f".{name}" in key}
+    unexpected = set(result.unexpected_keys)
+    if missing or unexpected:
         raise CheckpointError(
-            f"The adapter in {folder} does not fit this model. Missing: {_some(expected - stored)}. "
-            f"Unexpected: {_some(stored - expected)}."
+            f"The adapter in {folder} does not fit this model. Missing: {_some(missing)}. "
+            f"Unexpected: {_some(unexpected)}."
         )
-    return wrapped
+    return wrapped.eval() if not trainable else wrapped
 
 
 def merge(model: Any) -> Any:

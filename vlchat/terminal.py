@@ -105,22 +105,30 @@ class Session:
             self.add(rest.strip().strip("'\""))
             self._tell(f"({len(self.waiting)} picture{'s' * (len(self.waiting) > 1)} with the next question)")
         elif command == "/reset":
-            self.messages, self.waiting = list(self.start), []
+            self.reset()
             self._tell("(forgotten, the pictures as well)")
         elif command == "/help":
             self._tell(HELP)
         elif command.startswith("/"):
             raise VLChatError(f"There is no command {command}{nearest(command, COMMANDS) or ': try /help'}")
         elif line:
-            self._ask(line)
+            self.ask(line)
 
-    def _ask(self, question: str) -> None:
-        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in self.waiting]
-        content.append({"type": "text", "text": question})
+    def reset(self) -> None:
+        """Forgets the conversation and the pictures that wait."""
+        self.messages, self.waiting = list(self.start), []
+
+    def shown(self, question: str) -> list[dict[str, Any]]:
+        """The content of a question: the pictures that wait, then the words."""
+        return [*({"type": "image", "image": picture} for picture in self.waiting), {"type": "text", "text": question}]
+
+    def ask(self, question: str) -> None:
+        """Asks one question with the pictures that wait, and remembers the answer."""
+        content = self.shown(question)
         asked = [*self.messages, {"role": "user", "content": content}]
         reply = answer(self.chat, asked, self.options, self.out)
-        self.waiting = []
         self.messages = [*asked, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+        self.waiting = []
 
     def _tell(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

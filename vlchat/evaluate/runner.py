@@ -18,6 +18,7 @@ from vlchat.errors import ConfigError, VLChatError, nearest
 from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
 from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.tasks import TASKS, Item, Task
+from vlchat.models import resolve
 
 
 class Answerer(Protocol):
@@ -126,18 +127,21 @@ def run(
     quantize: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    attn: str | None = None,
+    revision: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Result:
     """Loads a model and evaluates it; what `vlchat eval` calls.
 
     Args:
-        model: a folder, a Hub id, or None for the embedded model; any image-text-to-text model with a chat template.
+        model: a folder, a Hub id, a short name, or None for the embedded model; any image-text-to-text model with a
+            chat template.
         task: a name of `TASKS`; `options` are its own (scenes: questions, phrasings; vqa: data, floor, format, images,
             split, limit). The scenes task draws its questions from `seed` as well.
         blind, batch_size, max_new_tokens, progress: as in `evaluate`.
         seed: shuffles the pictures of the blind control.
-        quantize, dtype, device: as in `Chat.load`.
+        quantize, dtype, device, attn, revision: as in `Chat.load`.
 
     Raises:
         VLChatError: the task, its data or the model cannot be used.
@@ -147,12 +151,14 @@ def run(
     if task == "scenes":
         options.setdefault("seed", seed)
     made = make_task(task, **options)
-    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device)
+    model = resolve(model)
+    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision)
     result = evaluate(
         chat, made, blind=blind, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
     )
     result.task = task
     result.settings |= {"model": None if model is None else str(model), "quantize": quantize, "dtype": dtype}
+    result.settings |= {name: value for name, value in (("attn", attn), ("revision", revision)) if value is not None}
     return result
 
 

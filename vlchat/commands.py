@@ -1,0 +1,251 @@
+"""What each command of `vlchat` does: parsed arguments in, exit code out.
+
+Heavy imports stay inside the functions that need them: `vlchat --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlchat.errors import VLChatError, nearest
+
+if TYPE_CHECKING:
+    from vlchat.chat import Chat
+
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg", ".pdf"}
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """`vlchat chat`: one answer, or a conversation."""
+    compared, words = models_and_words(arguments.compare or [])
+    pictures, question = pictures_and_question([*arguments.words, *words])
+    if compared and arguments.model is not None:
+        raise VLChatError("--compare names the models: leave --model out.")
+    from vlchat import images
+    from vlchat.terminal import Session
+
+    opened = [images.decode(Path(picture)) for picture in pictures]  # before the model: a wrong path is told at once
+    options = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "temperature": arguments.temperature,
+        "seed": arguments.seed,
+    }
+    if compared:
+        from vlchat import compare
+
+        _quiet()
+        chats = compare.load(compared, **_loading(arguments))
+        session: Session = compare.Comparison(chats, arguments.system, options, sys.stdout)
+    else:
+        session = Session(_load(arguments), arguments.system, options, sys.stdout)
+    session.waiting = opened
+    if question is None:
+        session.run()
+    else:
+        session.ask(question)
+    return 0
+
+
+def models_and_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What follows `--compare`: the models, at least two, and then pictures and the question."""
+    count = min(2, len(words))
+    while count < len(words) and _is_model(words[count]):
+        count += 1
+    return list(words[:count]), list(words[count:])
+
+
+def _is_model(word: str) -> bool:
+    """Whether a third word is a model: a folder, a short name, or shaped like a Hub id."""
+    from vlchat.models import resolve
+
+    try:
+        path = Path(word)
+        if path.exists():
+            return path.is_dir()
+    except (OSError, ValueError):  # a question that is too long for a file's name, or holds a NUL
+        return False
+    named_like_a_file = path.suffix.lower() in PICTURE_ENDINGS or word.startswith(("/", ".", "~"))
+    return resolve(word) != word or (word.count("/") == 1 and " " not in word and not named_like_a_file)
+
+
+def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """Pictures and the question: the last word is the question unless it is a file or is named like a picture."""
+    if not words:
+        return [], None
+    *before, last = words
+    if before and not last.strip():
+        raise VLChatError("The question is empty. Say in quotes what you want to know.")
+    for word in before:
+        if not _is_file(word) and not Path(word).suffix and "/" not in word:
+            raise VLChatError(f'There is no picture "{word}". A question of several words goes in quotes.')
+    if Path(last).suffix.lower() in PICTURE_ENDINGS and " " not in last.strip() or _is_file(last):
+        return list(words), None
+    if not before and " " not in last.strip():
+        return [last], None  # a lone word is a path with an error in it, more likely than a question
+    return before, last
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a question that is too long for a file's name, or holds a NUL
+        return False
+
+
+def _quiet() -> None:
+    """Nothing of transformers' own on the screen, beside what people asked for."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _load(arguments: argparse.Namespace) -> Chat:
+    _quiet()
+    from vlchat.chat import Chat
+
+    return Chat.load(arguments.model, **_loading(arguments))
+
+
+def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `Chat.load` that every command with a model has."""
+    return {name: getattr(arguments, name) for name in ("quantize", "dtype", "device", "attn", "revision")}
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """`vlchat serve`: the chat page."""
+    _quiet()
+    from serve import main
+
+    return main(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        open_browser=arguments.open,
+        **_loading(arguments),
+    )
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """`vlchat models`: what to begin with."""
+    from vlchat.models import table
+
+    print(table())
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """`vlchat check`: every row of a dataset."""
+    from vlchat import data
+
+    _known_format(arguments.format)
+    source = data.SourceConfig(
+        arguments.data,
+        format=arguments.format,
+        images=arguments.images,
+        split=arguments.split,
+        limit=arguments.limit,
+    )
+    report = data.check(source, progress=sys.stderr.isatty())
+    print(report.render())
+    return 0 if report.ok else 1
+
+
+def _known_format(name: str | None) -> None:
+    from vlchat.data.formats import FORMATS
+
+    if name is not None and name not in FORMATS:  # else every row would be told to be bad
+        hint = nearest(name, FORMATS)
+        raise VLChatError(f'There is no format "{name}"; known: {", ".join(FORMATS)}{hint or "."}')
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """`vlchat eval`: a model's scores."""
+    from vlchat.evaluate import result_folder, run, save, terminal
+
+    _known_format(arguments.format)
+    _quiet()
+    # Only what was given: an option that the task does not have is refused by name.
+    options = {
+        name: value
+        for name in ("data", "format", "images", "split", "floor", "limit", "questions", "phrasings")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.out is not None:
+        result_folder(arguments.out)
+    result = run(
+        arguments.model,
+        arguments.task or ("vqa" if "data" in options else "scenes"),
+        blind=arguments.blind,
+        seed=arguments.seed,
+        batch_size=arguments.batch,
+        max_new_tokens=arguments.max_new_tokens,
+        **_loading(arguments),
+        **options,
+    )
+    print(terminal(result))
+    if arguments.out is not None:
+        print(f"Written: {save(result, arguments.out)}")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`vlchat export`: a model as one folder."""
+    _quiet()
+    from vlchat.export import export as write
+
+    out = write(
+        arguments.model,
+        arguments.out,
+        layout=arguments.layout,
+        dtype=arguments.dtype,
+        name=arguments.name,
+        scores=arguments.scores,
+        check=arguments.check,
+    )
+    print(f"Written: {out}")
+    return 0
+
+
+def bring_in(arguments: argparse.Namespace) -> int:
+    """`vlchat import`: a published checkpoint as a vlchat folder."""
+    _quiet()
+    from vlchat.export import import_model
+
+    out = import_model(
+        arguments.model,
+        arguments.out,
+        template=arguments.template,
+        dtype=arguments.dtype,
+        name=arguments.name,
+        revision=arguments.revision,
+    )
+    print(f"Written: {out}")
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """`vlchat info`: what a model is."""
+    from vlchat import checkpoint, hub
+
+    about = checkpoint.describe(arguments.model, arguments.revision)
+    if "/" in about["path"] and not Path(about["path"]).exists():
+        about |= hub.facts(about["path"], arguments.revision)
+    about["base"] = about["base"] and {key: found or "the embedded model" for key, found in about["base"].items()}
+    for name, value in about.items():
+        print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
+    return 0
+
+
+def _readable(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
