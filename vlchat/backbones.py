@@ -14,10 +14,11 @@ from vlchat.composing import Vision, compose_tower
 from vlchat.config import VLChatConfig
 from vlchat.connectors import build_connector
 from vlchat.errors import ConfigError
-from vlchat.features import measure_features
+from vlchat.features import measure_features, side_of_grid
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
+from vlchat.tiles import Tiles, grid_pinpoints
 from vlchat.towers import load_tower, picture_size
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def compose(
     vision_feature_layer: int | list[int] | None = -2,
     vision_feature_select_strategy: str = "patch",
     image_token: str = IMAGE_TOKEN,
+    tiles: Tiles | None = None,
 ) -> VLChatForConditionalGeneration:
     """A model from two backbones and a fresh connector. The backbones' tensors are taken over, not copied.
 
@@ -50,6 +52,8 @@ def compose(
         quantize: `nf4` or `int8` for the language model alone; tower and connector stay in floating point.
         dtype: of tower and language model; None keeps float32, `auto` what is stored.
         device_map: as in `from_pretrained`.
+        tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes; see
+            `vlchat.tiles`. The processor needs `vlchat.composing.image_processor_of(vision, pinpoints)`.
 
     Raises:
         ConfigError: for backbones that cannot be joined.
@@ -81,6 +85,10 @@ def compose(
 
     size = None if isinstance(vision, dict) else picture_size(vision)
     features, width = measure_features(tower, vision_feature_layer, vision_feature_select_strategy, size)
+    pinpoints = None
+    if tiles is not None:
+        own = size or tower.config.image_size
+        pinpoints = grid_pinpoints(tiles, (own, own) if isinstance(own, int) else own)
     config = VLChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
@@ -88,17 +96,21 @@ def compose(
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
         vision_feature_size=width,
+        image_grid_pinpoints=pinpoints,
     )
     with torch.device("meta"):  # a skeleton without memory, whose parts are exchanged for the real ones
         model = cls(config)
     join(model.model, vision_tower=tower, language_model=decoder.base_model)
     model.lm_head = head
-    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.text_config.hidden_size)  # type: ignore[union-attr]
+    llm_dim: int = config.text_config.hidden_size  # type: ignore[union-attr]
+    fresh = build_connector(config.connector or {}, config.vision_feature_dim, llm_dim, tiles=pinpoints is not None)
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
     model.model.connector = fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
     config.image_seq_length = fresh.num_tokens(features)
+    if pinpoints is not None:
+        side_of_grid(config.image_seq_length, "division into tiles")
     model.tie_weights()
     model.generation_config = decoder.generation_config
     _carry_quantization(decoder, model)

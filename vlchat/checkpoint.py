@@ -150,6 +150,7 @@ def _load(
             vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             image_token=processor.image_token,
+            tiles=config.image_grid_pinpoints,
         )
     if manifest.get("trained"):
         fresh = "model" not in sources  # then the connector is random until it is read from the file
