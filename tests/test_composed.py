@@ -24,7 +24,7 @@ from transformers import (
 
 from train.instruct import AlignObjective
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
-from vlchat.composing import TOWERS, composed_image_processor
+from vlchat.composing import TOWERS, image_processor_of
 from vlchat.errors import ConfigError
 from vlchat.towers import clip_image_processor, load_image_processor
 
@@ -151,7 +151,7 @@ def test_a_composed_tower_saves_loads_and_answers_with_its_own_processor(
     folder: Path, tiny_llama: Any, tiny_tokenizer: Any, picture: Any, name: str
 ) -> None:
     model = compose(folder, tiny_llama, SPECS[name], tokenizer=tiny_tokenizer)
-    prepares = composed_image_processor(placed(SPECS[name], folder))
+    prepares = image_processor_of(placed(SPECS[name], folder))
     processor = VLChatProcessor.from_backbones(prepares, tiny_tokenizer, model.config.image_seq_length)
     model.save_pretrained(folder / "whole")
     processor.save_pretrained(folder / "whole")

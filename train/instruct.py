@@ -14,7 +14,7 @@ from train.contrastive import clip_loss, recall
 from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
-from vlchat.composing import backbone_sources, composed_image_processor, with_sources
+from vlchat.composing import backbone_sources, image_processor_of, with_sources
 from vlchat.data import Collator, Example
 from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
@@ -28,7 +28,7 @@ from vlchat.reading import reading
 _SHAPE_STEP = 32
 _BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
 _LORA = ("r", "alpha", "dropout", "targets")
-_INSTRUCTION = ("instruction_input_ids", "instruction_attention_mask")
+_BESIDE_PICTURES = ("instruction_input_ids", "instruction_attention_mask", "image_sizes")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
 
 
@@ -179,6 +179,8 @@ class AlignObjective(_Conversations):
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
+        tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes
+            `[[height, width], ...]`; null shows them in one piece.
     """
 
     name = "align"
@@ -202,6 +204,7 @@ class AlignObjective(_Conversations):
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        tiles: int | list[list[int]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells)
@@ -220,10 +223,11 @@ class AlignObjective(_Conversations):
             quantize=quantize,
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
+            tiles=tiles,
         )
         self.attend(attention)
         self.processor = VLChatProcessor.from_backbones(
-            composed_image_processor(vision) if isinstance(vision, dict) else vision,
+            image_processor_of(vision, self.model.config.image_grid_pinpoints),
             tokenizer,
             self.model.config.image_seq_length,
             template,
@@ -255,8 +259,8 @@ class AlignObjective(_Conversations):
         model = self.model
         captions, caption_mask = batch.pop("caption_input_ids"), batch.pop("caption_attention_mask")
         maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
-        asked = {key: batch.pop(key) for key in _INSTRUCTION if key in batch}  # of an instruction-aware Q-Former
-        features = model.get_image_features(batch.pop("pixel_values"), **asked, return_dict=True)
+        beside = {key: batch.pop(key) for key in _BESIDE_PICTURES if key in batch}  # for some connectors, and for tiles
+        features = model.get_image_features(batch.pop("pixel_values"), **beside, return_dict=True)
         rows = max(1, round(self.itg_share * len(captions)))  # one picture a row
         told = type(features)(pooler_output=features.pooler_output[:rows])
         out = model(**{key: value[:rows] for key, value in batch.items()}, mm_encoder_outputs={"image": told})

@@ -14,12 +14,13 @@ from vlchat.composing import Vision, compose_tower
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
-from vlchat.features import measure_features
+from vlchat.features import measure_features, side_of_grid
 from vlchat.fit import fill
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
 from vlchat.tensors import read_connector
+from vlchat.tiles import Tiles, grid_pinpoints
 from vlchat.towers import load_tower, picture_size
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def compose(
     vision_feature_select_strategy: str = "patch",
     image_token: str = IMAGE_TOKEN,
     connector_from: str | Path | None = None,
+    tiles: Tiles | None = None,
 ) -> VLChatForConditionalGeneration:
     """A model from two backbones and a fresh connector. The backbones' tensors are taken over, not copied.
 
@@ -55,6 +57,8 @@ def compose(
         device_map: as in `from_pretrained`.
         connector_from: a checkpoint whose trained connector is taken instead of a fresh one: a run, a published LLaVA,
             BLIP-2 or InstructBLIP by path or Hub id, or LLaVA's `mm_projector.bin`.
+        tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes; see
+            `vlchat.tiles`. The processor needs `vlchat.composing.image_processor_of(vision, pinpoints)`.
 
     Raises:
         ConfigError: for backbones that cannot be joined.
@@ -87,6 +91,10 @@ def compose(
 
     size = None if isinstance(vision, dict) else picture_size(vision)
     features, width = measure_features(tower, vision_feature_layer, vision_feature_select_strategy, size)
+    pinpoints = None
+    if tiles is not None:
+        own = size or tower.config.image_size
+        pinpoints = grid_pinpoints(tiles, (own, own) if isinstance(own, int) else own)
     config = VLChatConfig(
         vision_config=tower.config,
         text_config=decoder.config,
@@ -94,9 +102,14 @@ def compose(
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
         vision_feature_size=width,
+        image_grid_pinpoints=pinpoints,
     )
-    fresh = build_connector(config.connector or {}, config.vision_feature_dim, config.embedding_dim)
+    fresh = build_connector(
+        config.connector or {}, config.vision_feature_dim, config.embedding_dim, tiles=pinpoints is not None
+    )
     model = assemble(cls, config, tower, decoder.base_model, head, fresh, features)
+    if pinpoints is not None:
+        side_of_grid(config.image_seq_length, "division into tiles")
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from vlchat import foreign, images, prompt
+from vlchat import foreign, images, prompt, video
 from vlchat.errors import VLChatError, nearest
 from vlchat.processor import VLChatProcessor
 
@@ -122,7 +122,8 @@ class Chat:
         """Answers a conversation, a few letters at a time.
 
         Args:
-            messages: the turns so far, the last one a person's. Pictures are anything `vlchat.images.decode` takes.
+            messages: the turns so far, the last one a person's. Pictures are anything `vlchat.images.decode` takes;
+                a `{"type": "video", "video": path | bytes}` part becomes pictures of its frames (`vlchat.video`).
             max_new_tokens: where the answer is cut off.
             temperature: 0 takes the likeliest token each time; 1 draws from the model's own distribution.
             top_p: with a temperature, draw only from the likeliest tokens that make up this probability.
@@ -305,7 +306,7 @@ def ask_messages(
 def _decoded(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Every content a list of parts, every picture an RGB image; text cleaned of what tokenizers choke on."""
     result = []
-    for message in prompt.validate(messages):
+    for message in prompt.validate(video.expanded(messages)):
         parts: list[dict[str, Any]] = []
         for part in message["content"]:
             if part["type"] == "text":

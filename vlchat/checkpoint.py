@@ -197,6 +197,7 @@ def _load_base(
         vision_feature_layer=config.vision_feature_layer,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         image_token=processor.image_token,
+        tiles=config.image_grid_pinpoints,
     )
     return _settle(model, quantize, dtype, device)
 

@@ -17,7 +17,8 @@ from vlchat.composed import ConcatTower, ConcatTowerConfig, Layer, MultiscaleTow
 from vlchat.errors import ConfigError
 from vlchat.features import measure_features
 from vlchat.named import named
-from vlchat.towers import load_image_processor, load_tower, picture_size
+from vlchat.tiles import tile_image_processor
+from vlchat.towers import load_image_processor, load_tower, made_size, picture_size
 
 # What a tower is built from: a model, a local folder, a Hub id, or `{type: name of TOWERS, **kwargs}`.
 Vision = str | Path | PreTrainedModel | dict[str, Any]
@@ -88,16 +89,28 @@ def multiscale(
     return join(skeleton, tower=real)
 
 
-def composed_image_processor(vision: dict[str, Any]) -> BaseImageProcessor:
-    """The image processor of a composed tower: a concat tower's is the first tower's own; a multiscale tower's is its
-    tower's, with pictures of the largest scale.
+def image_processor_of(
+    vision: str | Path | dict[str, Any], pinpoints: list[list[int]] | None = None
+) -> BaseImageProcessor:
+    """The image processor that goes with a tower, composed or not.
+
+    A concat tower takes the first tower's; a multiscale tower its tower's, with pictures of the largest scale.
+
+    Args:
+        pinpoints: `image_grid_pinpoints` of a model that is shown tiles.
 
     Raises:
         ConfigError: as `compose_tower`.
         CheckpointError: when a tower has no image processor beside it.
     """
-    build, options = named(_PROCESSORS, vision, "tower", given=0)
-    return build(**options)
+    if isinstance(vision, dict):
+        build, options = named(_PROCESSORS, vision, "tower", given=0)
+        processor = build(**options)
+    else:
+        processor = load_image_processor(vision)
+    if pinpoints is None:
+        return processor
+    return tile_image_processor(processor, made_size(processor, str(vision)), pinpoints)
 
 
 def _first_processor(towers: list[str], layers: Any = None) -> BaseImageProcessor:

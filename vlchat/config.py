@@ -41,6 +41,7 @@ class VLChatConfig(PreTrainedConfig):
     vision_feature_layer: int | list[int] | None = -2
     vision_feature_select_strategy: str = "patch"
     vision_feature_size: int | None = None
+    image_grid_pinpoints: list[list[int]] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -92,10 +92,10 @@ def decode(
             `image_too_large` 413 (bytes or pixels) or `unsupported_image` 415 (format, moving picture, mime).
     """
     if isinstance(source, Image.Image):
-        called = _called(name)
+        called = named(name)
         return _pixels(source, called, limits)
-    called = _called(name if name is not None or isinstance(source, bytes) else str(source))
-    data = source if isinstance(source, bytes) else _read(source, called, limits)
+    called = named(name if name is not None or isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else read_file(source, called, limits)
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(called, len(data), limits)
     expected = _sniff(data, called)
@@ -115,14 +115,23 @@ def decode(
         return _pixels(image, called, limits)
 
 
-def _called(name: str | None) -> str:
+def named(name: str | None, what: str = "picture") -> str:
+    """How messages call something from outside."""
     if name is None:
-        return "The picture"
+        return f"The {what}"
     readable = "".join(character if character.isprintable() else "?" for character in name)
-    return f'The picture "{readable[:200]}"'
+    return f'The {what} "{readable[:200]}"'
 
 
-def _read(path: str | Path, called: str, limits: ImageLimits) -> bytes:
+def read_file(path: str | Path, called: str, limits: ImageLimits) -> bytes:
+    """The bytes of a file from outside.
+
+    Args:
+        called: what messages call it.
+
+    Raises:
+        ImageError: when it is not there, not a file, closed to us, or larger than `limits.max_bytes`.
+    """
     # One descriptor for looking and reading: the file cannot change its kind in between, and a pipe cannot hang us.
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -27,6 +27,7 @@ from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
 from vlchat.features import beside, tower_features
+from vlchat.tiles import Tiles, flat_tiles, pack_tiles
 
 
 @dataclass
@@ -73,6 +74,7 @@ class VLChatPreTrainedModel(PreTrainedModel):
         # would overwrite them.
         if isinstance(module, Connector):
             module.init_own_parameters()
+            module.init_newline()
         elif isinstance(module, Blip2TextEmbeddings):
             # Not stored in checkpoints, and loading begins with memory that holds anything.
             initialization.copy_(module.position_ids, torch.arange(module.position_ids.shape[-1]).expand(1, -1))
@@ -85,7 +87,10 @@ class VLChatModel(VLChatPreTrainedModel):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = build_connector(
-            config.connector or {}, config.vision_feature_dim, config.embedding_dim
+            config.connector or {},
+            config.vision_feature_dim,
+            config.embedding_dim,
+            tiles=config.image_grid_pinpoints is not None,
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -102,19 +107,34 @@ class VLChatModel(VLChatPreTrainedModel):
         pixel_values: torch.Tensor,
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Pictures as the language model sees them.
 
         Args:
-            pixel_values: (images, channels, height, width).
+            pixel_values: (images, channels, height, width), or (images, pieces, channels, height, width) where they
+                are cut into tiles.
             instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
             instruction_attention_mask: (images, tokens), 1 where a token counts.
+            image_sizes: (images, 2), height and width of the pictures as they came, where they are cut into tiles.
 
         Returns:
             The tower's output, with `pooler_output` a list of one (image_tokens, hidden) tensor per image.
+
+        Raises:
+            VLChatError: when pictures come in tiles and the model wants them whole, or the other way round.
         """
         config = self.config
+        pinpoints = config.image_grid_pinpoints
+        if (pixel_values.ndim == 5 and image_sizes is not None) != (pinpoints is not None):
+            wanted, given = ("whole", "in tiles") if pinpoints is None else ("in tiles", "whole")
+            raise VLChatError(
+                f"The model is shown pictures {wanted}, and these come {given}. Prepare them with its own processor."
+            )
+        counts: list[int] = []
+        if pinpoints is not None and image_sizes is not None:
+            pixel_values, counts = flat_tiles(pixel_values, image_sizes, pinpoints)
         tower = self.vision_tower
         frozen = not any(parameter.requires_grad for parameter in tower.parameters())
         if frozen and tower.training:
@@ -127,9 +147,13 @@ class VLChatModel(VLChatPreTrainedModel):
         # The connector may be on another device, and while it trains finer than a frozen tower.
         features = beside(features, next(self.connector.parameters()))
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
+        pictures = list(features)
+        if pinpoints is not None and image_sizes is not None:
+            newline: Any = self.connector.image_newline
+            pictures = pack_tiles(features, counts, image_sizes, pinpoints, pixel_values.shape[-1], newline)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=list(features),  # type: ignore[arg-type]  # as transformers' own models do
+            pooler_output=pictures,  # type: ignore[arg-type]  # as transformers' own models do
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -150,9 +174,10 @@ class VLChatModel(VLChatPreTrainedModel):
         if not torch.compiler.is_compiling():
             places, features = int(mask.sum()), image_features.shape[0]
             if places != features:
+                each = "piece" if self.config.image_grid_pinpoints else "picture"
                 raise VLChatError(
                     f"The prompt has {places} image tokens but the pictures give {features} features "
-                    f"({self.config.image_seq_length} for each picture). Build both with the model's own processor."
+                    f"({self.config.image_seq_length} for each {each}). Build both with the model's own processor."
                 )
         return mask.unsqueeze(-1)
 
@@ -168,6 +193,7 @@ class VLChatModel(VLChatPreTrainedModel):
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VLChatModelOutput:
         """See `VLChatForConditionalGeneration.forward`."""
@@ -180,7 +206,7 @@ class VLChatModel(VLChatPreTrainedModel):
             raise ValueError("Pass either pixel_values or mm_encoder_outputs, not both.")
         if pixel_values is not None:
             images = self.get_image_features(
-                pixel_values, instruction_input_ids, instruction_attention_mask, return_dict=True
+                pixel_values, instruction_input_ids, instruction_attention_mask, image_sizes, return_dict=True
             )
         features = None
         if images is not None and images.pooler_output is not None:
@@ -236,11 +262,12 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor,
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """See `VLChatModel.get_image_features`."""
         return self.model.get_image_features(
-            pixel_values, instruction_input_ids, instruction_attention_mask, **kwargs
+            pixel_values, instruction_input_ids, instruction_attention_mask, image_sizes, **kwargs
         )
 
     @can_return_tuple
@@ -257,18 +284,21 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VLChatCausalLMOutput:
         """One pass over a batch of conversations.
 
         Args:
-            input_ids: (batch, sequence), each image written as `image_seq_length` image tokens.
+            input_ids: (batch, sequence), each image written as `image_seq_length` image tokens (of tiles: as many as
+                the processor counts).
             pixel_values: (images, channels, height, width), all pictures of the batch in reading order; absent where
-                there are none.
+                there are none. With tiles as in `VLChatModel.get_image_features`.
             labels: (batch, sequence) token ids to learn, -100 elsewhere.
             logits_to_keep: as in transformers: only the last so many positions, or these positions, get logits.
             instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
             mm_encoder_outputs: `{"image": get_image_features(...)}` from an earlier call, instead of `pixel_values`.
+            image_sizes: (images, 2), where pictures are cut into tiles.
             kwargs: `num_items_in_batch` goes to the loss, the rest to the language model.
 
         Raises:
@@ -284,6 +314,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             instruction_input_ids=instruction_input_ids,
             instruction_attention_mask=instruction_attention_mask,
             mm_encoder_outputs=mm_encoder_outputs,
+            image_sizes=image_sizes,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "return_dict"},
         )
@@ -316,6 +347,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         vision_feature_select_strategy: str = "patch",
         image_token: str = "<image>",
         connector_from: str | Path | None = None,
+        tiles: Tiles | None = None,
     ) -> VLChatForConditionalGeneration:
         """See `vlchat.backbones.compose`."""
         from vlchat.backbones import compose
@@ -333,6 +365,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             vision_feature_select_strategy=vision_feature_select_strategy,
             image_token=image_token,
             connector_from=connector_from,
+            tiles=tiles,
         )
 
 

@@ -21,6 +21,7 @@ from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, template_names, templa
 from vlchat.config import VLChatConfig
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.reading import reading
+from vlchat.tiles import image_lengths
 from vlchat.towers import load_image_processor
 
 
@@ -30,8 +31,9 @@ class VLChatProcessor(ProcessorMixin):
     Args:
         image_processor: prepares pictures for the vision tower.
         tokenizer: the language model's tokenizer; `image_token` is added to it where it is missing.
-        image_seq_length: image tokens per picture, as in the model's configuration.
-        image_token: stands for one picture in a rendered prompt and is repeated `image_seq_length` times.
+        image_seq_length: image tokens per picture, as in the model's configuration; of tiles, per tile.
+        image_token: stands for one picture in a rendered prompt and is repeated `image_seq_length` times, or as often
+            as the tiles of that picture need.
         instruction_length: for an instruction-aware Q-Former: at most so many tokens of the text beside each picture
             go to it; None sends none.
         qformer_folder: where, beside the processor, the Q-Former's own tokenizer is kept (InstructBLIP's is BERT's);
@@ -164,7 +166,8 @@ class VLChatProcessor(ProcessorMixin):
 
         Returns:
             A string or a list of strings; or token ids; or, with `return_dict`, `input_ids` and `attention_mask`
-            (batch, sequence), `pixel_values` (images, channels, height, width) where there are pictures, and
+            (batch, sequence), `pixel_values` (images, channels, height, width) where there are pictures (in tiles:
+            (images, pieces, channels, height, width) and `image_sizes` (images, 2), height and width), and
             `assistant_masks` (batch, sequence) on request: 1 on what the assistant wrote and the token that ends it.
             Batches with a generation prompt are padded on the left.
 
@@ -193,13 +196,15 @@ class VLChatProcessor(ProcessorMixin):
         if return_assistant_tokens_mask and not self.tokenizer.is_fast:
             raise VLChatError("Assistant masks need a fast tokenizer (one with a tokenizer.json).")
         pictures = [prompt.pictures_of(c) for c in conversations]
+        images = [picture for some in pictures for picture in some]
+        shown, lengths = self._prepare(images, return_tensors, options.pop("images_kwargs", None))
         batch = []
         for index, text in enumerate(rendered):
             ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
             mask = _mask(offsets, spans[index]) if return_assistant_tokens_mask else [0] * len(ids)
-            batch.append(self._expand(ids, mask, len(pictures[index]), f"Conversation {index + 1}" if batched else ""))
-        images = [picture for some in pictures for picture in some]
-        data = self._collate(batch, images, return_tensors, side, return_assistant_tokens_mask, **options)
+            own, lengths = lengths[: len(pictures[index])], lengths[len(pictures[index]) :]
+            batch.append(self._expand(ids, mask, own, f"Conversation {index + 1}" if batched else ""))
+        data = self._collate(batch, shown, return_tensors, side, return_assistant_tokens_mask, **options)
         if images and self.instruction_length is not None:
             data.update(self._instructions(conversations, return_tensors))
         return data if return_dict else data["input_ids"]
@@ -250,12 +255,17 @@ class VLChatProcessor(ProcessorMixin):
         if places != len(pictures):
             where = "The prompt" if len(texts) == 1 else f"The {len(texts)} prompts"
             raise prompt.mismatch(places, len(pictures), where)
-        batch = [self._expand(ids, mask, ids.count(self.image_token_id), "") for ids, mask in batch]
-        return self._collate(batch, pictures, return_tensors, side, False, images_kwargs=images_kwargs, **options)
+        shown, lengths = self._prepare(pictures, return_tensors, images_kwargs)
+        expanded = []
+        for ids, mask in batch:
+            own, lengths = lengths[: ids.count(self.image_token_id)], lengths[ids.count(self.image_token_id) :]
+            expanded.append(self._expand(ids, mask, own, ""))
+        return self._collate(expanded, shown, return_tensors, side, False, **options)
 
     @property
     def model_input_names(self) -> list[str]:
         names = ["input_ids", "attention_mask", "pixel_values"]
+        names += ["image_sizes"] if hasattr(self.image_processor, "image_grid_pinpoints") else []
         return names if self.instruction_length is None else [*names, *_INSTRUCTION_NAMES]
 
     def _template(self) -> str:
@@ -266,20 +276,31 @@ class VLChatProcessor(ProcessorMixin):
             raise VLChatError("This processor has no chat template: build it with VLChatProcessor.from_backbones.")
         return template
 
-    def _expand(self, ids: list[int], mask: list[int], pictures: int, where: str) -> tuple[list[int], list[int]]:
-        """Repeats each image token to the length of an image."""
+    def _prepare(
+        self, images: list[Any], return_tensors: str | None, images_kwargs: dict | None
+    ) -> tuple[BatchFeature | None, list[int]]:
+        """Pictures for the tower, and how many image tokens each takes."""
+        if not images:
+            return None, []
+        shown = self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {}))
+        return shown, image_lengths(shown, self.image_processor, self.image_seq_length)
+
+    def _expand(
+        self, ids: list[int], mask: list[int], lengths: list[int], where: str
+    ) -> tuple[list[int], list[int]]:
+        """Repeats each image token to the length of its image."""
         places = ids.count(self.image_token_id)
-        if places != pictures:
-            raise prompt.mismatch(places, pictures, where or "The prompt")
-        lengths = [self.image_seq_length if token == self.image_token_id else 1 for token in ids]
-        repeated = zip(ids, mask, lengths, strict=True)
+        if places != len(lengths):
+            raise prompt.mismatch(places, len(lengths), where or "The prompt")
+        each = iter(lengths)
+        repeated = zip(ids, mask, [next(each) if token == self.image_token_id else 1 for token in ids], strict=True)
         expanded = [(token, bit) for token, bit, length in repeated for _ in range(length)]
         return [token for token, _ in expanded], [bit for _, bit in expanded]
 
     def _collate(
         self,
         batch: list[tuple[list[int], list[int]]],
-        images: list[Any],
+        shown: BatchFeature | None,
         return_tensors: str | None,
         padding_side: str | None,
         with_mask: bool,
@@ -287,7 +308,6 @@ class VLChatProcessor(ProcessorMixin):
         padding: bool | str = False,
         truncation: bool = False,
         max_length: int | None = None,
-        images_kwargs: dict | None = None,
     ) -> BatchFeature:
         if truncation and max_length is not None:
             batch = [self._truncate(ids, mask, max_length) for ids, mask in batch]
@@ -307,15 +327,15 @@ class VLChatProcessor(ProcessorMixin):
         if with_mask:
             data["assistant_masks"] = [_pad(mask, length, 0, side) for _, mask in batch]
         features = BatchFeature(data, tensor_type=return_tensors)
-        if images:
-            features.update(self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {})))
+        if shown is not None:
+            features.update(shown)
         return features
 
     def _truncate(self, ids: list[int], mask: list[int], max_length: int) -> tuple[list[int], list[int]]:
         if self.image_token_id in ids[max_length:]:
             raise VLChatError(
-                f"Cutting {len(ids)} tokens to {max_length} would cut through a picture, which takes "
-                f"{self.image_seq_length} tokens: allow more tokens or use fewer pictures."
+                f"Cutting {len(ids)} tokens to {max_length} would cut through a picture: allow more tokens or use "
+                "fewer pictures."
             )
         return ids[:max_length], mask[:max_length]
 

@@ -27,7 +27,13 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlchat.errors import CheckpointError, ConfigError
+from vlchat.features import measure_features, num_patches, select_features
 from vlchat.reading import reading
+
+__all__ = [
+    "clip_image_processor", "count_features", "load_image_processor", "load_tower", "made_size", "num_patches",
+    "picture_size", "select_features",
+]  # fmt: skip
 
 # transformers knows these towers inside their own families alone.
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
@@ -86,6 +92,11 @@ _VIT_OPTIONS = (
 )  # fmt: skip
 
 
+def count_features(tower: PreTrainedModel, strategy: str) -> int:
+    """How many features one picture of the tower's own size gives under a select strategy, in its own output."""
+    return measure_features(tower, None, strategy)[0]
+
+
 def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:
     """CLIP's own picture preparation, to `image_size` pixels square: the shorter side scaled, the middle cut out."""
     return CLIPImageProcessorPil(
@@ -99,7 +110,7 @@ def picture_size(source: str | Path | PreTrainedModel) -> tuple[int, int] | None
     It need not be the tower's own size: DINOv2 is configured for 518 pixels, and shown 224.
 
     Raises:
-        ConfigError: when it makes pictures of one size for some pictures, and of another size for others.
+        ConfigError: as `made_size`.
     """
     if isinstance(source, PreTrainedModel):
         return None
@@ -107,6 +118,15 @@ def picture_size(source: str | Path | PreTrainedModel) -> tuple[int, int] | None
         processor = load_image_processor(source)
     except CheckpointError:
         return None
+    return made_size(processor, str(source))
+
+
+def made_size(processor: Any, source: str) -> tuple[int, int]:
+    """Height and width of the pictures that an image processor makes.
+
+    Raises:
+        ConfigError: when it makes pictures of one size for some pictures, and of another size for others.
+    """
     square, wide = (
         tuple(processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"].shape[-2:])
         for size in ((64, 64), (128, 64))

@@ -36,12 +36,15 @@ CONNECTORS: dict[str, type[Connector]] = {
 }
 
 
-def build_connector(connector: dict, vision_dim: int, llm_dim: int) -> Connector:
-    """Builds `{"type": name, **kwargs}`.
+def build_connector(connector: dict, vision_dim: int, llm_dim: int, tiles: bool = False) -> Connector:
+    """Builds `{"type": name, **kwargs}`; with `tiles` for pictures that are cut into tiles.
 
     Raises:
         ConfigError: for an unknown type, an argument that type does not take (with the nearest right name), or a
             missing one.
     """
     kind, kwargs = named(CONNECTORS, connector, "connector", given=2)
-    return kind(vision_dim, llm_dim, **kwargs)
+    built = kind(vision_dim, llm_dim, **kwargs)  # type: ignore[call-arg]  # every connector takes these
+    if tiles:
+        built.add_newline(llm_dim)
+    return built

@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
+from transformers import initialization
+
+from vlchat.errors import ConfigError
 
 
 class Connector(nn.Module, ABC):
@@ -16,6 +19,33 @@ class Connector(nn.Module, ABC):
     """
 
     uses_instructions = False
+    # Whether its tokens lie as the patches do, in a square grid: only such ones of several tiles make one picture.
+    keeps_grid = True
+    # Ends a row of tokens where pictures are cut into tiles, (llm_dim,); else None.
+    image_newline: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("image_newline", None)
+
+    def add_newline(self, llm_dim: int) -> None:
+        """Prepares the connector for pictures that are cut into tiles.
+
+        Raises:
+            ConfigError: for a connector whose tokens have no places in the picture.
+        """
+        if not self.keeps_grid:
+            raise ConfigError(
+                f"A {type(self).__name__} gives each tile the same few tokens, which have no places in the picture, so "
+                "tiles can't be put together. Use linear, mlp, downsample or gated with tiles."
+            )
+        self.image_newline = nn.Parameter(torch.empty(llm_dim))
+        self.init_newline()
+
+    def init_newline(self) -> None:
+        """As LLaVA-NeXT's."""
+        if self.image_newline is not None:
+            initialization.normal_(self.image_newline, std=self.image_newline.shape[0] ** -0.5)
 
     def num_tokens(self, num_patches: int) -> int:
         """How many image tokens come out for `num_patches` features of one image."""

@@ -27,6 +27,8 @@ class QFormerConnector(Connector):
         text_vocab_size: vocabulary of the instruction tokens, or None for a Q-Former that sees no text.
     """
 
+    keeps_grid = False
+
     def __init__(
         self,
         vision_dim: int,
@@ -112,6 +114,8 @@ class ResamplerConnector(Connector):
         num_attention_heads: None gives heads 128 wide, as in Qwen-VL.
     """
 
+    keeps_grid = False
+
     def __init__(
         self, vision_dim: int, llm_dim: int, num_query_tokens: int = 256, num_attention_heads: int | None = None
     ) -> None:
@@ -179,6 +183,8 @@ class PerceiverConnector(Connector):
         num_query_tokens: latents, and so image tokens per image.
         depth: layers.
     """
+
+    keeps_grid = False
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlchat import foreign, images, prompt
+from vlchat import foreign, images, prompt, video
 from vlchat.data.formats import Example, Message
 from vlchat.errors import DataError, EmptySupervisionError, ImageError, VLChatError
 from vlchat.processor import VLChatProcessor
@@ -104,11 +104,15 @@ def has_answer(example: Example) -> bool:
 
 
 def decode_images(messages: list[Message], where: str) -> list[Message]:
-    """The same messages with every picture decoded to RGB.
+    """The same messages with every picture decoded to RGB, and every video as pictures of its frames.
 
     Raises:
         DataError: a picture that cannot be read; begins with `where` and names the file.
     """
+    try:
+        messages = video.expanded(messages)
+    except ImageError as error:
+        raise DataError(f"{where}: {error}") from error
     decoded: list[Message] = []
     for message in messages:
         parts = []
