@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import BLIPS, FAMILIES
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from train.config import LoopConfig, OptimConfig, RunConfig
 from train.instruct import TuneObjective
@@ -30,10 +31,9 @@ from vlchat.reading import reading
 
 Picture = Callable[..., Image.Image]
 UNTOLD = ["blip-2", "blip-2-t5", "instructblip", "paligemma"]  # published without a chat template
-SPEAKING = [name for name in FAMILIES if name not in UNTOLD]
-ONE_PICTURE = [name for name in SPEAKING if "blip" in name]  # which it takes with each text
-TUNED = [name for name in SPEAKING if name not in ("blip-2-t5, template added", "paligemma, template added")]
-QUANTIZED = ["llava", "qwen2_vl", "blip-2, template added", "instructblip, template added"]
+SPEAKING = [*(name for name in FAMILIES if name not in UNTOLD), *BLIPS]
+LEARNING = [name for name in SPEAKING if name not in ("blip-2-t5, template added", "paligemma, template added")]
+TUNED = [*(name for name in LEARNING if name not in BLIPS), "blip-2", "instructblip"]
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +44,20 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def make(name: str) -> Path:
         folder = root / name
         if not folder.exists():
-            FAMILIES[name](folder)
+            {**FAMILIES, **BLIPS}[name](folder)
         return folder
 
     return make
+
+
+def published(folder: Path) -> tuple[Any, Any]:
+    """transformers' own class, also of the families that `checkpoint.load` turns into ours."""
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), load_processor(folder)
+
+
+def one_picture(name: str) -> bool:
+    """Whether the family takes exactly one picture with each text."""
+    return "blip" in name
 
 
 def example(name: str, turns: Sequence[tuple[str, str]], pictures: Sequence[Any] = ()) -> Example:
@@ -60,7 +70,7 @@ def rows(name: str, picture: Picture) -> list[Example]:
     """Rows of one, two and no pictures of unlike shapes, or of one each where the family takes no other number."""
     first = example("one", [("<image>\nWhat is it?", "A red circle.")], [picture(1, (60, 30))])
     said = 'no, "one" <image> <|im_end|> </s> dog é'
-    if name in ONE_PICTURE:
+    if one_picture(name):
         return [first, example("two", [("<image>\nHow many?", "Two cats."), ("Sure?", said)], [picture(2)])]
     pictures = [picture(2), picture(3, (30, 90))]
     return [
@@ -73,7 +83,7 @@ def rows(name: str, picture: Picture) -> list[Example]:
 def conversations(name: str, picture: Picture) -> list[list[dict[str, Any]]]:
     turns = [{"role": "assistant", "content": "Two cats."}, {"role": "user", "content": "a red circle"}]
     asked = [ask_messages(picture(1), "What is it?"), [*ask_messages(picture(4, (30, 80)), "Is it?"), *turns]]
-    if name in ONE_PICTURE:
+    if one_picture(name):
         return asked
     asked.append(ask_messages([picture(2), picture(3, (70, 40))], "How many cats are there in the two pictures?"))
     return asked if "paligemma" in name else [*asked, ask_messages(None, "Is it green?")]
@@ -84,8 +94,9 @@ def test_every_family_loads_and_its_processor_is_saved_as_it_was(
     name: str, family: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = family(name)
-    model, processor = checkpoint.load(folder)
+    model, _ = checkpoint.load(folder)
     assert model.dtype == torch.float32
+    processor = load_processor(folder)
     processor.save_pretrained(tmp_path)
     for file in ("processor_config.json", "tokenizer_config.json"):
         old, new = (json.loads((place / file).read_text()) for place in (folder, tmp_path))
@@ -106,7 +117,7 @@ def test_a_processor_without_films_keeps_its_name_and_can_be_sent_to_workers(fam
 def test_a_batch_of_unlike_conversations_equals_one_by_one(
     name: str, family: Callable[[str], Path], picture: Picture
 ) -> None:
-    chat = Chat.load(family(name))
+    chat = Chat(*published(family(name)))
     tokenizer = chat.processor.tokenizer  # which is to write letters only, and no end
     silent = [token for token in range(len(tokenizer)) if not re.search("[a-zA-Z]$", tokenizer.decode([token]))]
     chat.model.generation_config.suppress_tokens = sorted({*silent, *tokenizer.added_tokens_decoder})
@@ -129,7 +140,7 @@ def test_an_answer_is_what_the_familys_own_processor_and_generate_give(
     name: str, family: Callable[[str], Path], picture: Picture
 ) -> None:
     """Without typed control tokens, nothing stands between a question and transformers."""
-    chat = Chat.load(family(name))
+    chat = Chat(*published(family(name)))
     for messages in conversations(name, picture):
         content = [{**message, "content": part} for message in messages for part in [message["content"]]]
         for message in content:
@@ -168,7 +179,7 @@ def test_control_tokens_that_people_type_stay_text(name: str, family: Callable[[
 
 @pytest.mark.parametrize("name", UNTOLD)
 def test_a_template_is_never_guessed(name: str, family: Callable[[str], Path], picture: Picture) -> None:
-    chat = Chat.load(family(name))
+    chat = Chat(*published(family(name)))
     with pytest.raises(VLChatError, match="has no chat template, and vlchat guesses none.*chat_template.jinja"):
         chat.ask(picture(1), "What is it?")
     with pytest.raises(DataError, match='Row "one".*has no chat template'):
@@ -186,11 +197,11 @@ def said(tokenizer: Any, labels: torch.Tensor) -> list[str]:
     return [tokenizer.decode(run).strip() for run in runs if run]
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", LEARNING)
 def test_what_is_learnt_is_the_assistants_words_and_the_token_that_closes_them(
     name: str, family: Callable[[str], Path], picture: Picture
 ) -> None:
-    model, processor = checkpoint.load(family(name))
+    model, processor = published(family(name))
     closing = processor.tokenizer.decode([foreign.end_token_id(processor)])
     between = closing if closing not in ("</s>",) else ""  # these families close a turn with a line or a header only
     examples = rows(name, picture)
@@ -219,12 +230,12 @@ def test_what_is_learnt_is_the_assistants_words_and_the_token_that_closes_them(
         assert torch.equal(alone["labels"][0], batch["labels"][number, :length])
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", LEARNING)
 def test_learning_begins_where_the_generation_prompt_ends(
     name: str, family: Callable[[str], Path], picture: Picture
 ) -> None:
     """The prompt that `generate` is given is the start of the row, and the next token is the first to learn."""
-    _, processor = checkpoint.load(family(name))
+    _, processor = published(family(name))
     row = rows(name, picture)[0]
     asked = foreign.inputs(processor, [prompt.validate(ask_messages(picture(1, (60, 30)), "What is it?"))])
     batch = Collator(processor)([row])
@@ -255,6 +266,12 @@ def tune(folder: Path, model: Path, picture: Picture, one: bool, quantize: str |
     return objective, fit(objective, config, 20, None)
 
 
+def skip_untold(folder: Path) -> None:
+    """BLIP-2 and InstructBLIP have a template where `checkpoint.load` turns them into our own class."""
+    if not checkpoint.load(folder)[1].chat_template:
+        pytest.skip("published without a chat template")
+
+
 def frozen(model: Any) -> dict[str, torch.Tensor]:
     """Everything of the model but the adapter, by its plain name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -264,14 +281,16 @@ def frozen(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "quantize"),
-    [(name, None) for name in TUNED] + [(name, "nf4") for name in QUANTIZED] + [("qwen2_vl", "int8")],
+    [(name, None) for name in TUNED]
+    + [("llava", "nf4"), ("qwen2_vl", "nf4"), ("instructblip", "nf4"), ("qwen2_vl", "int8")],
 )
 def test_twenty_steps_of_lora_teach_an_answer_and_change_nothing_else(
     name: str, quantize: str | None, family: Callable[[str], Path], picture: Picture, tmp_path: Path
 ) -> None:
     if quantize is not None:
         pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
-    objective, run = tune(tmp_path, family(name), picture, name in ONE_PICTURE, quantize)
+    skip_untold(family(name))
+    objective, run = tune(tmp_path, family(name), picture, one_picture(name), quantize)
     learning = [key for key, parameter in objective.model.named_parameters() if parameter.requires_grad]
     prefix = language_model_prefix(objective.model.get_base_model())
     assert learning and all("lora_" in key and f".{prefix}." in key for key in learning)
@@ -302,10 +321,11 @@ def test_towers_and_projectors_are_never_quantized(kind: str, name: str, family:
     assert not isinstance(model.get_output_embeddings(), kinds)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "idefics3", "instructblip, template added", "llava_next"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "idefics3", "instructblip", "llava_next"])
 def test_the_command_line_chats_and_evaluates(
     name: str, family: Callable[[str], Path], picture: Picture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    skip_untold(family(name))
     picture(1).save(tmp_path / "picture.png")
     lines = [{"image": "picture.png", "question": "What is it?", "answer": "A red circle."}] * 3
     (tmp_path / "data.json").write_text(json.dumps(lines))
@@ -320,7 +340,7 @@ def test_the_command_line_chats_and_evaluates(
 
 def test_lora_targets_outside_the_language_model_are_refused(family: Callable[[str], Path]) -> None:
     for name in ("qwen2_vl", "idefics3", "blip-2", "llava_next"):
-        model, _ = checkpoint.load(family(name))
+        model, _ = published(family(name))
         with pytest.raises(ConfigError, match="outside the language model"):
             checkpoint.add_lora(model, targets=r".*(q_proj|qkv|fc1|linear_1)")
         with pytest.raises(ConfigError, match="match no layer"):
@@ -331,7 +351,7 @@ def test_what_cannot_be_tuned_is_told_before_the_first_step(
     family: Callable[[str], Path], picture: Picture, tmp_path: Path
 ) -> None:
     for name, told in {
-        "blip-2": "has no chat template",
+        "paligemma": "has no chat template",
         "blip-2-t5, template added": "has a language model with an encoder",
     }.items():
         with pytest.raises(VLChatError, match=told):
@@ -342,7 +362,7 @@ def test_what_cannot_be_tuned_is_told_before_the_first_step(
 
 
 def test_blip_takes_one_picture_and_says_so(family: Callable[[str], Path], picture: Picture) -> None:
-    chat = Chat.load(family("blip-2, template added"))
+    chat = Chat(*published(family("blip-2, template added")))
     for pictures, count in (((), 0), ((picture(1), picture(2)), 2)):
         with pytest.raises(VLChatError, match=f"exactly one picture a conversation, and this one has {count}"):
             chat.ask(pictures, "What is it?")
