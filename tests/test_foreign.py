@@ -427,3 +427,10 @@ def test_marks_are_read_as_they_were_written() -> None:
         with pytest.raises(VLChatError):
             marks.read(broken)
     assert marks.clean(f"a{marks.BEGIN}{marks.END}{marks.CUT}b") == "a\ufffd\ufffd\ufffdb"
+
+
+def test_the_table_of_compatibility_has_every_family() -> None:
+    """Written by `python benchmarks/compatibility.py`."""
+    lines = (Path(__file__).parent.parent / "docs" / "compatibility.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert rows == ["family", *FAMILIES]
