@@ -347,9 +347,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "blip-2": blip_2,
     "blip-2-t5": blip_2_t5,
     "instructblip": instructblip,
-    "blip-2, template added": _with(blip_2, templates.BLIP_2),
     "blip-2-t5, template added": _with(blip_2_t5, templates.BLIP_2),
-    "instructblip, template added": _with(instructblip, templates.INSTRUCTBLIP),
     "idefics3": idefics3,
     "smolvlm": smolvlm,
     "qwen2_vl": qwen2_vl,
@@ -359,4 +357,9 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "paligemma": paligemma,
     "paligemma, template added": _with(paligemma, templates.PALIGEMMA),
     "internvl": internvl,
+}
+# For transformers' own classes, which put the picture before the prompt themselves.
+BLIPS: dict[str, Callable[[Path], None]] = {
+    "blip-2, template added": _with(blip_2, templates.BLIP_2),
+    "instructblip, template added": _with(instructblip, templates.INSTRUCTBLIP),
 }

@@ -65,5 +65,5 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
-        mask_token="[MASK]",
+        mask_token="[MASK]", model_max_length=512,
     )  # fmt: skip

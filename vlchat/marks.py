@@ -94,7 +94,7 @@ class MarkedTokenizer:
     def __call__(self, text: Any = None, *others: Any, **options: Any) -> Any:
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, list) or not any(isinstance(one, str) and _MARK.search(one) for one in texts):
-            return self.tokenizer(text, *others, **options)
+            return self.tokenizer(text, *others, **{"verbose": False, **options})
         if not self.tokenizer.is_fast:
             raise VLChatError("This model's tokenizer has no tokenizer.json, so the text can't be kept apart in it.")
         rows = [_encode(self.tokenizer, one, options.get("add_special_tokens", True)) for one in texts]
@@ -116,7 +116,8 @@ class MarkedTokenizer:
 class QuestionReader:
     """Stands in for a second tokenizer, a Q-Former's: it reads what was asked, and never the answers.
 
-    It pads on the right always, for its model counts positions from the left.
+    It reads no further than its model has positions for (BERT has 512), and pads on the right always, for they are
+    counted from the left.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -128,7 +129,7 @@ class QuestionReader:
     def __call__(self, text: Any = None, *others: Any, **options: Any) -> Any:
         several = [text] if isinstance(text, str) else text
         asked = [bare(one.partition(BEGIN)[0]) if isinstance(one, str) else one for one in several]
-        options["padding_side"] = "right"
+        options |= {"padding_side": "right", "truncation": True, "verbose": False}
         return self.tokenizer(asked[0] if isinstance(text, str) else asked, *others, **options)
 
 
