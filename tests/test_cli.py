@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("command", ["", "chat", "serve", "models", "train", "check", "eval", "export", "info"])
+@pytest.mark.parametrize("command", ["", "chat", "serve", "models", "train", "check", "eval", "export", "info", "push"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"] if command else ["--help"])
@@ -62,7 +62,7 @@ def test_the_help_lists_every_command_and_needs_no_heavy_import() -> None:
     code = "import sys; from vlchat.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for command in ("chat", "serve", "models", "train", "check", "eval", "export", "info"):
+    for command in ("chat", "serve", "models", "train", "check", "eval", "export", "info", "push"):
         assert f"\n    {command} " in done.stdout
 
 

@@ -150,6 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", nargs="?", help="a folder, Hub id or short name (default: the embedded model)")
     info.add_argument("--revision", metavar="NAME", help="as of `vlchat chat`")
     info.set_defaults(run=commands.info)
+
+    push = known.add_parser(
+        "push", help="publish a model on the Hub", description="Send an exported model or a run to the Hub."
+    )
+    push.add_argument("folder", type=Path, help="what `vlchat export` or training wrote")
+    push.add_argument("repository", metavar="YOU/NAME", help="where to; made where it is not there yet")
+    push.add_argument("--private", action="store_true", help="a new repository is for you alone")
+    push.add_argument("--revision", metavar="BRANCH", help="another branch than main")
+    push.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
+    push.set_defaults(run=commands.push)
     return parser
 
 

@@ -241,6 +241,21 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def push(arguments: argparse.Namespace) -> int:
+    """`vlchat push`: a checkpoint on the Hub."""
+    from vlchat import push as sending
+
+    sending.check_name(arguments.repository)
+    parcel = sending.pack(arguments.folder)
+    print(parcel.render(), flush=True)
+    if arguments.dry_run:
+        print("Nothing was sent.")
+        return 0
+    where = sending.push(parcel, arguments.repository, private=arguments.private, revision=arguments.revision)
+    print(f"Sent: {where}")
+    return 0
+
+
 def _readable(value: Any) -> str:
     if value is None:
         return "-"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlchat.errors import CheckpointError
 from vlchat.folders import ADAPTER_CONFIG, MANIFEST, PICKLES
 from vlchat.reading import reading
 
@@ -13,10 +14,20 @@ def snapshot(repository: str, revision: str | None = None) -> Path | None:
     """The downloaded folder of a vlchat checkpoint or a PEFT adapter; None for every other repository.
 
     Raises:
-        CheckpointError: it is one, and cannot be downloaded whole.
+        CheckpointError: it is neither here nor within reach, or cannot be downloaded whole.
     """
     ours = _has(repository, MANIFEST, revision)
-    adapter = not ours and not _has(repository, "config.json", revision) and _has(repository, ADAPTER_CONFIG, revision)
+    if ours is None:
+        here = [name for name in ("config.json", ADAPTER_CONFIG) if _cached(repository, name, revision)]
+        if not here:
+            raise CheckpointError(
+                f"The checkpoint {repository} can't be loaded: there is no such folder here, and as an id on the Hub: "
+                "it was not downloaded, and the Hub can't be reached."
+            )
+        adapter = here == [ADAPTER_CONFIG]
+    else:
+        whole = _has(repository, "config.json", revision)
+        adapter = not ours and not whole and bool(_has(repository, ADAPTER_CONFIG, revision))
     if not (ours or adapter):
         return None
     from huggingface_hub import snapshot_download
@@ -45,12 +56,11 @@ def describe(repository: str, revision: str | None = None) -> dict[str, Any]:
 
 def facts(repository: str, revision: str | None = None) -> dict[str, Any]:
     """What only the Hub's own page knows: `parameters` and `licence`, as far as it can be reached."""
-    import httpx
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=10)
-    except (OSError, httpx.HTTPError):
+    except unreachable():
         return {}
     found = {
         "parameters": getattr(info.safetensors, "total", None),
@@ -59,12 +69,37 @@ def facts(repository: str, revision: str | None = None) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _has(repository: str, file: str, revision: str | None) -> bool:
+def unreachable() -> tuple[Any, ...]:
+    """What huggingface_hub raises where the Hub is out of reach or refuses; which HTTP client it uses has changed."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, HfHubHTTPError.__bases__[0])
+
+
+def _has(repository: str, file: str, revision: str | None) -> bool | None:
+    """Whether a repository has a file; None where that is not known here and the Hub is out of reach."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    known = _cached(repository, file, revision)
+    if known is not None:
+        return known
+    try:
+        hf_hub_download(repository, file, revision=revision)
+    except LocalEntryNotFoundError:
+        return None
+    except (HFValidationError, *unreachable()):
+        return False
+    return True
+
+
+def _cached(repository: str, file: str, revision: str | None) -> bool | None:
+    """What earlier downloads know of a file: that it is there, that it is not, or nothing."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        hf_hub_download(repository, file, revision=revision)
-    except (OSError, HFValidationError):  # absent, or out of reach: whoever loads it says so
+        found = try_to_load_from_cache(repository, file, revision=revision)
+    except HFValidationError:
         return False
-    return True
+    return None if found is None else isinstance(found, str)
