@@ -97,7 +97,7 @@ class MarkedTokenizer:
             return self.tokenizer(text, *others, **{"verbose": False, **options})
         if not self.tokenizer.is_fast:
             raise VLChatError("This model's tokenizer has no tokenizer.json, so the text can't be kept apart in it.")
-        rows = [_encode(self.tokenizer, one, options.get("add_special_tokens", True)) for one in texts]
+        rows = [encode(self.tokenizer, one, options.get("add_special_tokens", True)) for one in texts]
         side = options.get("padding_side") or self.tokenizer.padding_side
         length = max(len(ids) for ids, _, _ in rows) if options.get("padding") else 0
         self.texts = texts
@@ -151,10 +151,10 @@ class _Encoded(BatchEncoding):
         return None if found is None else found + self._shifts[row]
 
 
-def _encode(
+def encode(
     tokenizer: PreTrainedTokenizerBase, marked: str, special: bool
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """Token ids, the mask of answers, and the characters of each token; none reaches across a mark."""
+    """Token ids of a marked text, the mask of answers, and each token's characters; none reaches across a mark."""
     text, answers, cuts = read(marked)
     edges = [*answers, *((position, position) for position in cuts)]
     ids, spans = prompt.encode(tokenizer, text, add_special_tokens=special, answers=edges)

@@ -16,7 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vlchat import prompt
+from vlchat import foreign, marks, prompt
 from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, template_names, template_source, written_tokens
 from vlchat.config import VLChatConfig
 from vlchat.errors import ConfigError, VLChatError
@@ -132,6 +132,8 @@ class VLChatProcessor(ProcessorMixin):
     @property
     def end_token_id(self) -> int | None:
         """The token that closes an assistant's turn in this template, at which generation should stop."""
+        if not prompt.tells_answers(self._template()):
+            return foreign.end_token_id(self)
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         conversation = [prompt.validate(turns)]
         rendered, spans = prompt.render(conversation, self._template(), self.tokenizer, mark=True, mask=True)
@@ -181,12 +183,14 @@ class VLChatProcessor(ProcessorMixin):
         return_tensors = options.pop("return_tensors", return_tensors)
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = [prompt.validate(c) for c in (conversation if batched else [conversation])]
+        template = chat_template or self._template()
+        told = prompt.tells_answers(template) or chat_template is not None
         rendered, spans = prompt.render(
             conversations,
-            chat_template or self._template(),
+            template,
             self.tokenizer,
             mark=tokenize,
-            mask=return_assistant_tokens_mask,
+            mask=return_assistant_tokens_mask and told,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **kwargs,
@@ -200,8 +204,11 @@ class VLChatProcessor(ProcessorMixin):
         shown, lengths = self._prepare(images, return_tensors, options.pop("images_kwargs", None))
         batch = []
         for index, text in enumerate(rendered):
-            ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
-            mask = _mask(offsets, spans[index]) if return_assistant_tokens_mask else [0] * len(ids)
+            if return_assistant_tokens_mask and not told:  # as published models' templates are
+                ids, mask, _ = marks.encode(self.tokenizer, foreign.answers(self, conversations[index]), False)
+            else:
+                ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
+                mask = _mask(offsets, spans[index])
             own, lengths = lengths[: len(pictures[index])], lengths[len(pictures[index]) :]
             batch.append(self._expand(ids, mask, own, f"Conversation {index + 1}" if batched else ""))
         data = self._collate(batch, shown, return_tensors, side, return_assistant_tokens_mask, **options)

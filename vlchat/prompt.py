@@ -67,8 +67,7 @@ def validate(conversation: Any) -> list[dict]:
 
 def clean(text: str) -> str:
     """Text every tokenizer takes: surrogate pairs joined, lone ones and our own markers replaced by U+FFFD."""
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text.replace(_START, "\ufffd").replace(_END, "\ufffd")
+    return _joined(text).replace(_START, "\ufffd").replace(_END, "\ufffd")
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
@@ -83,6 +82,11 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[s
 def protect(text: str, tokens: tuple[str, ...]) -> str:
     """Cleaned text with each of `tokens` in it marked, for `encode`."""
     return pattern(tokens).sub(lambda match: f"{_START}{match[0]}{_END}", clean(text))
+
+
+def tells_answers(template: str) -> bool:
+    """Whether a chat template marks what the assistant says with `{% generation %}`."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
 def render(
@@ -104,7 +108,7 @@ def render(
     Raises:
         VLChatError: when the template refuses a conversation, or can't tell the assistant's words apart.
     """
-    tells = re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+    tells = tells_answers(template)
     if mask and not tells:
         raise VLChatError(
             "This chat template does not mark the assistant's words with {% generation %}, so there is nothing to "
@@ -116,7 +120,9 @@ def render(
             {
                 **message,
                 "content": [
-                    {**part, "text": protect(part["text"], control)} if part["type"] == "text" else {"type": "image"}
+                    {**part, "text": protect(part["text"], control) if mark else _joined(part["text"])}
+                    if part["type"] == "text"
+                    else {"type": "image"}
                     for part in message["content"]
                 ],
             }
@@ -247,6 +253,10 @@ def _encode_plain(
         return ids, [(0, 0)] * len(ids)
     encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
     return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+
+
+def _joined(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _broken(text: str, added: re.Pattern[str]) -> list[tuple[int, str]]:

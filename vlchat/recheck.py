@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlchat import images
+from vlchat import foreign, images
 from vlchat.errors import CheckpointError
+from vlchat.interop import reload
 from vlchat.model import VLChatForConditionalGeneration
 
 PICTURES = sorted((Path(__file__).parent / "assets" / "examples").glob("*.png"))
@@ -37,8 +37,11 @@ class Recheck:
     def __init__(self, model: Any, processor: Any, tell: Callable[[str], None]) -> None:
         self.model, self.processor, self.tell = model, processor, tell
         self.asked = list(zip(_QUESTIONS, PICTURES, strict=False))
-        self.inputs = [self._prepare(question, picture) for question, picture in self.asked]
-        self.trained = [_logits(model, inputs) for inputs in self.inputs]
+        self.inputs = [
+            foreign.accepted(dict(reload.prepare(processor, question, images.decode(picture))), model)
+            for question, picture in self.asked
+        ]
+        self.trained = [logits for logits, _ in self._answers()]
 
     def compare(self, folder: Path) -> None:
         """Loads `folder` in a fresh process with plain transformers and compares tokens, logits and greedy text.
@@ -49,52 +52,46 @@ class Recheck:
             CheckpointError: for any difference that rounding does not explain, or a folder that does not load.
         """
         stored = str(self.model.dtype).removeprefix("torch.")
-        self.model.float()
-        expected = [_logits(self.model, inputs) for inputs in self.inputs]
-        texts = [_greedy(self.model, self.processor, inputs) for inputs in self.inputs]
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.float()
+        expected = self._answers()
         if stored != "float32":
-            moved = max(_difference(a, b) for a, b in zip(self.trained, expected, strict=True))
+            moved = max(_difference(a, b) for a, (b, _) in zip(self.trained, expected, strict=True))
             self.tell(f"Rounded to {stored}, the logits move by at most {moved:.3g}.")
         with tempfile.TemporaryDirectory() as place:
             found = self._ask(folder, Path(place))
-        for index, inputs in enumerate(self.inputs):
-            ids = found[f"{index}.input_ids"]
-            if not torch.equal(ids, inputs["input_ids"]):
+        largest = 0.0
+        for index, (logits, written) in enumerate(expected):
+            ids, known = found.get(f"{index}.input_ids"), self.inputs[index]["input_ids"]
+            if ids is not None and not torch.equal(ids, known):
                 raise CheckpointError(
-                    f"The folder in {folder.name} reads another prompt: {ids.shape[1]} tokens where the model has "
-                    f"{inputs['input_ids'].shape[1]}, or other ones. It is not kept."
+                    f"Read again by transformers, the folder reads another prompt: {ids.shape[1]} tokens where the "
+                    f"model has {known.shape[1]}, or other ones. It is not kept."
                 )
-        largest = max(_difference(found[f"{index}.logits"], logits) for index, logits in enumerate(expected))
-        if not largest <= TOLERANCE:
-            raise CheckpointError(
-                f"Read again by transformers, the folder's logits differ by {largest:.3g} (at most {TOLERANCE:g}). "
-                "It is not kept."
-            )
-        for index, text in enumerate(texts):
-            if found["texts"][index] != text:
+            largest = max(largest, _difference(found[f"{index}.logits"], logits))
+            if not largest <= TOLERANCE:
                 raise CheckpointError(
-                    f'Read again by transformers, the folder answers "{found["texts"][index]}" where the model answers '
-                    f'"{text}". It is not kept.'
+                    f"Read again by transformers, the folder's logits differ by {largest:.3g} (at most {TOLERANCE:g}). "
+                    "It is not kept."
                 )
+            if not torch.equal(found[f"{index}.written"], written):
+                texts = [self.processor.tokenizer.decode(one[0]) for one in (found[f"{index}.written"], written)]
+                raise CheckpointError(
+                    f'Read again by transformers, the folder answers "{texts[0]}" where the model answers '
+                    f'"{texts[1]}". It is not kept.'
+                )
+        tokens = "the same tokens, logits" if "0.input_ids" in found else "the same logits"
         self.tell(
-            f"Read again by transformers {transformers.__version__} in a fresh process: the same tokens, logits "
+            f"Read again by transformers {transformers.__version__} in a fresh process: {tokens} "
             f"(largest difference {largest:.3g}) and greedy text on {len(self.inputs)} pictures."
         )
+        if "0.input_ids" not in found:
+            self.tell("Its processor was not read again: this family's wants torchvision, which is not installed.")
 
-    def _prepare(self, question: str, picture: Path) -> dict[str, torch.Tensor]:
-        image: Image.Image = images.decode(picture)
-        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-        return dict(
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                add_generation_prompt=True,
-            )
-        )
+    def _answers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [reload.answer(self.model, inputs, NEW_TOKENS) for inputs in self.inputs]
 
-    def _ask(self, folder: Path, place: Path) -> dict[str, Any]:
+    def _ask(self, folder: Path, place: Path) -> dict[str, torch.Tensor]:
         request = {
             "folder": str(folder.absolute()),
             # Our own class registers itself with the Auto classes when it is imported.
@@ -107,36 +104,21 @@ class Recheck:
             f"{index}.{name}": tensor.contiguous()
             for index, inputs in enumerate(self.inputs)
             for name, tensor in inputs.items()
-            if tensor.is_floating_point()
         }
-        save_file(given, place / "pixels.safetensors")
-        script = Path(__file__).parent / "interop" / "reload.py"
+        save_file(given, place / "inputs.safetensors")
         environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
         run = subprocess.run(
-            [sys.executable, "-P", str(script), str(place)], capture_output=True, text=True, env=environment
+            [sys.executable, "-P", str(reload.__file__), str(place)], capture_output=True, text=True, env=environment
         )
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
             raise CheckpointError(f"transformers does not load what was written: {reason} It is not kept.")
-        answer: dict[str, Any] = dict(load_file(place / "result.safetensors"))
-        answer["texts"] = json.loads((place / "result.json").read_text(encoding="utf-8"))
-        return answer
+        return load_file(place / "result.safetensors")
 
 
 def _is_ours(folder: Path) -> bool:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config.get("model_type") == VLChatForConditionalGeneration.config_class.model_type
-
-
-@torch.inference_mode()
-def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(**inputs).logits.float()
-
-
-@torch.inference_mode()
-def _greedy(model: Any, processor: Any, inputs: dict[str, torch.Tensor]) -> str:
-    written = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
-    return processor.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -25,7 +25,8 @@ def load_whole(
 ) -> tuple[Any, Any]:
     """A model that transformers' `AutoModelForImageTextToText` loads, and its processor.
 
-    BLIP-2 and InstructBLIP come back as our own class, with the prompt of their papers as chat template.
+    BLIP-2 and InstructBLIP come back as our own class, with the prompt of their papers as chat template; those with a
+    T5 as transformers' class, with the same prompt.
 
     Raises:
         CheckpointError: when it cannot be read; when a tensor is missing, left over, of another shape or not finite
@@ -53,6 +54,9 @@ def load_whole(
         processor = load_processor(source, revision)
     check_names(source, info)
     check_numbers(source, model)
-    if config.model_type in interop.CONVERTED_ON_LOAD and config.get_text_config().is_encoder_decoder is False:
+    if config.model_type not in interop.USUAL_TEMPLATES:
+        return model, processor
+    if config.use_decoder_only_language_model:
         return interop.convert(model, processor)
+    interop.give_usual_template(config.model_type, processor)  # T5 stays in transformers' class
     return model, processor

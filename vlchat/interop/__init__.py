@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlchat.chat_templates import IMAGE_TOKEN, template_source
 from vlchat.errors import CheckpointError, nearest
 from vlchat.interop import blip2, instructblip, llava
 from vlchat.interop.layouts import Layout
@@ -23,8 +24,8 @@ Read = Callable[[Any, Any, str | None], tuple[VLChatForConditionalGeneration, VL
 FAMILIES: dict[str, Read] = {"llava": llava.read, "blip-2": blip2.read, "instructblip": instructblip.read}
 # What `vlchat export --layout` writes besides our own folder.
 LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "blip2": blip2.LAYOUT}
-# Families whose transformers' class has no chat to offer (no template, one fixed place for the picture).
-CONVERTED_ON_LOAD = ("blip-2", "instructblip")
+# Families that are published without a chat template -> the prompt of their papers, which is theirs and no guess.
+USUAL_TEMPLATES = {"blip-2": "blip2", "instructblip": "instructblip"}
 
 
 def convert(
@@ -46,6 +47,13 @@ def convert(
     ours, its_processor = FAMILIES[kind](model, processor, template)
     align_generation(ours, its_processor)
     return ours, its_processor
+
+
+def give_usual_template(kind: str, processor: Any) -> None:
+    """Gives a BLIP's processor, which writes the pictures' tokens itself, the family's prompt if it has none."""
+    if not processor.chat_template:
+        source = processor.tokenizer.chat_template or template_source(USUAL_TEMPLATES[kind], processor.tokenizer)
+        processor.chat_template = source.replace(IMAGE_TOKEN, "")
 
 
 def layout(name: str) -> Layout:

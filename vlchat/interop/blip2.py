@@ -39,7 +39,7 @@ def read(
         CheckpointError: for a T5 or another encoder-decoder as its language model.
     """
     result = join(model, qformer_options(model.config.qformer_config))
-    return result, read_processor(processor, result.config, template, usual="blip2", pictures_first=True)
+    return result, read_processor(processor, result.config, template, usual="blip2")
 
 
 def join(model: Any, options: dict[str, Any]) -> VLChatForConditionalGeneration:

@@ -24,6 +24,6 @@ def read(
     options = qformer_options(model.config.qformer_config)
     options["text_vocab_size"] = model.config.qformer_config.vocab_size
     result = join(model, options)
-    ours = read_processor(processor, result.config, template, usual="instructblip", pictures_first=True)
+    ours = read_processor(processor, result.config, template, usual="instructblip")
     ours.use_qformer_tokenizer(processor.qformer_tokenizer, options["max_instruction_tokens"])
     return result, ours

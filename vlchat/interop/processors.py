@@ -25,15 +25,14 @@ def read_processor(
     config: VLChatConfig,
     template: str | None,
     usual: str | None = None,
-    pictures_first: bool = False,
 ) -> VLChatProcessor:
     """Our processor with the parts of a published one.
 
     Args:
         config: of the model; names the image token and the number of its places.
         template: chat template by name, or None for the processor's own.
-        usual: name of the family's documented prompt, for checkpoints that store no chat template.
-        pictures_first: the processor itself writes the pictures' tokens before the text.
+        usual: of a BLIP, whose processor writes the pictures' tokens itself before all text: the name of the prompt of
+            its paper, for checkpoints that store no chat template.
 
     Raises:
         CheckpointError: when there is no template, or the tokenizer and the model disagree about the image token.
@@ -41,7 +40,7 @@ def read_processor(
     source = processor.chat_template
     if isinstance(source, dict):
         source = source.get("default")
-    if pictures_first:
+    if usual is not None:
         source = source or processor.tokenizer.chat_template
         source = _PICTURES_FIRST + source if source else None
     chosen = template or (None if source else usual)
