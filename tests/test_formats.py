@@ -184,7 +184,7 @@ def test_captions_from_tags_names_and_lists() -> None:
         ({"conversations": ["x"]}, "conversations[0] must be an object"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 'messages[0].role is "tool"'),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content must be a string or a list"),
-        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 'messages[0].content[0].type is "video"'),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 'messages[0].content[0].type is "audio"'),
         ({"image": "https://example.invalid/a.png", "caption": "x"}, "is a URL"),
         ({"image": "file:///etc/hosts", "caption": "x"}, "is a URL"),
         ({"image": "data:image/png;base64,@@@", "caption": "x"}, "not valid base64"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from vlchat import Chat, video
-from vlchat.data import Collator, Example
+from vlchat.data import Collator, Example, SourceConfig, check, load_source
 from vlchat.data.collate import decode_images
 from vlchat.errors import DataError, ImageError, VLChatError
 
@@ -149,3 +150,41 @@ def test_a_video_in_a_training_row_is_its_frames(tiny_processor: Any) -> None:
     assert int((batch["input_ids"] == tiny_processor.image_token_id).sum()) == 8 * 4
     with pytest.raises(DataError, match='Row "7": The video'):
         decode_images([{"role": "user", "content": [{"type": "video", "video": b"x"}]}], 'Row "7"')
+
+
+def row(video_part: dict[str, Any], number: str = "1") -> dict[str, Any]:
+    asked = {"role": "user", "content": [video_part, {"type": "text", "text": "What happens?"}]}
+    return {"id": number, "messages": [asked, {"role": "assistant", "content": "a red circle"}]}
+
+
+def source(folder: Path, rows: list[dict[str, Any]]) -> SourceConfig:
+    (folder / "data.json").write_text(json.dumps(rows))
+    return SourceConfig(str(folder / "data.json"))
+
+
+def test_rows_name_videos_by_path(tmp_path: Path, tiny_processor: Any) -> None:
+    (tmp_path / "clip.gif").write_bytes(moving("GIF"))
+    config = source(tmp_path, [row({"type": "video", "video": "clip.gif", "frames": 2})])
+    assert check(config).ok and check(config).text_only == 0
+    example = load_source(config)[0]
+    assert example.videos == [tmp_path / "clip.gif"] and not example.images
+    batch = Collator(tiny_processor)([example])
+    assert batch["pixel_values"].shape[0] == 2 and (batch["labels"] >= 0).any()
+
+
+def test_the_check_names_every_video_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "clip.gif").write_bytes(moving("GIF"))
+    (tmp_path / "broken.gif").write_bytes(moving("GIF")[:200])
+    parts = [{"video": "clip.gif"}, {"video": "none.gif"}, {"video": "broken.gif"}, {"video": "../clip.gif"},
+             {"video": "clip.gif", "frames": 0}, {"video": "http://127.0.0.1/clip.gif"}, {}, {"video": 3}]  # fmt: skip
+    rows = [row({"type": "video", **part}, str(number)) for number, part in enumerate(parts, 1)]
+    report = check(source(tmp_path, rows))
+    assert [bad.row for bad in report.bad] == [2, 3, 4, 5, 6, 7, 8]
+    told = [bad.reason for bad in report.bad]
+    for reason, expected in zip(told, ["was not found", "damaged", "leads out", "from 1 to 64", "Download the videos",
+                                       "no `video`", "a video must be a path"], strict=True):  # fmt: skip
+        assert expected in reason
+    assert report.missing == ["none.gif"] and report.bad[0].field == "video"
+    answer = row({"type": "video", "video": "clip.gif"})
+    answer["messages"][1] = {"role": "assistant", "content": [{"type": "video", "video": "clip.gif"}]}
+    assert "only the user shows pictures" in check(source(tmp_path, [answer])).bad[0].reason

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlchat import images
+from vlchat import images, video
 from vlchat.data.collate import has_answer
 from vlchat.data.dataset import Source, SourceConfig, load_source, resolve_image
 from vlchat.data.formats import Example, detect
@@ -16,7 +17,7 @@ from vlchat.errors import DataError, ImageError
 
 @dataclass(frozen=True)
 class BadRow:
-    """What is wrong with one row. `row` counts from 1; `field` is `id`, `image`, `answer` or `row`."""
+    """What is wrong with one row. `row` counts from 1; `field` is `id`, `image`, `video`, `answer` or `row`."""
 
     row: int
     id: str
@@ -111,7 +112,7 @@ def check(source: Source | SourceConfig, *, decode: bool = True, progress: bool 
         report.bad += [BadRow(number, example.id, name, reason) for name, reason in problems]
         report.formats[source.format or detect(source.rows[index])] += 1
         report.images += len(example.images)
-        report.text_only += not example.images
+        report.text_only += not example.images and not example.videos
         report.turns += sum(message["role"] == "assistant" for message in example.messages)
     return report
 
@@ -120,28 +121,32 @@ def _problems(
     source: Source, example: Example, report: Report, verdicts: dict[str, str | None], decode: bool
 ) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
-    for picture in example.images:
+    shown = [("image", picture) for picture in example.images] + [("video", found) for found in example.videos]
+    for kind, picture in shown:
         key = picture if isinstance(picture, str) else ""
         if not key or key not in verdicts:
-            reason, missing = _picture_fault(source, picture, decode)
+            opened: Callable[[Any], Any] = video.frames if kind == "video" else images.decode
+            reason, missing = _picture_fault(source, picture, decode, opened)
             if missing:
                 report.missing.append(key)
             verdicts[key] = reason
         if verdicts[key] is not None:
-            problems.append(("image", str(verdicts[key])))
+            problems.append((kind, str(verdicts[key])))
     if not has_answer(example):
         problems.append(("answer", "no assistant turn has any text, so nothing would be learned"))
     return problems
 
 
-def _picture_fault(source: Source, picture: Any, decode: bool) -> tuple[str | None, bool]:
+def _picture_fault(
+    source: Source, picture: Any, decode: bool, open_one: Callable[[Any], Any]
+) -> tuple[str | None, bool]:
     """(what is wrong or None, whether the file is missing)."""
     try:
         found: Path | Any | None = resolve_image(picture, source.roots) if isinstance(picture, str) else picture
         if found is None:
             return f"{picture} was not found", True
         if decode:
-            images.decode(found)
+            open_one(found)
     except (DataError, ImageError) as error:
         name = f"{picture}: " if isinstance(picture, str) and isinstance(error, ImageError) else ""
         return f"{name}{error}", False

@@ -82,15 +82,16 @@ class Source:
             PathEscapeError: a picture's path leads out of the image folders.
         """
         example = self.example(index)
-        for part in _image_parts(example):
+        for part in _named_parts(example):
+            kind = part["type"]
             try:
-                path = resolve_image(part["image"], self.roots)
+                path = resolve_image(part[kind], self.roots)
                 if path is None:
                     looked = ", ".join(str(root) for root in self.roots)
-                    raise DataError(f'image "{part["image"]}" was not found in {looked}')
+                    raise DataError(f'{kind} "{part[kind]}" was not found in {looked}')
             except DataError as error:
                 raise type(error)(f'{self.name}: row "{example.id}": {error}') from error
-            part["image"] = path
+            part[kind] = path
         return example
 
     def __iter__(self) -> Iterator[Example]:
@@ -250,10 +251,10 @@ def _endless_rows(length: int, start: int, count: int, seed: tuple[int, int]) ->
     return numpy.concatenate(drawn)[first : first + count]
 
 
-def _image_parts(example: Example) -> list[dict[str, Any]]:
-    """The image parts that are still paths written in the row."""
+def _named_parts(example: Example) -> list[dict[str, Any]]:
+    """The pictures and videos that are still paths written in the row."""
     parts = [part for message in example.messages for part in message["content"]]
-    return [part for part in parts if part["type"] == "image" and isinstance(part["image"], str)]
+    return [part for part in parts if part["type"] != "text" and isinstance(part[part["type"]], str)]
 
 
 def _roots(config: SourceConfig) -> list[Path]:

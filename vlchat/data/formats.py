@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlchat import video
 from vlchat.errors import DataError, nearest
 
 IMAGE_TAG = "<image>"
@@ -32,7 +33,8 @@ class Example:
     Attributes:
         id: the row's own id, or its number where it has none.
         messages: `{"role": "system"|"user"|"assistant", "content": [parts]}`; a part is `{"type": "text", "text": str}`
-            or `{"type": "image", "image": path | bytes | PIL image}`. Pictures are not decoded yet.
+            or `{"type": "image", "image": path | bytes | PIL image}` or `{"type": "video", "video": path | bytes}`,
+            which may hold `"frames"`, a number. Pictures and videos are not decoded yet.
         meta: the row's other fields (`answer_type`, `answers`, ...).
     """
 
@@ -44,6 +46,11 @@ class Example:
     def images(self) -> list[Any]:
         """The pictures in the order in which the conversation shows them."""
         return [part["image"] for message in self.messages for part in message["content"] if part["type"] == "image"]
+
+    @property
+    def videos(self) -> list[Any]:
+        """The videos in the order in which the conversation shows them."""
+        return [part["video"] for message in self.messages for part in message["content"] if part["type"] == "video"]
 
     @property
     def answer(self) -> str:
@@ -77,7 +84,8 @@ def llava(row: Row, row_id: str) -> Example:
 def messages(row: Row, row_id: str) -> Example:
     """OpenAI/TRL: `messages` of `role`/`content`; pictures inline, as `data:` URLs, or filled in order from `images`.
 
-    A string content marks its pictures with `<image>` tags; a list content with `{"type": "image"}` parts.
+    A string content marks its pictures with `<image>` tags; a list content with `{"type": "image"}` parts. A video is a
+    part `{"type": "video", "video": path}`, with `"frames": number` if you like.
     """
     roles = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
     turns: list[tuple[str, Any]] = []
@@ -204,9 +212,9 @@ def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Messa
             parts = _split_tags(content) if role == "user" else [_text_part(content)]
         else:
             parts = content
-            if role != "user" and any(part["type"] == "image" for part in parts):
+            if role != "user" and any(part["type"] != "text" for part in parts):
                 raise DataError(f"a picture stands in the turn of the {role}: only the user shows pictures")
-        result.append({"role": role, "content": [part for part in parts if part["type"] == "image" or part["text"]]})
+        result.append({"role": role, "content": [part for part in parts if part["type"] != "text" or part["text"]]})
     holes = [part for message in result for part in message["content"] if part.get("image", "") is None]
     if len(holes) != len(images):
         raise DataError(
@@ -246,7 +254,15 @@ def _part(part: Any, name: str) -> Part:
         url = part.get("image_url")
         url = url.get("url") if isinstance(url, Mapping) else url
         return {"type": "image", "image": _image(_string(url, f"{name}.image_url.url"), name)}
-    known = ("text", "image", "image_url")
+    if kind == "video":
+        found = _image(_field(part, "video", name), name, "video")
+        frames = part.get("frames")
+        if frames is None:
+            return {"type": "video", "video": found}
+        if type(frames) is not int or not 1 <= frames <= video.DEFAULT_LIMITS.max_frames:
+            raise DataError(f"{name}.frames is {frames!r}; from 1 to {video.DEFAULT_LIMITS.max_frames} are possible")
+        return {"type": "video", "video": found, "frames": frames}
+    known = ("text", "image", "image_url", "video")
     raise DataError(f'{name}.type is "{kind}"; known: {", ".join(known)}{nearest(str(kind), known)}')
 
 
@@ -263,7 +279,7 @@ def _images(row: Row) -> list[Any]:
     return [_image(value, key)]
 
 
-def _image(value: Any, name: str) -> Any:
+def _image(value: Any, name: str, what: str = "picture") -> Any:
     """A path as a string, encoded bytes, or a PIL image. URLs are refused: training must not depend on the network."""
     if isinstance(value, Mapping):  # how datasets hands over an undecoded picture
         value = value.get("bytes") or value.get("path") or value.get("url")
@@ -276,14 +292,15 @@ def _image(value: Any, name: str) -> Any:
                 raise ValueError("not a base64 data URL")
             return base64.b64decode(body, validate=True)
         except (ValueError, binascii.Error) as error:
-            raise DataError(f"{name}: a picture's data URL is not valid base64") from error
+            raise DataError(f"{name}: a {what}'s data URL is not valid base64") from error
     if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        raise DataError(f'{name}: "{value[:120]}" is a URL. Download the pictures and name them by path.')
+        raise DataError(f'{name}: "{value[:120]}" is a URL. Download the {what}s and name them by path.')
     if isinstance(value, str) and value:
         return value
-    if hasattr(value, "convert"):  # a PIL image, without importing PIL for every text row
+    if what == "picture" and hasattr(value, "convert"):  # a PIL image, without importing PIL for every text row
         return value
-    raise DataError(f"{name}: a picture must be a path, bytes, a data URL or a PIL image, not {type(value).__name__}")
+    kinds = "a path, bytes, a data URL or a PIL image" if what == "picture" else "a path, bytes or a data URL"
+    raise DataError(f"{name}: a {what} must be {kinds}, not {type(value).__name__}")
 
 
 def answer_of(value: Any, name: str) -> str:
