@@ -382,6 +382,10 @@ def test_a_q_former_never_reads_the_answer(family: Callable[[str], Path], pictur
         ("{% for m in messages %}{{ m.content[-1].text | reverse }}{% endfor %}", "changes what the assistant said"),
         ("{% for m in messages %}{{ m.content[-1].text * 2 }}{% endfor %}", "changes what the assistant said"),
         ("{% for m in messages %}{{ m.content[-1].text[:3] }}{% endfor %}", "changes what the assistant said"),
+        (
+            "{% for m in messages %}{{ 'long' if m.content[-1].text|length > 8 }}{{ m.content[-1].text }}{% endfor %}",
+            "changes what the assistant said",
+        ),
         ("{% for m in messages %}{{ m.content + 'x' }}{% endfor %}", "refuses this conversation"),
     ],
 )
@@ -427,6 +431,20 @@ def test_marks_are_read_as_they_were_written() -> None:
         with pytest.raises(VLChatError):
             marks.read(broken)
     assert marks.clean(f"a{marks.BEGIN}{marks.END}{marks.CUT}b") == "a\ufffd\ufffd\ufffdb"
+
+
+def test_characters_are_found_in_marked_texts_as_in_bare_ones(family: Callable[[str], Path]) -> None:
+    tokenizer = load_processor(family("idefics3")).tokenizer
+    text = "What is <image> green? Two cats."
+    marked = marks.write(text, [(23, 32)], [9])
+    found = marks.MarkedTokenizer(tokenizer)([marked, "a"], padding=True, padding_side="left", add_special_tokens=False)
+    for position, letter in enumerate(marked):
+        token = found.char_to_token(0, position)
+        if letter in (marks.BEGIN, marks.END, marks.CUT):
+            continue
+        assert letter in tokenizer.decode([found["input_ids"][0][token]]), position
+    shorter = found.char_to_token(1, 0)
+    assert found["input_ids"][1][shorter] == tokenizer.convert_tokens_to_ids("a")
 
 
 def test_the_table_of_compatibility_has_every_family() -> None:
