@@ -193,13 +193,13 @@ else:
     HEAD += NO_IMPORTS
 
 
-def measured(column: Callable[[Path, Path], str], folder: Path, work: Path, reasons: list[str]) -> str:
+def measured(column: Callable[[Path, Path], str], folder: Path, work: Path, kind: str, reasons: list[str]) -> str:
     """A cell: what was found, or `no` with the number of the reason."""
     try:
         return column(folder, work)
     except VLChatError as error:
         reason = re.sub(rf"{re.escape(str(folder.parent))}\S*", "FOLDER", " ".join(str(error).split()))
-        reason = re.sub(r'^Row "[^"]*": ', "", reason)
+        reason = re.sub(r'^Row "[^"]*": ', "", reason).replace(kind, "This model")
     except Exception as error:  # a cell that fails is a finding, too
         reason = f"fails with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if reason not in reasons:
@@ -218,7 +218,7 @@ def main() -> int:
             work.mkdir(parents=True)
             make(folder)
             kind = json.loads((folder / "config.json").read_text())["architectures"][0]
-            cells = [measured(column, folder, work, reasons) for column in COLUMNS.values()]
+            cells = [measured(column, folder, work, kind, reasons) for column in COLUMNS.values()]
             rows.append(f"| {name} | {kind} | " + " | ".join(cells) + " |")
             print(rows[-1], file=sys.stderr)
     titles = f"| family | class | {' | '.join(COLUMNS)} |"

@@ -5,6 +5,7 @@ processor, tokenizer and the family's own form of chat template. A few hundred k
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from transformers import (
     LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaProcessor,
+    Mistral3Config,
     MistralConfig,
+    MllamaConfig,
+    MllamaProcessor,
     OPTConfig,
     PaliGemmaConfig,
     PaliGemmaProcessor,
@@ -339,6 +343,41 @@ def _with(make: Callable[[Path], None], template: str) -> Callable[[Path], None]
     return made
 
 
+def mistral3(folder: Path) -> None:
+    specials = ("<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    tokenizer = byte_tokenizer(specials, bos="<s>", adds_bos=True, eos="</s>", pad="<pad>")
+    vision = {**VISION, "model_type": "pixtral", "image_size": 48, "patch_size": 6}
+    config = Mistral3Config(
+        vision_config=vision, text_config=text_config(MistralConfig, tokenizer, "</s>"), tie_word_embeddings=False,
+        image_token_id=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )  # fmt: skip
+    save(folder, config, tokenizer)
+    # The processor's own class can't even be imported without torchvision.
+    image_processor = pil("pixtral", size={"longest_edge": 48}, patch_size={"height": 6, "width": 6}).to_dict()
+    settings = {"processor_class": "PixtralProcessor", "patch_size": 6, "spatial_merge_size": 2,
+                "image_processor": {**image_processor, "image_processor_type": "PixtralImageProcessor"}}  # fmt: skip
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(templates.MISTRAL3)
+
+
+def mllama(folder: Path) -> None:
+    specials = ("<|begin_of_text|>", "<|eot_id|>", "<|pad|>", "<|start_header_id|>", "<|end_header_id|>", "<|image|>",
+                "<|python_tag|>")  # fmt: skip
+    tokenizer = byte_tokenizer(specials, bos="<|begin_of_text|>", adds_bos=True, eos="<|eot_id|>", pad="<|pad|>")
+    words = {**TEXT, "num_hidden_layers": 3, "vocab_size": len(tokenizer) - 1, "cross_attention_layers": [1],
+             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "eos_token_id": 1, "bos_token_id": 0,
+             "pad_token_id": 2}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_global_layers": 1,
+              "attention_heads": 4, "vision_output_dim": 96, "image_size": 24, "patch_size": 12, "max_num_tiles": 2,
+              "intermediate_layers_indices": [0, 1],
+              "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]}  # fmt: skip
+    config = MllamaConfig(
+        vision_config=vision, text_config=words, image_token_id=tokenizer.convert_tokens_to_ids("<|image|>")
+    )
+    image_processor = pil("mllama", size={"height": 24, "width": 24}, max_image_tiles=2)
+    save(folder, config, MllamaProcessor(image_processor, tokenizer, templates.MLLAMA))
+
+
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "llava": llava,
     "llava_siglip": llava_siglip,
@@ -357,6 +396,8 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "paligemma": paligemma,
     "paligemma, template added": _with(paligemma, templates.PALIGEMMA),
     "internvl": internvl,
+    "mistral3": mistral3,
+    "mllama": mllama,
 }
 # For transformers' own classes, which put the picture before the prompt themselves.
 BLIPS: dict[str, Callable[[Path], None]] = {

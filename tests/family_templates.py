@@ -64,6 +64,20 @@ INTERNVL = (
     "{{ content['text'] }}{% endif %}{% endfor %}{{'<|im_end|>\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
 )
+MISTRAL3 = (
+    "{{ bos_token }}{%- for message in messages -%}{%- if message['role'] == 'user' -%}{{ '[INST]' }}"
+    "{%- for block in message['content'] -%}{%- if block['type'] == 'text' -%}{{ block['text'] }}"
+    "{%- elif block['type'] == 'image' -%}{{ '[IMG]' }}{%- endif -%}{%- endfor -%}{{ '[/INST]' }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ message['content'][0]['text'] + eos_token }}"
+    "{%- else -%}{{ raise_exception('Only user and assistant roles are supported!') }}{%- endif -%}{%- endfor -%}"
+)
+MLLAMA = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}{%- for content in message['content'] %}"
+    "{%- if content['type'] == 'image' %}{{- '<|image|>' }}{%- elif content['type'] == 'text' %}{{- content['text'] }}"
+    "{%- endif %}{%- endfor %}{{- '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
 # BLIP-2, InstructBLIP and PaliGemma are published without one. What follows is what a person would add: the form of the
 # papers' prompts (arXiv:2301.12597; 2305.06500; 2407.07726).
 _SAID = "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"

@@ -154,8 +154,11 @@ class Chat:
         inputs = self._inputs(conversations)
         length = inputs["input_ids"].shape[1]
         limit = self.context_length
-        if len(conversations) > 1 and limit is not None and length + max_new_tokens > limit:
-            # Padded to the longest of them, short conversations would have as little room for an answer as it has.
+        # Padded to the longest of them, short conversations would have as little room for an answer as it has.
+        crowded = limit is not None and length + max_new_tokens > limit
+        if len(conversations) > 1 and (
+            crowded or not foreign.apart(inputs, [prompt.validate(c) for c in conversations])
+        ):
             return [self.batch([messages], max_new_tokens=max_new_tokens)[0] for messages in conversations]
         config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
         with self._turn, torch.inference_mode():

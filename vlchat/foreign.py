@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -68,6 +68,8 @@ def lesson(
     tails = [[text.rpartition(marks.END)[2] for text in texts] for texts in (marked, tokenizer.texts)]
     if tails[0] != tails[1] or not torch.equal(batch["input_ids"][:, -width:], ids):
         raise VLChatError(f"{_kind(processor)} writes text of its own after an answer, so it can't be tuned here.")
+    if not apart(batch, conversations):
+        raise VLChatError("This model learns from rows with equally many pictures only; set loop.batch=1.")
     before = batch["input_ids"].shape[1] - width
     return batch, torch.nn.functional.pad(masks, (before, 0))
 
@@ -79,6 +81,15 @@ def accepted(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Te
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(model.forward).parameters
     return {name: value for name, value in tensors.items() if name in known}
+
+
+def apart(tensors: Mapping[str, torch.Tensor], conversations: Sequence[list[dict[str, Any]]]) -> bool:
+    """Whether the rows of a batch are answered as each would be alone.
+
+    Mllama's are not where their pictures differ in number: it attends to the blank ones that make them even.
+    """
+    numbers = {sum(part["type"] == "image" for turn in one for part in turn["content"]) for one in conversations}
+    return len(numbers) == 1 or "cross_attention_mask" not in tensors
 
 
 def require_template(processor: Any) -> None:

@@ -14,6 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 
 from vlchat.errors import CheckpointError
+from vlchat.reading import reading
 
 _FILMS = "video_processor"
 
@@ -26,17 +27,15 @@ def load_processor(source: str | Path, revision: str | None = None) -> Any:
     """
     # No `backend="pil"`: it would reach the tokenizer, too, as what that one is made of. Without torchvision it is so.
     options: dict[str, Any] = {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
-    try:
-        processor = AutoProcessor.from_pretrained(source, **options)
-    except (ImportError, OSError, ValueError) as error:
-        kind: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, revision=revision)), None)
-        if importlib.util.find_spec("torchvision") or kind is None or _FILMS not in kind.get_attributes():
-            if not isinstance(error, ImportError):
+    with reading(source, "processor"):
+        try:
+            processor = AutoProcessor.from_pretrained(source, **options)
+        except (ImportError, OSError, ValueError):
+            kind: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source, **options)), None)
+            if importlib.util.find_spec("torchvision") or kind is None or _FILMS not in kind.get_attributes():
                 raise
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"The processor of {source} can't be loaded: {reason}") from error
-        processor = without_films(kind).from_pretrained(source, **options)
-        processor.film_settings = get_video_processor_config(source, revision=revision)
+            processor = without_films(kind).from_pretrained(source, **options)
+            processor.film_settings = get_video_processor_config(source, revision=revision)
     if not isinstance(processor, ProcessorMixin):
         kind = type(processor).__name__
         raise CheckpointError(f"{source} has no processor that takes text and pictures, only a {kind}.")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from vlchat.errors import CheckpointError, VLChatError
+
+_PACKAGE = re.compile(r"requires the (\S+) library|ackage `(\S+)`|No module named '(\w+)|(\w+) is required")
 
 
 @contextlib.contextmanager
@@ -21,7 +24,14 @@ def reading(source: str | Path, what: str) -> Iterator[None]:
         yield
     except VLChatError:
         raise
-    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except ImportError as error:
+        found = re.search(
+            r"requires the (\S+) library|ackage `(\S+)`|No module named '(\w+)|(\w+) is required", str(error)
+        )
+        package = next((name for name in found.groups() if name), "") if found else ""
+        reason = f"it needs {package.lower()}, which is not installed" if package else " ".join(str(error).split())
+        raise CheckpointError(f"The {what} {source} can't be loaded: {reason}.") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if Path(source).exists():
             raise CheckpointError(f"The {what} {source} can't be loaded: {reason}") from error
