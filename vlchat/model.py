@@ -140,7 +140,9 @@ class VLChatModel(VLChatPreTrainedModel):
             if config.vision_feature_select_strategy != "full":
                 patches = num_patches(config.vision_config, pixel_values.shape[-2], pixel_values.shape[-1])
                 states = [select_features(s, config.vision_feature_select_strategy, patches) for s in states]
-            features = torch.cat(states, dim=-1)  # (images, patches, vision_dim)
+            # (images, patches, vision_dim). A single state is left as it lies: a copy in another order of memory would
+            # be multiplied by another routine, and in bfloat16 give other bits than transformers' Llava.
+            features = states[0] if len(states) == 1 else torch.cat(states, dim=-1)
         # The connector may be on another device, and while it trains finer than a frozen tower.
         features = beside(features, next(self.connector.parameters()))
         features = self.connector(features, instruction_input_ids, instruction_attention_mask)
