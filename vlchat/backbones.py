@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from vlchat.config import VLChatConfig
 from vlchat.connectors import build_connector
 from vlchat.errors import ConfigError
+from vlchat.logits import check_logits
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
@@ -67,6 +68,7 @@ def compose(
     head = decoder.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")
+    check_logits(decoder.config)
 
     config = VLChatConfig(
         vision_config=tower.config,

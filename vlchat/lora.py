@@ -18,7 +18,10 @@ from vlchat.quantize import is_quantized, language_model_prefix, pack_for_cpu
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "out_proj", "fc1", "fc2",  # as OPT, BLIP-2's language model, calls them
+)  # fmt: skip
 
 
 def add_lora(

@@ -26,6 +26,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from vlchat.config import VLChatConfig
 from vlchat.connectors import QFormerConnector, build_connector
 from vlchat.errors import VLChatError
+from vlchat.logits import finish_logits
 from vlchat.towers import num_patches, select_features
 
 # Later releases of transformers keep only the hidden states that are asked for by index; 5.17 keeps all or none.
@@ -303,7 +304,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             **{name: value for name, value in kwargs.items() if name != "return_dict"},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = finish_logits(self.lm_head(outputs.last_hidden_state[:, kept]), self.config.text_config)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
