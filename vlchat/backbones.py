@@ -16,6 +16,7 @@ from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
 from vlchat.features import measure_features, side_of_grid
 from vlchat.fit import fill
+from vlchat.logits import check_logits
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
@@ -88,6 +89,7 @@ def compose(
     head = decoder.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")
+    check_logits(decoder.config)
 
     size = None if isinstance(vision, dict) else picture_size(vision)
     features, width = measure_features(tower, vision_feature_layer, vision_feature_select_strategy, size)

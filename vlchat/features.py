@@ -53,7 +53,9 @@ def tower_features(
             f"The layers {wanted} of this {config.model_type} tower have {[state.shape[1] for state in states]} tokens "
             "and can't be put side by side. Take one of them."
         )
-    return outputs, torch.cat(states, dim=-1)
+    # A single state is left as it lies: a copy in another order of memory would be multiplied by another routine, and in
+    # bfloat16 give other bits than transformers' Llava.
+    return outputs, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
 
 def beside(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
 from vlchat.features import beside, tower_features
+from vlchat.logits import finish_logits
 from vlchat.tiles import Tiles, flat_tiles, pack_tiles
 
 
@@ -319,7 +320,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             **{name: value for name, value in kwargs.items() if name != "return_dict"},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = finish_logits(self.lm_head(outputs.last_hidden_state[:, kept]), self.config.text_config)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
