@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from talkative import save_talkative
 
 from vlchat import adapters, checkpoint
+from vlchat.arguments import named
 from vlchat.chat import Chat
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
 from vlchat.lora import add_lora
@@ -151,11 +152,10 @@ def test_an_adapter_on_another_base_is_refused(base: Path, runs: dict[str, Path]
         Chat.load(base, adapters={"x": base})
     with pytest.raises(VLChatError, match='There is no adapter "bth"; known: both. Did you mean "both"?'):
         Chat.load(base, adapters={"both": runs["both"]}).ask(None, "two cats", adapter="bth")
-    with pytest.raises(VLChatError, match="is not NAME=FOLDER"):
-        adapters.parse(["runs/x"])
-    with pytest.raises(VLChatError, match='names "a" twice'):
-        adapters.parse(["a=x", "a=y"])
-    assert adapters.parse(["a=x=1", "b=y"]) == {"a": "x=1", "b": "y"}
+    for pairs, told in ((["runs/x"], "is not NAME=FOLDER"), (["=x"], "is not"), (["a=x", "a=y"], 'names "a" twice')):
+        with pytest.raises(VLChatError, match=told):
+            named("--adapter", pairs)
+    assert named("--adapter", ["a=x=1", "b=y"]) == {"a": "x=1", "b": "y"}
 
 
 @pytest.fixture
@@ -212,12 +212,12 @@ def test_an_adapter_that_cannot_be_used_is_told(foreign: Path, runs: dict[str, P
         with pytest.raises(CheckpointError, match=told):
             Chat.load(foreign)
     save_file(tensors, weights)
-    for named, told in (
+    for base, told in (
         (None, "does not say of which model. Write the base's path"),
         ("/nowhere/at all", "is an adapter of /nowhere/at all, which is not there. Write"),
         ("nobody/nothing", "nobody/nothing can't be loaded"),
     ):
-        name(foreign, named)
+        name(foreign, base)
         with pytest.raises(CheckpointError, match=told):
             Chat.load(foreign)
     weights.unlink()

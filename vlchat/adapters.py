@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from vlchat import checkpoint
 from vlchat.chat import Chat
-from vlchat.errors import CheckpointError, VLChatError
+from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, adapter_base, is_adapter, newest, read_manifest, title, weights_digest
 from vlchat.lora import is_lora, load_lora
 from vlchat.processor import VLChatProcessor
@@ -250,20 +250,3 @@ def names(places: Sequence[Place]) -> list[str]:
 
 def _title(place: str | Path) -> str:
     return title(Path(place)) if Path(place).is_dir() else str(place)
-
-
-def parse(pairs: Sequence[str]) -> dict[str, str]:
-    """`NAME=FOLDER` as people type it.
-
-    Raises:
-        VLChatError: a pair that is none, or a name that is given twice.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, sign, folder = pair.partition("=")
-        if not (name and sign and folder):
-            raise VLChatError(f'--adapter "{pair}" is not NAME=FOLDER, such as --adapter cats=runs/cats.')
-        if name in found:
-            raise VLChatError(f'--adapter names "{name}" twice; give each adapter its own name.')
-        found[name] = folder
-    return found

@@ -120,12 +120,15 @@ def serve(arguments: argparse.Namespace) -> int:
     """`vlchat serve`: the chat page."""
     _quiet()
     from serve import main
+    from vlchat.arguments import named
 
+    adapters = named("--adapter", arguments.adapter)
     return main(
         arguments.model,
         host=arguments.host,
         port=arguments.port,
         open_browser=arguments.open,
+        adapters=adapters,
         **_loading(arguments),
     )
 
