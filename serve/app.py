@@ -51,6 +51,12 @@ class Page(gr.ChatInterface):
         files = [part["file"] for part in history[len(kept)]["content"] if part["type"] == "file"]
         return kept, state, {"text": html.unescape(text), "files": files}
 
+    def _render_footer(self) -> None:
+        for choice in self.additional_inputs:
+            if isinstance(choice, gr.Dropdown):  # chosen for each message: beside the question, not among the settings
+                choice.render()
+        super()._render_footer()
+
     def _clear_and_save_textbox(self, message: Any) -> tuple[Any, Any]:
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
@@ -97,7 +103,7 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
             gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer", info="In tokens, each a short word."),
             *_adapters(chat),
         ],
-        additional_inputs_accordion=gr.Accordion("Settings", open=bool(chat.adapters)),
+        additional_inputs_accordion=gr.Accordion("Settings", open=False),
         examples=_examples(examples) or None,
         concurrency_limit=1,
         flagging_mode="never",
@@ -150,7 +156,7 @@ def _adapters(chat: Chat) -> list[gr.Dropdown]:
     if not chat.adapters:
         return []
     base = str(chat.description.get("name") or "The model itself")
-    return [gr.Dropdown([(base, ""), *chat.adapters], value="", label="Answers", info="Who answers the next question.")]
+    return [gr.Dropdown([(base, ""), *chat.adapters], value="", label="Who answers next")]
 
 
 def about(description: Mapping[str, Any]) -> str:
