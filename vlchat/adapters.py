@@ -18,6 +18,7 @@ from vlchat.chat import Chat
 from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, adapter_base, is_adapter, newest, read_manifest, title, weights_digest
 from vlchat.lora import is_lora, load_lora
+from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 
 Place = str | Path | None  # as of `checkpoint.load`
@@ -126,9 +127,9 @@ def load(base: Place, adapters: Mapping[str, Place], **options: Any) -> Chat:
     else:
         model, processor = checkpoint.load(base, **options)
     shared = Shared(model)
-    folders = {name: checkpoint.locate(place)[0] for name, place in adapters.items()}
+    folders = {name: locate(place)[0] for name, place in adapters.items()}
     if siblings:
-        folders = {"": checkpoint.locate(base, options.get("revision"))[0], **folders}
+        folders = {"": locate(base, options.get("revision"))[0], **folders}
     else:
         shared.add("", [], None)
     trained = {name: _trained(Path(folder), model) for name, folder in folders.items()}
@@ -172,7 +173,7 @@ class _AnotherBase(CheckpointError):
 
 def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None = None) -> bool:
     """Whether the adapters stand on what `base` stands on (True) or on `base` itself (False)."""
-    source, found = checkpoint.locate(base, revision)
+    source, found = locate(base, revision)
     here = {"model": _key(f"{source}@{found}" if found else source)}
     below = _standing(base, revision)
     standing = {name: _standing(place) for name, place in adapters.items()}
@@ -192,14 +193,14 @@ def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None =
 
 def _base(place: Place, revision: str | None = None) -> dict[str, Place] | None:
     """Where the parts below a run or an adapter are; None for a whole model."""
-    folder, _ = checkpoint.locate(place, revision)
+    folder, _ = locate(place, revision)
     if not isinstance(folder, Path):
         return None
     if is_adapter(folder):
         source, found = adapter_base(folder)
         return {"model": f"{source}@{found}" if found else source}
     manifest = read_manifest(folder)
-    return None if not manifest or manifest.get("base") is None else checkpoint.resolve_base(folder, manifest)
+    return None if not manifest or manifest.get("base") is None else resolve_base(folder, manifest)
 
 
 def _standing(place: Place, revision: str | None = None) -> dict[str, str] | None:

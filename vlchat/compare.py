@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TextIO
 
-from vlchat import adapters, checkpoint
+from vlchat import adapters
 from vlchat.chat import Chat
 from vlchat.errors import VLChatError
 from vlchat.models import resolve
+from vlchat.places import locate
 from vlchat.terminal import Session, answer
 
 NARROWEST = 36  # letters; columns narrower than this are harder to read than a list
@@ -34,7 +35,7 @@ def load(models: Sequence[str], **options: Any) -> dict[str, Chat]:
     for position, place in enumerate(places):
         if place in places[:position]:
             raise VLChatError(f"--compare names {models[position]} twice.")
-        checkpoint.locate(place)  # every wrong name is told before the first model is loaded
+        locate(place)  # every wrong name is told before the first model is loaded
     names = adapters.names(places)
     shared = adapters.shared_base(places)
     if shared is None:
