@@ -15,7 +15,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from talkative import save_talkative
 
-from vlchat import adapters, checkpoint
+from vlchat import adapters, checkpoint, compare
 from vlchat.arguments import named
 from vlchat.chat import Chat
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
@@ -194,6 +194,21 @@ def test_an_adapter_of_another_program_loads_on_the_base_that_it_names(
         one = shared.adapters[wanted] if wanted else shared
         alone = {"foreign": foreign, "both": runs["both"], None: base}[wanted]
         assert torch.equal(logits(one, picture(2)), logits(Chat.load(alone), picture(2))), wanted
+
+
+def test_an_adapter_that_changes_its_base_shares_it_with_no_other(
+    base: Path, foreign: Path, runs: dict[str, Path]
+) -> None:
+    weights = foreign / "adapter_model.safetensors"
+    table = Chat.load(base).model.get_input_embeddings().weight
+    whole = {"base_model.model.model.language_model.embed_tokens.weight": table.detach() + 1}
+    save_file(load_file(weights) | whole, weights)
+    assert not torch.equal(Chat.load(foreign).model.get_input_embeddings().weight, table)
+    with pytest.raises(CheckpointError, match="changes its base itself.*load it alone"):
+        Chat.load(base, adapters={"foreign": foreign, "both": runs["both"]})
+    chats = compare.load([str(base), str(foreign)])
+    assert torch.equal(chats["base"].model.get_input_embeddings().weight, table)
+    assert not torch.equal(chats["foreign"].model.get_input_embeddings().weight, table)
 
 
 def test_an_adapter_that_cannot_be_used_is_told(foreign: Path, runs: dict[str, Path]) -> None:

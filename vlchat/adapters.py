@@ -25,6 +25,10 @@ Place = str | Path | None  # as of `checkpoint.load`
 Values = list[tuple[nn.Parameter, torch.Tensor]]
 
 
+class NotShared(CheckpointError):
+    """Adapters that cannot be switched on one base."""
+
+
 class Shared:
     """A model in which adapters and trained tensors are exchanged. At most one of its turns is held at a time."""
 
@@ -44,7 +48,8 @@ class Shared:
             lora: the folder of a PEFT adapter.
 
         Raises:
-            CheckpointError: the PEFT adapter does not fit the model, or changes the base itself.
+            CheckpointError: the PEFT adapter does not fit the model.
+            NotShared: it changes the base itself.
         """
         self._own |= {parameter: parameter.data for parameter, _ in values}
         self._values[name] = {
@@ -52,13 +57,13 @@ class Shared:
         }
         self._lora[name] = None
         if lora is not None:
-            before = [(parameter, parameter._version) for parameter in self.model.parameters()]
+            before = [(parameter, _state(parameter)) for parameter in self.model.parameters()]
             self._lora[name] = f"adapter{len(self._lora)}"
             self.model = load_lora(self.model, lora, name=str(self._lora[name]))
-            if any(parameter._version != version for parameter, version in before):
-                raise CheckpointError(
-                    f"The adapter in {lora} brings whole layers of its base, such as embeddings of new words, so it "
-                    "shares its base with no other: load it alone."
+            if any(_state(parameter) != state for parameter, state in before):
+                raise NotShared(
+                    f"The adapter in {lora} changes its base itself, such as embeddings of new words, so it shares it "
+                    "with no other: load it alone."
                 )
 
     def wear(self, name: str) -> None:
@@ -75,6 +80,10 @@ class Shared:
         elif is_lora(self.model):
             self.model.base_model.disable_adapter_layers()
         self._worn = name
+
+
+def _state(parameter: nn.Parameter) -> tuple[int, int]:
+    return parameter._version, parameter.data_ptr()
 
 
 class Turn:
@@ -116,7 +125,8 @@ def load(base: Place, adapters: Mapping[str, Place], **options: Any) -> Chat:
         options: as of `checkpoint.load`; a revision is the base's.
 
     Raises:
-        CheckpointError: an adapter is none, or does not stand on this base, or cannot be loaded.
+        NotShared: an adapter is none, or does not stand on this base, or changes it.
+        CheckpointError: something cannot be loaded.
     """
     siblings = _siblings(base, adapters, options.get("revision"))
     about = checkpoint.describe(base, options.get("revision"))
@@ -160,15 +170,11 @@ def shared_base(places: Sequence[Place]) -> tuple[Place, dict[int, Place]] | Non
         about = checkpoint.describe(place)
         try:
             siblings = _siblings(place, {str(other): found for other, found in others.items()})
-        except _AnotherBase:
+        except NotShared:
             continue
         if siblings or not about["adapter"]:  # merged below others, a run's own answers would be rounded differently
             return place, others
     return None
-
-
-class _AnotherBase(CheckpointError):
-    pass
 
 
 def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None = None) -> bool:
@@ -179,13 +185,13 @@ def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None =
     standing = {name: _standing(place) for name, place in adapters.items()}
     for name, keys in standing.items():
         if keys is None:
-            raise _AnotherBase(f"{adapters[name] or 'The embedded model'} is a whole model, not an adapter on another.")
+            raise NotShared(f"{adapters[name] or 'The embedded model'} is a whole model, not an adapter on another.")
     if all(keys == here for keys in standing.values()):
         return False
     if below is not None and all(keys == below for keys in standing.values()):
         return True
     odd = next(name for name, keys in standing.items() if keys not in (here, below))
-    raise _AnotherBase(
+    raise NotShared(
         f"The adapter {adapters[odd]} was trained on top of {_names(adapters[odd])}, and not of "
         f"{base or 'the embedded model'}. Adapters are switched on one base only: load it alone."
     )

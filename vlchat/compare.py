@@ -37,12 +37,14 @@ def load(models: Sequence[str], **options: Any) -> dict[str, Chat]:
             raise VLChatError(f"--compare names {models[position]} twice.")
         locate(place)  # every wrong name is told before the first model is loaded
     names = adapters.names(places)
-    shared = adapters.shared_base(places)
-    if shared is None:
-        return {name: Chat.load(place, **options) for name, place in zip(names, places, strict=True)}
-    base, others = shared
-    chat = Chat.load(base, adapters={names[position]: place for position, place in others.items()}, **options)
-    return {name: chat.adapters.get(name, chat) for name in names}
+    if (shared := adapters.shared_base(places)) is not None:
+        base, others = shared
+        try:
+            chat = Chat.load(base, adapters={names[position]: place for position, place in others.items()}, **options)
+            return {name: chat.adapters.get(name, chat) for name in names}
+        except adapters.NotShared:  # one of them changes the base itself
+            pass
+    return {name: Chat.load(place, **options) for name, place in zip(names, places, strict=True)}
 
 
 def answers(
