@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vlchat.errors import VLChatError
 
 
@@ -15,9 +17,10 @@ def main(
     device: str = "auto",
     attn: str | None = None,
     revision: str | None = None,
+    adapters: Mapping[str, str] | None = None,
     open_browser: bool = False,
 ) -> int:
-    """Loads a model, see `vlchat.checkpoint.load`, and serves the page until Ctrl-C.
+    """Loads a model, and adapters to choose from, see `vlchat.chat.Chat.load`, and serves the page until Ctrl-C.
 
     Raises:
         VLChatError: no such model, gradio is not installed, or the address is none or cannot be listened on.
@@ -35,5 +38,7 @@ def main(
     from vlchat.chat import Chat
 
     print("Loading the model ...", flush=True)
-    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision)
+    chat = Chat.load(
+        model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision, adapters=adapters
+    )
     return run(chat, host=host, port=port, open_browser=open_browser)

@@ -51,6 +51,12 @@ class Page(gr.ChatInterface):
         files = [part["file"] for part in history[len(kept)]["content"] if part["type"] == "file"]
         return kept, state, {"text": html.unescape(text), "files": files}
 
+    def _render_footer(self) -> None:
+        for choice in self.additional_inputs:
+            if isinstance(choice, gr.Dropdown):  # chosen for each message: beside the question, not among the settings
+                choice.render()
+        super()._render_footer()
+
     def _clear_and_save_textbox(self, message: Any) -> tuple[Any, Any]:
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
@@ -95,6 +101,7 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
             gr.Textbox("", label="System prompt", info="What the model should know or do in every answer.", lines=2),
             gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: always the likeliest answer."),
             gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer", info="In tokens, each a short word."),
+            *_adapters(chat),
         ],
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         examples=_examples(examples) or None,
@@ -108,14 +115,25 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
 
 def _answerer(chat: Chat, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
-        message: dict[str, Any], history: list[dict[str, Any]], system: str, temperature: float, max_new_tokens: int
+        message: dict[str, Any],
+        history: list[dict[str, Any]],
+        system: str,
+        temperature: float,
+        max_new_tokens: int,
+        adapter: str = "",
     ) -> AsyncIterator[str | dict[str, Any]]:
         # Async, so that Stop reaches `finally` at once and not when the next word is ready.
         stop = threading.Event()
 
         def begin() -> Iterator[str]:
             messages = conversation(message, history, system, [Path(get_upload_folder()), examples])
-            return chat.stream(messages, max_new_tokens=int(max_new_tokens), temperature=float(temperature), stop=stop)
+            return chat.stream(
+                messages,
+                max_new_tokens=int(max_new_tokens),
+                temperature=float(temperature),
+                stop=stop,
+                adapter=adapter or None,
+            )
 
         try:
             pieces = await asyncio.to_thread(begin)
@@ -131,6 +149,14 @@ def _answerer(chat: Chat, examples: Path) -> Callable[..., AsyncIterator[str | d
             stop.set()
 
     return answer
+
+
+def _adapters(chat: Chat) -> list[gr.Dropdown]:
+    """Who answers the next question, where there is a choice."""
+    if not chat.adapters:
+        return []
+    base = str(chat.description.get("name") or "The model itself")
+    return [gr.Dropdown([(base, ""), *chat.adapters], value="", label="Who answers next")]
 
 
 def about(description: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from talkative import save_talkative
 
-from vlchat import adapters, checkpoint
+from vlchat import adapters, checkpoint, compare
+from vlchat.arguments import named
 from vlchat.chat import Chat
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
 from vlchat.lora import add_lora
@@ -151,11 +152,10 @@ def test_an_adapter_on_another_base_is_refused(base: Path, runs: dict[str, Path]
         Chat.load(base, adapters={"x": base})
     with pytest.raises(VLChatError, match='There is no adapter "bth"; known: both. Did you mean "both"?'):
         Chat.load(base, adapters={"both": runs["both"]}).ask(None, "two cats", adapter="bth")
-    with pytest.raises(VLChatError, match="is not NAME=FOLDER"):
-        adapters.parse(["runs/x"])
-    with pytest.raises(VLChatError, match='names "a" twice'):
-        adapters.parse(["a=x", "a=y"])
-    assert adapters.parse(["a=x=1", "b=y"]) == {"a": "x=1", "b": "y"}
+    for pairs, told in ((["runs/x"], "is not NAME=FOLDER"), (["=x"], "is not"), (["a=x", "a=y"], 'names "a" twice')):
+        with pytest.raises(VLChatError, match=told):
+            named("--adapter", pairs)
+    assert named("--adapter", ["a=x=1", "b=y"]) == {"a": "x=1", "b": "y"}
 
 
 @pytest.fixture
@@ -196,6 +196,21 @@ def test_an_adapter_of_another_program_loads_on_the_base_that_it_names(
         assert torch.equal(logits(one, picture(2)), logits(Chat.load(alone), picture(2))), wanted
 
 
+def test_an_adapter_that_changes_its_base_shares_it_with_no_other(
+    base: Path, foreign: Path, runs: dict[str, Path]
+) -> None:
+    weights = foreign / "adapter_model.safetensors"
+    table = Chat.load(base).model.get_input_embeddings().weight
+    whole = {"base_model.model.model.language_model.embed_tokens.weight": table.detach() + 1}
+    save_file(load_file(weights) | whole, weights)
+    assert not torch.equal(Chat.load(foreign).model.get_input_embeddings().weight, table)
+    with pytest.raises(CheckpointError, match="changes its base itself.*load it alone"):
+        Chat.load(base, adapters={"foreign": foreign, "both": runs["both"]})
+    chats = compare.load([str(base), str(foreign)])
+    assert torch.equal(chats["base"].model.get_input_embeddings().weight, table)
+    assert not torch.equal(chats["foreign"].model.get_input_embeddings().weight, table)
+
+
 def test_an_adapter_that_cannot_be_used_is_told(foreign: Path, runs: dict[str, Path]) -> None:
     part = runs["both"] / "adapter"
     with pytest.raises(CheckpointError, match=r"adapter is a part of the checkpoint .*both: name that instead"):
@@ -212,12 +227,12 @@ def test_an_adapter_that_cannot_be_used_is_told(foreign: Path, runs: dict[str, P
         with pytest.raises(CheckpointError, match=told):
             Chat.load(foreign)
     save_file(tensors, weights)
-    for named, told in (
+    for base, told in (
         (None, "does not say of which model. Write the base's path"),
         ("/nowhere/at all", "is an adapter of /nowhere/at all, which is not there. Write"),
         ("nobody/nothing", "nobody/nothing can't be loaded"),
     ):
-        name(foreign, named)
+        name(foreign, base)
         with pytest.raises(CheckpointError, match=told):
             Chat.load(foreign)
     weights.unlink()

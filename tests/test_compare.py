@@ -62,6 +62,7 @@ def test_each_answer_stands_under_its_name(
     for words in (
         ["--compare", str(run), str(base), str(good), "two cats ?", *options],
         [str(good), *options, "--compare", str(run), str(base), "two cats ?"],
+        ["--compare", str(run), str(base), str(good), *options, "two cats ?"],
         [str(good), "two cats ?", *options, "--compare", str(run), str(base)],
     ):
         assert main(["chat", *words]) == 0

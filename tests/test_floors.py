@@ -37,6 +37,7 @@ FLOORS = {
     "vlchat.quantize": 1,
     "vlchat.attention": 1,
     "vlchat.hub": 1,
+    "vlchat.places": 1,
     "vlchat.lora": 1,
     "vlchat.checkpoint": 1,
     "vlchat.saving": 1,

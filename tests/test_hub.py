@@ -18,6 +18,7 @@ from talkative import save_talkative
 
 from vlchat import checkpoint, hub
 from vlchat.chat import Chat
+from vlchat.cli import main
 from vlchat.errors import CheckpointError
 from vlchat.lora import add_lora
 
@@ -117,6 +118,29 @@ def test_what_push_sends_up_comes_back(two: tuple[Path, Path], cache: Callable, 
     cache(alone, "me/adapter")
     assert said("me/adapter") == said(alone) == expected
     assert hub.snapshot("me/base") is None
+
+
+def test_a_run_remembers_the_revision_of_its_base(
+    two: tuple[Path, Path], cache: Callable, tmp_path: Path, picture: Callable
+) -> None:
+    cache(two[0], "Qwen/Qwen3-VL-2B-Instruct", "main")
+    cache(two[1], "Qwen/Qwen3-VL-2B-Instruct", "v2")
+    picture(1).save(tmp_path / "one.png")
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "one.png", "question": "two cats", "answer": "yes"}] * 4))
+    settings = {
+        "run": str(tmp_path / "run"),
+        "objective": {"type": "tune", "model": "qwen3-vl-2b", "revision": "v2"},
+        "data": [{"path": str(tmp_path / "rows.json")}],
+        "trainable": {"connector": 1e-9},
+        "loop": {"steps": 1, "batch": 2, "workers": 0},
+    }
+    (tmp_path / "tune.yaml").write_text(json.dumps(settings))
+    assert main(["train", str(tmp_path / "tune.yaml")]) == 0
+    assert checkpoint.describe(tmp_path / "run")["base"] == {"model": "Qwen/Qwen3-VL-2B-Instruct@v2"}
+    assert said(tmp_path / "run") == said(two[1]) != said(two[0])
+    settings["objective"]["model"] = str(two[0])
+    (tmp_path / "tune.yaml").write_text(json.dumps(settings))
+    assert main(["train", str(tmp_path / "tune.yaml"), "--overwrite"]) == 2
 
 
 def test_an_absent_model_is_one_sentence(tmp_path: Path) -> None:

@@ -197,7 +197,8 @@ def test_what_was_listed_arrives_in_one_commit(run: Path, hub: tuple[str, type[H
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Sent: {address}/me/model/tree/v1"
     created = dict(kind.asked)["/api/repos/create"]
-    assert created["name"] == "model" and created["organization"] == "me" and (created.get("private") or created["visibility"] == "private")
+    assert (created["name"], created["organization"]) == ("model", "me")
+    assert created.get("private") or created["visibility"] == "private"  # its name depends on huggingface_hub's version
     assert any(path == "/api/models/me/model/branch/v1" for path, _ in kind.asked)
     assert set(kind.token) == {"Bearer hf_x"}
     sent = kind.commits["v1"]

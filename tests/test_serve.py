@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from talkative import save_talkative, serving
 
+from vlchat import checkpoint
 from vlchat.chat import Chat
 from vlchat.cli import main
 from vlchat.errors import ImageError, VLChatError
@@ -141,6 +143,31 @@ def test_texts_are_shown_as_texts_and_come_back_exactly(text: str) -> None:
     history = [{"role": "user", "content": shown}, {"role": "assistant", "content": "yes"}]
     turns = conversation({"text": "next"}, history, "", [])
     assert turns[0]["content"][0]["text"] == text
+
+
+def test_the_page_chooses_who_answers_each_message(
+    chat: Chat, good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, processor = checkpoint.load(tmp_path / "model")
+    torch.manual_seed(1)
+    names = [name for name, _ in model.named_parameters() if ".connector." in name]
+    with torch.no_grad():
+        for parameter in model.model.connector.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    base: dict[str, Any] = {"model": tmp_path / "model"}
+    checkpoint.save(tmp_path / "run", model, processor, base=base, trained=names, adapter=False, trained_on="")
+    shared = Chat.load(tmp_path / "model", adapters={"mine": tmp_path / "run"})
+    expected = {"": chat.ask(Path(good), "two cats", max_new_tokens=8)}
+    expected["mine"] = Chat.load(tmp_path / "run").ask(Path(good), "two cats", max_new_tokens=8)
+    assert expected[""] != expected["mine"]
+    with serving(shared) as address:
+        for name in ("mine", "", "mine"):
+            client = Client(address, verbose=False)  # it remembers the conversation
+            message = {"text": "two cats", "files": [handle_file(good)]}
+            assert client.predict(message, "", 0, 8, name, api_name="/chat").strip() == expected[name]
+            client.close()
+    assert main(["serve", "--model", str(tmp_path / "model"), "--adapter", "mine"]) == 2
+    assert '--adapter "mine" is not NAME=FOLDER' in capsys.readouterr().err
 
 
 def test_the_page_says_which_model_answers(chat: Chat) -> None:

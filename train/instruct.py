@@ -22,6 +22,7 @@ from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora
 from vlchat.model import VLChatForConditionalGeneration
+from vlchat.models import resolve
 from vlchat.processor import VLChatProcessor
 from vlchat.reading import reading
 
@@ -289,7 +290,8 @@ class TuneObjective(_Conversations):
     """Stage 2: LoRA on the language model and a trained connector; loss on the assistant's tokens only.
 
     Args:
-        model: any vlchat folder, run or Hub id of an image-text-to-text model; null is the embedded model.
+        model: any vlchat folder, run, short name or Hub id of an image-text-to-text model; null is the embedded model.
+        revision: branch, tag or commit of a Hub id; the run remembers it.
         lora: `{r, alpha, dropout}` and optionally `targets`; null trains without an adapter.
         cells: as in stage 1.
         quantize: "nf4" or "int8" for the language model.
@@ -308,6 +310,7 @@ class TuneObjective(_Conversations):
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        revision: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells)
@@ -315,9 +318,12 @@ class TuneObjective(_Conversations):
             if key not in _LORA:
                 hint = nearest(key, _LORA) or f"; known: {', '.join(_LORA)}."
                 raise ConfigError(f'Unknown key "{key}" in objective.lora{hint}')
+        model = resolve(model)
         path = str(newest(Path(model))) if model else None
-        self.model, self.processor = checkpoint.load(path, quantize=quantize, merge=quantize is None, trainable=True)
-        self.base = {"model": path}
+        self.model, self.processor = checkpoint.load(
+            path, quantize=quantize, revision=revision, merge=quantize is None, trainable=True
+        )
+        self.base = {"model": f"{path}@{revision}" if revision else path}
         foreign.require_template(self.processor)
         if self.model.config.is_encoder_decoder:
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")

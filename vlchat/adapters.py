@@ -15,13 +15,18 @@ from transformers import AutoProcessor
 
 from vlchat import checkpoint
 from vlchat.chat import Chat
-from vlchat.errors import CheckpointError, VLChatError
+from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, adapter_base, is_adapter, newest, read_manifest, title, weights_digest
 from vlchat.lora import is_lora, load_lora
+from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 
 Place = str | Path | None  # as of `checkpoint.load`
 Values = list[tuple[nn.Parameter, torch.Tensor]]
+
+
+class NotShared(CheckpointError):
+    """Adapters that cannot be switched on one base."""
 
 
 class Shared:
@@ -43,7 +48,8 @@ class Shared:
             lora: the folder of a PEFT adapter.
 
         Raises:
-            CheckpointError: the PEFT adapter does not fit the model, or changes the base itself.
+            CheckpointError: the PEFT adapter does not fit the model.
+            NotShared: it changes the base itself.
         """
         self._own |= {parameter: parameter.data for parameter, _ in values}
         self._values[name] = {
@@ -51,13 +57,13 @@ class Shared:
         }
         self._lora[name] = None
         if lora is not None:
-            before = [(parameter, parameter._version) for parameter in self.model.parameters()]
+            before = [(parameter, _state(parameter)) for parameter in self.model.parameters()]
             self._lora[name] = f"adapter{len(self._lora)}"
             self.model = load_lora(self.model, lora, name=str(self._lora[name]))
-            if any(parameter._version != version for parameter, version in before):
-                raise CheckpointError(
-                    f"The adapter in {lora} brings whole layers of its base, such as embeddings of new words, so it "
-                    "shares its base with no other: load it alone."
+            if any(_state(parameter) != state for parameter, state in before):
+                raise NotShared(
+                    f"The adapter in {lora} changes its base itself, such as embeddings of new words, so it shares it "
+                    "with no other: load it alone."
                 )
 
     def wear(self, name: str) -> None:
@@ -74,6 +80,10 @@ class Shared:
         elif is_lora(self.model):
             self.model.base_model.disable_adapter_layers()
         self._worn = name
+
+
+def _state(parameter: nn.Parameter) -> tuple[int, int]:
+    return parameter._version, parameter.data_ptr()
 
 
 class Turn:
@@ -115,7 +125,8 @@ def load(base: Place, adapters: Mapping[str, Place], **options: Any) -> Chat:
         options: as of `checkpoint.load`; a revision is the base's.
 
     Raises:
-        CheckpointError: an adapter is none, or does not stand on this base, or cannot be loaded.
+        NotShared: an adapter is none, or does not stand on this base, or changes it.
+        CheckpointError: something cannot be loaded.
     """
     siblings = _siblings(base, adapters, options.get("revision"))
     about = checkpoint.describe(base, options.get("revision"))
@@ -126,9 +137,9 @@ def load(base: Place, adapters: Mapping[str, Place], **options: Any) -> Chat:
     else:
         model, processor = checkpoint.load(base, **options)
     shared = Shared(model)
-    folders = {name: checkpoint.locate(place)[0] for name, place in adapters.items()}
+    folders = {name: locate(place)[0] for name, place in adapters.items()}
     if siblings:
-        folders = {"": checkpoint.locate(base, options.get("revision"))[0], **folders}
+        folders = {"": locate(base, options.get("revision"))[0], **folders}
     else:
         shared.add("", [], None)
     trained = {name: _trained(Path(folder), model) for name, folder in folders.items()}
@@ -159,32 +170,28 @@ def shared_base(places: Sequence[Place]) -> tuple[Place, dict[int, Place]] | Non
         about = checkpoint.describe(place)
         try:
             siblings = _siblings(place, {str(other): found for other, found in others.items()})
-        except _AnotherBase:
+        except NotShared:
             continue
         if siblings or not about["adapter"]:  # merged below others, a run's own answers would be rounded differently
             return place, others
     return None
 
 
-class _AnotherBase(CheckpointError):
-    pass
-
-
 def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None = None) -> bool:
     """Whether the adapters stand on what `base` stands on (True) or on `base` itself (False)."""
-    source, found = checkpoint.locate(base, revision)
+    source, found = locate(base, revision)
     here = {"model": _key(f"{source}@{found}" if found else source)}
     below = _standing(base, revision)
     standing = {name: _standing(place) for name, place in adapters.items()}
     for name, keys in standing.items():
         if keys is None:
-            raise _AnotherBase(f"{adapters[name] or 'The embedded model'} is a whole model, not an adapter on another.")
+            raise NotShared(f"{adapters[name] or 'The embedded model'} is a whole model, not an adapter on another.")
     if all(keys == here for keys in standing.values()):
         return False
     if below is not None and all(keys == below for keys in standing.values()):
         return True
     odd = next(name for name, keys in standing.items() if keys not in (here, below))
-    raise _AnotherBase(
+    raise NotShared(
         f"The adapter {adapters[odd]} was trained on top of {_names(adapters[odd])}, and not of "
         f"{base or 'the embedded model'}. Adapters are switched on one base only: load it alone."
     )
@@ -192,14 +199,14 @@ def _siblings(base: Place, adapters: Mapping[str, Place], revision: str | None =
 
 def _base(place: Place, revision: str | None = None) -> dict[str, Place] | None:
     """Where the parts below a run or an adapter are; None for a whole model."""
-    folder, _ = checkpoint.locate(place, revision)
+    folder, _ = locate(place, revision)
     if not isinstance(folder, Path):
         return None
     if is_adapter(folder):
         source, found = adapter_base(folder)
         return {"model": f"{source}@{found}" if found else source}
     manifest = read_manifest(folder)
-    return None if not manifest or manifest.get("base") is None else checkpoint.resolve_base(folder, manifest)
+    return None if not manifest or manifest.get("base") is None else resolve_base(folder, manifest)
 
 
 def _standing(place: Place, revision: str | None = None) -> dict[str, str] | None:
@@ -250,20 +257,3 @@ def names(places: Sequence[Place]) -> list[str]:
 
 def _title(place: str | Path) -> str:
     return title(Path(place)) if Path(place).is_dir() else str(place)
-
-
-def parse(pairs: Sequence[str]) -> dict[str, str]:
-    """`NAME=FOLDER` as people type it.
-
-    Raises:
-        VLChatError: a pair that is none, or a name that is given twice.
-    """
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, sign, folder = pair.partition("=")
-        if not (name and sign and folder):
-            raise VLChatError(f'--adapter "{pair}" is not NAME=FOLDER, such as --adapter cats=runs/cats.')
-        if name in found:
-            raise VLChatError(f'--adapter names "{name}" twice; give each adapter its own name.')
-        found[name] = folder
-    return found

@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = known.add_parser("serve", help="the chat page in a browser", description="Serve the chat page.")
     _add_model(serve, "--model")
+    serve.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=FOLDER", help="one to choose on the page (repeatable)"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")

@@ -21,8 +21,11 @@ PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".t
 
 def chat(arguments: argparse.Namespace) -> int:
     """`vlchat chat`: one answer, or a conversation."""
-    compared, words = models_and_words(arguments.compare or [])
-    pictures, question = pictures_and_question([*arguments.words, *words])
+    compared, others = models_and_words(arguments.compare or [])
+    words = [*arguments.words, *others]
+    if compared:  # argparse does not tell which came first
+        words.sort(key=lambda word: not _is_picture(word))
+    pictures, question = pictures_and_question(words)
     if compared and arguments.model is not None:
         raise VLChatError("--compare names the models: leave --model out.")
     from vlchat import images
@@ -82,11 +85,15 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str | None]:
     for word in before:
         if not _is_file(word) and not Path(word).suffix and "/" not in word:
             raise VLChatError(f'There is no picture "{word}". A question of several words goes in quotes.')
-    if Path(last).suffix.lower() in PICTURE_ENDINGS and " " not in last.strip() or _is_file(last):
+    if _is_picture(last):
         return list(words), None
     if not before and " " not in last.strip():
         return [last], None  # a lone word is a path with an error in it, more likely than a question
     return before, last
+
+
+def _is_picture(word: str) -> bool:
+    return Path(word).suffix.lower() in PICTURE_ENDINGS and " " not in word.strip() or _is_file(word)
 
 
 def _is_file(path: str) -> bool:
@@ -120,12 +127,15 @@ def serve(arguments: argparse.Namespace) -> int:
     """`vlchat serve`: the chat page."""
     _quiet()
     from serve import main
+    from vlchat.arguments import named
 
+    adapters = named("--adapter", arguments.adapter)
     return main(
         arguments.model,
         host=arguments.host,
         port=arguments.port,
         open_browser=arguments.open,
+        adapters=adapters,
         **_loading(arguments),
     )
 

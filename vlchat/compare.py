@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TextIO
 
-from vlchat import adapters, checkpoint
+from vlchat import adapters
 from vlchat.chat import Chat
 from vlchat.errors import VLChatError
 from vlchat.models import resolve
+from vlchat.places import locate
 from vlchat.terminal import Session, answer
 
 NARROWEST = 36  # letters; columns narrower than this are harder to read than a list
@@ -34,14 +35,16 @@ def load(models: Sequence[str], **options: Any) -> dict[str, Chat]:
     for position, place in enumerate(places):
         if place in places[:position]:
             raise VLChatError(f"--compare names {models[position]} twice.")
-        checkpoint.locate(place)  # every wrong name is told before the first model is loaded
+        locate(place)  # every wrong name is told before the first model is loaded
     names = adapters.names(places)
-    shared = adapters.shared_base(places)
-    if shared is None:
-        return {name: Chat.load(place, **options) for name, place in zip(names, places, strict=True)}
-    base, others = shared
-    chat = Chat.load(base, adapters={names[position]: place for position, place in others.items()}, **options)
-    return {name: chat.adapters.get(name, chat) for name in names}
+    if (shared := adapters.shared_base(places)) is not None:
+        base, others = shared
+        try:
+            chat = Chat.load(base, adapters={names[position]: place for position, place in others.items()}, **options)
+            return {name: chat.adapters.get(name, chat) for name in names}
+        except adapters.NotShared:  # one of them changes the base itself
+            pass
+    return {name: Chat.load(place, **options) for name, place in zip(names, places, strict=True)}
 
 
 def answers(

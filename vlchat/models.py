@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 AS_OF = "2026-11-21"  # licences and ids were looked up by this day; the cards on the Hub have the last word
 
@@ -119,6 +120,10 @@ MODELS: tuple[Entry, ...] = (
 )  # fmt: skip
 
 
+@overload
+def resolve(model: str | None) -> str | None: ...
+@overload
+def resolve(model: str | Path | None) -> str | Path | None: ...
 def resolve(model: str | Path | None) -> str | Path | None:
     """What a short name stands for: a Hub id, or None for the embedded model. Anything else comes back as it is.
 
