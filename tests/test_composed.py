@@ -208,14 +208,20 @@ def test_stage_1_trains_on_a_composed_tower_and_its_save_loads(
 def test_wrong_composed_towers_are_sentences(folder: Path, tiny_llama: Any) -> None:
     for spec, message in (
         ({"type": "concatt", "towers": ["clip"]}, 'Did you mean "concat"'),
-        ({"type": "concat", "towers": ["clip"]}, "made of 2 towers"),
+        ({"type": "concat", "towers": ["clip"]}, "a list of 2 paths"),
+        ({"type": "concat", "towers": ["clip", "dino"], "layers": -2}, "layers are a list of 2"),
         ({"type": "concat"}, "concat tower lacks towers"),
         ({"type": "multiscale", "tower": "clip", "scale": [1]}, 'Did you mean "scales"'),
+        ({"type": "multiscale", "tower": "clip", "scales": 2}, "list of whole numbers"),
         ({"type": "multiscale", "tower": "clip", "scales": [1, 1.5]}, "whole numbers from 1 on"),
         ({"type": "multiscale", "tower": "clip", "scales": []}, "whole numbers from 1 on"),
-        ({"type": "multiscale", "tower": "clip", "layers": [-1, -2]}, "takes 1 of its layers"),
+        ({"type": "multiscale", "tower": "clip", "layers": [-1, -2]}, "layers are a list of 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             compose(folder, tiny_llama, spec)
+    for nested in ({"type": "concat", "towers": [SPECS["concat"], "clip"]}, {"type": "concat", "towers": "clip"},
+                   {"type": "multiscale", "tower": SPECS["concat"]}):  # fmt: skip
+        with pytest.raises(ConfigError, match="paths? or Hub ids?, not"):
+            VLChatForConditionalGeneration.from_backbones(nested, tiny_llama, {"type": "linear"})
     with pytest.raises(ConfigError, match="composed tower gives patches"):
         compose(folder, tiny_llama, SPECS["concat"], vision_feature_select_strategy="cls")

@@ -171,6 +171,18 @@ def test_other_pictures_leave_the_words_alone() -> None:
     assert text_of(swapped[0]) == "t"
 
 
+def test_videos_are_shuffled_as_pictures_are() -> None:
+    rows = [[{"type": "video", "video": "a.gif", "frames": 2}], [{"type": "video", "video": b"GIF"}],
+            [{"type": "image", "image": "a.gif"}]]  # fmt: skip
+    conversations = [[{"role": "user", "content": [*parts, {"type": "text", "text": "t"}]}] for parts in rows]
+    shuffled, kept = shuffle_pictures([images_of(messages) for messages in conversations], seed=0)
+    swapped = [with_images(messages, shown) for messages, shown in zip(conversations, shuffled, strict=True)]
+    assert kept == 0 and all(messages[0]["content"][1]["text"] == "t" for messages in swapped)
+    parts = [messages[0]["content"][0] for messages in swapped]
+    assert all(part != before[0] for part, before in zip(parts, rows, strict=True))
+    assert sorted(map(str, parts)) == sorted(str(before[0]) for before in rows)
+
+
 def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
     def refuse(messages: list[dict[str, Any]]) -> str:
         if images_of(messages) and brightness(messages) == "60":

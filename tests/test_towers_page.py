@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModel
 
-from train.config import load_runs
+from train.config import load_runs, typed
 from train.instruct import AlignObjective
 from vlchat.composing import TOWERS
 from vlchat.connectors import CONNECTORS, build_connector
@@ -42,6 +43,9 @@ def test_every_yaml_example_is_a_run_of_stage_1(tmp_path: Path, block: str) -> N
     objective = load_runs(tmp_path / "run.yaml")[0].objective
     assert objective.pop("type") == "align"
     named({"align": AlignObjective}, {"type": "align", **objective}, "objective", given=0)
+    kinds = typing.get_type_hints(AlignObjective.__init__)
+    for key, value in objective.items():
+        typed(kinds[key], value, key)
     width = 1024
     if isinstance(objective["vision"], dict):
         named(TOWERS, objective["vision"], "tower", given=2)

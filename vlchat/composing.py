@@ -35,8 +35,10 @@ def concat(
         towers: paths or Hub ids. Pictures are prepared for the first.
         layers: which hidden state of each is taken.
     """
-    if len(towers) != 2 or (layers is not None and len(layers) != 2):
-        raise ConfigError(f"A concat tower is made of 2 towers (and 2 layers), not of {len(towers)}.")
+    if not _sources(towers) or len(towers) != 2:
+        raise ConfigError(f"A concat tower's towers are a list of 2 paths or Hub ids, not {towers}.")
+    if layers is not None and (not isinstance(layers, list) or len(layers) != 2):
+        raise ConfigError(f"A concat tower's layers are a list of 2, one for each tower, not {layers}.")
     real = [load_tower(source, **options) for source in towers]
     chosen = layers or [layer, layer]
     sizes = [_working_size(source, tower) for source, tower in zip(towers, real, strict=True)]
@@ -70,10 +72,13 @@ def multiscale(
         scales: 1 is the picture as the tower alone sees it.
         layers: `[which hidden state is taken]`.
     """
-    if not scales or any(type(scale) is not int or scale < 1 for scale in scales):
-        raise ConfigError(f"The scales of a multiscale tower are whole numbers from 1 on, not {list(scales)}.")
-    if layers is not None and len(layers) != 1:
-        raise ConfigError(f"A multiscale tower is made of 1 tower, and takes 1 of its layers, not {len(layers)}.")
+    listed = isinstance(scales, list | tuple) and len(scales) > 0
+    if not listed or any(type(scale) is not int or scale < 1 for scale in scales):
+        raise ConfigError(f"A multiscale tower's scales are a list of whole numbers from 1 on, not {scales}.")
+    if layers is not None and (not isinstance(layers, list) or len(layers) != 1):
+        raise ConfigError(f"A multiscale tower's layers are a list of 1, for its tower, not {layers}.")
+    if not _sources([tower]):
+        raise ConfigError(f"A multiscale tower's tower is a path or Hub id, not {tower}.")
     real = load_tower(tower, **options)
     which = layers[0] if layers else layer
     size = _working_size(tower, real)
@@ -172,6 +177,10 @@ def tower_spec(config: Any, sources: Sequence[str]) -> str | dict[str, Any]:
     if isinstance(config, MultiscaleTowerConfig):
         return {"type": "multiscale", "tower": sources[0], "scales": list(config.scales), "layers": [config.layer]}
     return sources[0]
+
+
+def _sources(towers: Any) -> bool:
+    return isinstance(towers, list | tuple) and all(isinstance(source, str | Path) for source in towers)
 
 
 def _working_size(source: str, tower: PreTrainedModel) -> tuple[int, int]:

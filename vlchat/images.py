@@ -92,9 +92,9 @@ def decode(
             `image_too_large` 413 (bytes or pixels) or `unsupported_image` 415 (format, moving picture, mime).
     """
     if isinstance(source, Image.Image):
-        called = named(name)
+        called = label_of(name)
         return _pixels(source, called, limits)
-    called = named(name if name is not None or isinstance(source, bytes) else str(source))
+    called = label_of(name if name is not None or isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else read_file(source, called, limits)
     if len(data) > limits.max_bytes:
         raise _too_many_bytes(called, len(data), limits)
@@ -115,7 +115,7 @@ def decode(
         return _pixels(image, called, limits)
 
 
-def named(name: str | None, what: str = "picture") -> str:
+def label_of(name: str | None, what: str = "picture") -> str:
     """How messages call something from outside."""
     if name is None:
         return f"The {what}"

@@ -39,6 +39,7 @@ __all__ = [
 AutoModel.register(Blip2VisionConfig, Blip2VisionModel, exist_ok=True)
 AutoModel.register(InstructBlipVisionConfig, InstructBlipVisionModel, exist_ok=True)
 
+
 def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
     """A vision tower from a model, a local folder or a Hub id. Of a CLIP-like pair, the vision half is taken.
 
@@ -65,7 +66,9 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
     needed = [
         name
         for name, parameter in inspect.signature(model.forward).parameters.items()
-        if name != "pixel_values" and parameter.default is inspect.Parameter.empty and parameter.kind.value == 1
+        if name != "pixel_values"
+        and parameter.default is inspect.Parameter.empty
+        and parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     ]
     if needed:  # SigLIP 2 NaFlex and its like, whose pictures come as lists of patches
         raise ConfigError(

@@ -60,7 +60,7 @@ def frames(
     Raises:
         ImageError: a file that is missing, damaged, too large, or of another format; PyAV is needed and not installed.
     """
-    label = images.named(name if name is not None or isinstance(source, bytes) else str(source), "video")
+    label = images.label_of(name if name is not None or isinstance(source, bytes) else str(source), "video")
     if type(count) is not int or not 1 <= count <= limits.max_frames:
         raise ImageError(f"{label} is to give {count} frames; from 1 to {limits.max_frames} are possible.")
     data = source

@@ -36,8 +36,9 @@ def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[A
 
 
 def images_of(messages: list[Message]) -> list[Any]:
-    """The pictures of a conversation in the order in which it shows them."""
-    return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
+    """The pictures of a conversation in the order in which it shows them; a video as the part that holds it."""
+    shown = [part for message in messages for part in message["content"] if part["type"] != "text"]
+    return [part["image"] if part["type"] == "image" else part for part in shown]
 
 
 def with_images(messages: list[Message], images: list[Any]) -> list[Message]:
@@ -47,16 +48,21 @@ def with_images(messages: list[Message], images: list[Any]) -> list[Message]:
         {
             "role": message["role"],
             "content": [
-                {"type": "image", "image": next(left)} if part["type"] == "image" else part
-                for part in message["content"]
+                part if part["type"] == "text" else _part(next(left)) for part in message["content"]
             ],
         }
         for message in messages
     ]
 
 
+def _part(shown: Any) -> dict[str, Any]:
+    return shown if isinstance(shown, dict) else {"type": "image", "image": shown}
+
+
 def _identity(picture: Any) -> str:
     """What makes two pictures the same one: their file, or their pixels."""
+    if isinstance(picture, dict):
+        return f"video {_identity(picture['video'])}"
     if isinstance(picture, str | Path):
         return f"file {picture}"
     data = picture if isinstance(picture, bytes) else f"{picture.size}".encode() + picture.tobytes()
