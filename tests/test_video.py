@@ -122,6 +122,30 @@ def test_frames_of_an_mp4(format_name: str) -> None:
         video.frames(buffer.getvalue()[:100])
 
 
+@pytest.mark.skipif(not HAS_PYAV, reason="needs PyAV")
+def test_a_film_of_a_turned_phone_is_upright() -> None:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        lying = Image.new("RGB", (64, 32))
+        lying.paste((255, 255, 255), (0, 0, 32, 32))  # bright on the left
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_image(lying)))
+        container.mux(stream.encode())
+    one = (1 << 16).to_bytes(4, "big")
+    zero, minus, last = bytes(4), (2**32 - (1 << 16)).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
+    identity = one + zero * 3 + one + zero * 3 + last
+    quarter_turn = zero + one + zero + minus + zero * 4 + last  # clockwise, as ISO 14496-12 writes it in `tkhd`
+    head, track, rest = buffer.getvalue().partition(b"tkhd")
+    assert identity in rest
+    upright = video.frames(head + track + rest.replace(identity, quarter_turn, 1), 1)[0]
+    assert upright.size == (32, 64)
+    assert upright.getpixel((16, 8))[0] > 200 and upright.getpixel((16, 56))[0] < 50, "bright at the top"
+
+
 def test_a_video_in_a_message_is_its_frames(tiny_model: Any, tiny_processor: Any) -> None:
     data = moving("GIF")
     chat = Chat(tiny_model(), tiny_processor)

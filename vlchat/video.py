@@ -175,14 +175,17 @@ def _from_pyav(data: bytes, format_name: str, count: int, label: str, limits: Vi
             wanted = begins + (part + 0.5) / count * length
             container.seek(int(wanted / stream.time_base), stream=stream, backward=True)
             frame = None
-            for frame in container.decode(stream):
+            for following in container.decode(stream):
                 decoded += 1
                 _check_work(pixels * decoded, limits, label)
-                if frame.time is None or frame.time >= wanted:
+                if frame is not None and (following.time is None or following.time > wanted):
                     break
+                frame = following  # what is on the screen at that moment
             if frame is not None and frame.pts != last:  # a video with fewer frames gives one of them twice
                 last = frame.pts
-                yield images.decode(frame.to_image(), limits=limits.picture, name="a frame")
+                # Phones film lying down and write beside it how the picture is to be turned.
+                upright = frame.to_image().rotate(frame.rotation, expand=True)
+                yield images.decode(upright, limits=limits.picture, name="a frame")
 
 
 def _check_work(pixels: int, limits: VideoLimits, label: str) -> None:
