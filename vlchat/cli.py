@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("model", help="a folder that training wrote, or any other checkpoint")
     export.add_argument("out", type=Path, help="the folder to write")
     export.add_argument(
-        "--layout", help="vlchat (default), llava or blip2: what transformers, vLLM and SGLang load without vlchat"
+        "--layout", help="vlchat (default), llava, llava_next or blip2, which other programs load without vlchat"
     )
     export.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
     export.add_argument("--name", help="what the model calls itself (default: the folder's name)")

@@ -41,7 +41,7 @@ def export(
     Args:
         model: a folder that training wrote, or any other checkpoint.
         out: the folder to write.
-        layout: `vlchat`, `llava` or `blip2`; None is vlchat for vlchat's own models, and what it is for any other.
+        layout: `vlchat`, `llava`, `llava_next` or `blip2`; None is vlchat for vlchat's own models, and what it is for any other.
         dtype: of the stored weights: bfloat16, float16 or float32.
         name: what the model calls itself to people.
         scores: a folder that `vlchat eval --out` wrote, for the card.
@@ -62,8 +62,8 @@ def export(
                 "written as what it is."
             )
         loaded, processor = interop.convert(loaded, processor)
-    if layout is None and loaded.config.model_type == "llava":
-        layout = "llava"  # by the published names, which transformers 5 does not write
+    if layout is None and loaded.config.model_type in interop.LAYOUTS:
+        layout = loaded.config.model_type  # by the published names, which transformers 5 does not write
         loaded, processor = interop.convert(loaded, processor)
     if layout not in (None, "vlchat"):
         interop.must_hold(layout, loaded, processor)

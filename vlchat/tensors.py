@@ -17,6 +17,7 @@ _CONNECTORS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"model\.connector\.", ""),
     (r"(?:model\.)?multi_modal_projector\.linear_1\.", "layers.0."),
     (r"(?:model\.)?multi_modal_projector\.linear_2\.", "layers.1."),
+    (r"(?:model\.)?image_newline$", "image_newline"),
     (r"(?:model\.)?mm_projector\.(\d+)\.", lambda match: f"layers.{int(match[1]) // 2}."),
     (r"(?:model\.)?mm_projector\.", "projection."),
     (r"language_projection\.", "projection."),

@@ -21,9 +21,14 @@ from vlchat.saving import align_generation
 Read = Callable[[Any, Any, str | None], tuple[VLChatForConditionalGeneration, VLChatProcessor]]
 
 # transformers' model_type -> how such a model becomes ours.
-FAMILIES: dict[str, Read] = {"llava": llava.read, "blip-2": blip2.read, "instructblip": instructblip.read}
+FAMILIES: dict[str, Read] = {
+    "llava": llava.read,
+    "llava_next": llava.read,
+    "blip-2": blip2.read,
+    "instructblip": instructblip.read,
+}
 # What `vlchat export --layout` writes besides our own folder.
-LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "blip2": blip2.LAYOUT}
+LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "llava_next": llava.NEXT_LAYOUT, "blip2": blip2.LAYOUT}
 # Families that are published without a chat template -> the prompt of their papers, which is theirs and no guess.
 USUAL_TEMPLATES = {"blip-2": "blip2", "instructblip": "instructblip"}
 

@@ -1,6 +1,7 @@
-"""LLaVA as transformers keeps it (`LlavaForConditionalGeneration`), with CLIP, SigLIP and other towers.
+"""LLaVA and LLaVA-NeXT as transformers keeps them (`LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`),
+with CLIP, SigLIP and other towers.
 
-Names of tensors as in llava-hf/llava-1.5-7b-hf: `vision_tower.vision_model...`, `multi_modal_projector.linear_{1,2}`,
+Names of tensors as in llava-hf/llava-1.5-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf: `vision_tower.vision_model...`, `multi_modal_projector.linear_{1,2}`,
 `language_model.{model,lm_head}`.
 """
 
@@ -11,11 +12,11 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import LlavaConfig, LlavaProcessor, PreTrainedModel
+from transformers import LlavaConfig, LlavaNextConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedModel
 
 from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
-from vlchat.connectors import MLPConnector
+from vlchat.connectors import build_connector
 from vlchat.errors import CheckpointError
 from vlchat.features import measure_features, num_patches
 from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
@@ -25,13 +26,17 @@ from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
 
 # Start of a tensor's name in our mlp connector -> in the layout.
-_CONNECTOR = {"layers.0.": "multi_modal_projector.linear_1.", "layers.1.": "multi_modal_projector.linear_2."}
+_CONNECTOR = {
+    "layers.0.": "multi_modal_projector.linear_1.",
+    "layers.1.": "multi_modal_projector.linear_2.",
+    "image_newline": "image_newline",
+}
 
 
 def read(
     model: Any, processor: Any, template: str | None = None
 ) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
-    """A loaded Llava as our class. The two share their tensors.
+    """A loaded Llava or LlavaNext as our class. The two share their tensors.
 
     Raises:
         CheckpointError: for a projector that is not two linear layers with GELU, or a processor without a template.
@@ -55,10 +60,12 @@ def read(
         image_token_id=config.image_token_id,
         vision_feature_layer=config.vision_feature_layer,
         vision_feature_select_strategy="full" if full else "patch",
+        image_grid_pinpoints=getattr(config, "image_grid_pinpoints", None),
     )
+    tiled = ours.image_grid_pinpoints is not None
     features, _ = measure_features(tower, ours.vision_feature_layer, ours.vision_feature_select_strategy)
     with init_empty_weights(include_buffers=False):
-        connector = MLPConnector(ours.vision_feature_dim, ours.embedding_dim, **_options(ours))
+        connector = build_connector(ours.connector or {}, ours.vision_feature_dim, ours.embedding_dim, tiles=tiled)
     connector.load_state_dict(connector_tensors(model.state_dict()), assign=True)
     result = assemble(
         VLChatForConditionalGeneration, ours, tower, model.model.language_model, model.lm_head, connector, features
@@ -69,7 +76,22 @@ def read(
 
 
 def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:
-    """Why a model of ours does not fit into this layout; None where it does."""
+    """Why a model of ours does not fit into the layout llava; None where it does."""
+    if _tiled(model):
+        return "it is shown pictures in tiles, and this layout shows them whole."
+    return _cannot_project(model)
+
+
+def cannot_hold_next(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:
+    """Why a model of ours does not fit into the layout llava_next; None where it does."""
+    return _cannot_project(model) if _tiled(model) else "it is shown pictures whole, and this layout cuts them into tiles."
+
+
+def _tiled(model: VLChatForConditionalGeneration) -> bool:
+    return model.config.image_grid_pinpoints is not None
+
+
+def _cannot_project(model: VLChatForConditionalGeneration) -> str | None:
     config, options = model.config, dict(model.config.connector or {})
     kind = options.get("type")
     if kind != "mlp":
@@ -86,10 +108,6 @@ def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcesso
             f"{config.vision_config.model_type} tower, and this layout either takes all or drops the first token."  # type: ignore[union-attr]
         )
     return None
-
-
-def _options(config: VLChatConfig) -> dict[str, Any]:
-    return {name: value for name, value in (config.connector or {}).items() if name != "type"}
 
 
 def _strategy(model: VLChatForConditionalGeneration) -> str | None:
@@ -113,26 +131,30 @@ def _tensors(model: VLChatForConditionalGeneration) -> dict[str, torch.Tensor]:
     }
 
 
-def _config(model: VLChatForConditionalGeneration) -> LlavaConfig:
+def _config(model: VLChatForConditionalGeneration) -> LlavaConfig | LlavaNextConfig:
     ours: Any = copy.deepcopy(model.config)  # LlavaConfig would take the choice of attention out of the model's own
-    strategy: Any = _strategy(model)
-    return LlavaConfig(
+    kind: Any = LlavaNextConfig if _tiled(model) else LlavaConfig
+    return kind(
+        **({"image_grid_pinpoints": ours.image_grid_pinpoints} if _tiled(model) else {}),
         vision_config=ours.vision_config,
         text_config=ours.text_config,
         image_token_index=ours.image_token_id,
         image_seq_length=ours.image_seq_length,
         projector_hidden_act="gelu",
-        multimodal_projector_bias=_options(ours).get("bias", True),
+        multimodal_projector_bias=(ours.connector or {}).get("bias", True),
         vision_feature_layer=ours.vision_feature_layer,
-        vision_feature_select_strategy=strategy,
+        vision_feature_select_strategy=_strategy(model),
         tie_word_embeddings=ours.tie_word_embeddings,
-        architectures=["LlavaForConditionalGeneration"],
+        architectures=[f"Llava{'Next' if _tiled(model) else ''}ForConditionalGeneration"],
     )
 
 
-def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration) -> LlavaProcessor:
+def _processor(
+    processor: VLChatProcessor, model: VLChatForConditionalGeneration
+) -> LlavaProcessor | LlavaNextProcessor:
     tower = model.model.vision_tower
-    return LlavaProcessor(
+    kind: Any = LlavaNextProcessor if _tiled(model) else LlavaProcessor
+    return kind(
         image_processor=processor.image_processor,
         tokenizer=without_second_start(processor.tokenizer, str(processor.chat_template)),
         patch_size=tower.config.patch_size,
@@ -144,3 +166,4 @@ def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration
 
 
 LAYOUT = Layout(cannot_hold, _tensors, _config, _processor)
+NEXT_LAYOUT = Layout(cannot_hold_next, _tensors, _config, _processor)
