@@ -359,3 +359,15 @@ def test_a_device_or_a_type_that_is_not_there_is_told(tmp_path: Path) -> None:
         load(tmp_path, device="cuda:99")
     with pytest.raises(ConfigError, match='dtype is "fp16"; use auto, float32'):
         load(tmp_path, dtype="fp16")
+
+
+def test_what_a_run_learned_is_not_rounded_to_its_base(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    save_full(tmp_path / "base", tiny_model(), tiny_processor, trained_on="", dtype="bfloat16")
+    model, processor = load(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in model.model.connector.parameters():
+            parameter.add_(1e-4)  # less than bfloat16 can tell
+    base: dict[str, Any] = {"model": tmp_path / "base"}
+    save(tmp_path / "run", model, processor, base=base, trained=trained(model), adapter=False, trained_on="")
+    learned, read = (dict(one.model.connector.named_parameters()) for one in (model, load(tmp_path / "run")[0]))
+    assert all(torch.equal(learned[name], read[name]) for name in learned)

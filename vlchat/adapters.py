@@ -39,6 +39,8 @@ class Shared:
         self._values: dict[str, dict[nn.Parameter, torch.Tensor]] = {}
         self._lora: dict[str, str | None] = {}  # our names -> peft's, which may hold no dots
         self._worn: str | None = None
+        self._active: str | None = None  # of peft
+        self._disabled = False
 
     def add(self, name: str, values: Values, lora: Path | None) -> None:
         """Makes an adapter ready to be worn.
@@ -75,10 +77,15 @@ class Shared:
             parameter.data = self._values[name].get(parameter, own)
         lora = self._lora[name]
         if lora is not None:
-            self.model.base_model.enable_adapter_layers()
-            self.model.set_adapter(lora, inference_mode=True)
-        elif is_lora(self.model):
+            if self._disabled:  # peft walks through all of the model, so only where it must
+                self.model.base_model.enable_adapter_layers()
+                self._disabled = False
+            if self._active != lora:
+                self.model.set_adapter(lora, inference_mode=True)
+                self._active = lora
+        elif is_lora(self.model) and not self._disabled:
             self.model.base_model.disable_adapter_layers()
+            self._disabled = True
         self._worn = name
 
 
