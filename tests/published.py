@@ -21,6 +21,9 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     OPTConfig,
     Qwen2Config,
@@ -28,6 +31,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlchat.tiles import tile_image_processor
 from vlchat.towers import clip_image_processor
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -87,6 +91,22 @@ def llava(tokenizer: Any, tower: str, decoder: str, **options: Any) -> tuple[Any
         chat_template=LLAVA_TEMPLATE, num_additional_image_tokens=before,
     )  # fmt: skip
     return spread(LlavaForConditionalGeneration(config)), processor
+
+
+def llava_next(tokenizer: Any) -> tuple[Any, Any]:
+    pinpoints = [[24, 48], [48, 24], [48, 48]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**SIZES, **PIXELS, projection_dim=16),
+        text_config=language("llama", len(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = LlavaNextProcessor(
+        tile_image_processor(clip_image_processor(24), (24, 24), pinpoints), tokenizer, patch_size=12,
+        vision_feature_select_strategy="default", chat_template=LLAVA_TEMPLATE, num_additional_image_tokens=1,
+    )  # fmt: skip
+    return spread(LlavaNextForConditionalGeneration(config)), processor
 
 
 def blip2(tokenizer: Any, decoder: str) -> tuple[Any, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from published import MAKERS, ROWS, batch_for, instructblip, ours_from
+from published import MAKERS, ROWS, batch_for, instructblip, llava_next, ours_from
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from vlchat import VLChatForConditionalGeneration, checkpoint, interop
 from vlchat.chat import Chat
+from vlchat.cli import main
+from vlchat.errors import CheckpointError
 
 
 @pytest.fixture(params=MAKERS)
@@ -68,6 +70,37 @@ def test_an_imported_model_is_saved_and_asked(published: Path, tmp_path: Path, p
         max_new_tokens=8,
     )  # fmt: skip
     assert together[0] == answer
+
+
+def test_llava_next_sees_the_same_tiles(tmp_path: Path, tiny_tokenizer: Any, picture: Any) -> None:
+    torch.manual_seed(5)
+    model, processor = llava_next(tiny_tokenizer)
+    model.save_pretrained(tmp_path / "next")
+    processor.save_pretrained(tmp_path / "next")
+    reference, their_processor = theirs(tmp_path / "next")
+    ours, our_processor = interop.convert(*theirs(tmp_path / "next"))
+    sizes = [[(60, 50), (24, 24)], [], [(24, 100)]]
+    asked = [
+        [{"role": "user", "content": [*({"type": "image", "image": picture(1, size)} for size in some),
+                                      {"type": "text", "text": "What is in the picture?"}]}]
+        for some in sizes
+    ]  # fmt: skip
+    options: dict[str, Any] = {
+        "tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True,
+        "processor_kwargs": {"padding": True, "padding_side": "left"},
+    }  # fmt: skip
+    expected = their_processor.apply_chat_template(asked, **options)
+    found = our_processor.apply_chat_template(asked, **options)
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    with torch.no_grad():
+        assert (ours(**found).logits - reference(**expected).logits).abs().max() <= 1e-5
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "next"), str(out), "--dtype", "float32", "--check"]) == 0
+    again, _ = theirs(out)
+    with torch.no_grad():
+        assert torch.equal(again(**expected).logits, reference(**expected).logits)
+    with pytest.raises(CheckpointError, match="in tiles.*The layout vlchat and llava_next can"):
+        interop.must_hold("llava", ours, our_processor)
 
 
 def test_instructblip_hears_the_question_as_its_own_processor_says_it(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from published import ROWS, batch_for, blip2, instructblip, llava
+from published import ROWS, batch_for, blip2, instructblip, llava, llava_next
 from safetensors.torch import save_file
 
 from vlchat import VLChatForConditionalGeneration, checkpoint
@@ -18,7 +18,7 @@ from vlchat.errors import CheckpointError
 PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 
 
-def original(folder: Path, model: Any, tokenizer: Any, pickled: bool) -> None:
+def original(folder: Path, model: Any, tokenizer: Any, pickled: bool = False) -> None:
     """Writes a Llava as liuhaotian/llava-v1.5-7b is: a Llama with more tensors, the tower apart."""
     tower = folder / "tower"
     model.model.vision_tower.save_pretrained(tower)
@@ -33,6 +33,9 @@ def original(folder: Path, model: Any, tokenizer: Any, pickled: bool) -> None:
             _, _, layer, kind = name.split(".")
             tensors[f"model.mm_projector.{PROJECTOR[layer]}.{kind}"] = tensor
     tensors["lm_head.weight"] = model.lm_head.weight
+    pinpoints = getattr(model.config, "image_grid_pinpoints", None)
+    if pinpoints:
+        tensors["model.image_newline"] = model.model.image_newline
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     if pickled:
         torch.save(tensors, folder / "pytorch_model.bin")
@@ -49,6 +52,9 @@ def original(folder: Path, model: Any, tokenizer: Any, pickled: bool) -> None:
         "image_aspect_ratio": "pad",
         "tune_mm_mlp_adapter": False,
     }
+    if pinpoints:
+        settings |= {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+        settings["image_grid_pinpoints"] = [[width, height] for height, width in pinpoints]
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
@@ -70,12 +76,30 @@ def test_llavas_own_layout_gives_the_same_logits(tmp_path: Path, tiny_tokenizer:
         assert (model(**batch).logits - reference(**batch).logits).abs().max() <= 1e-5
 
 
+def test_llava_1_6_in_its_own_layout_sees_the_same_tiles(tmp_path: Path, tiny_tokenizer: Any, picture: Any) -> None:
+    torch.manual_seed(5)
+    reference, their_processor = llava_next(tiny_tokenizer)
+    original(tmp_path, reference, tiny_tokenizer)
+    out = tmp_path / "imported"
+    assert main(["import", str(tmp_path), str(out), "--template", "vicuna", "--dtype", "float32"]) == 0
+    model, processor = checkpoint.load(out)
+    asked = [{"type": "image", "image": picture(1, (60, 50))}, {"type": "text", "text": "What is in the picture?"}]
+    batch = processor.apply_chat_template(
+        [{"role": "user", "content": asked}], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    pixels = their_processor.image_processor([picture(1, (60, 50))], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], pixels)
+    with torch.no_grad():
+        assert (model(**batch).logits - reference(**batch).logits).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"mm_projector_type": "ldp"}, "ldp"),
         ({"model_type": "llava_mpt"}, "llava_mpt"),
-        ({"image_aspect_ratio": "anyres"}, "tiles"),
+        ({"image_aspect_ratio": "anyres", "mm_patch_merge_type": "flat"}, "anyres, flat"),
+        ({"image_aspect_ratio": "anyres_max_9", "mm_patch_merge_type": "spatial_unpad"}, "anyres_max_9"),
     ],
 )
 def test_what_is_not_read_of_that_layout_is_said(

@@ -41,7 +41,8 @@ def export(
     Args:
         model: a folder that training wrote, or any other checkpoint.
         out: the folder to write.
-        layout: `vlchat`, `llava`, `llava_next` or `blip2`; None is vlchat for vlchat's own models, and what it is for any other.
+        layout: `vlchat`, `llava`, `llava_next` or `blip2`; None is vlchat for vlchat's own models, and for any other
+            what it is.
         dtype: of the stored weights: bfloat16, float16 or float32.
         name: what the model calls itself to people.
         scores: a folder that `vlchat eval --out` wrote, for the card.

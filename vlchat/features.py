@@ -53,8 +53,8 @@ def tower_features(
             f"The layers {wanted} of this {config.model_type} tower have {[state.shape[1] for state in states]} tokens "
             "and can't be put side by side. Take one of them."
         )
-    # A single state is left as it lies: a copy in another order of memory would be multiplied by another routine, and in
-    # bfloat16 give other bits than transformers' Llava.
+    # A single state is left as it lies: a copy in another order of memory would be multiplied by another routine, and
+    # in bfloat16 give other bits than transformers' Llava.
     return outputs, states[0] if len(states) == 1 else torch.cat(states, dim=-1)
 
 

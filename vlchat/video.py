@@ -161,7 +161,8 @@ def _from_pillow(
 def _from_pyav(data: bytes, format_name: str, count: int, label: str, limits: VideoLimits) -> Iterator[Image.Image]:
     import av
 
-    with av.open(io.BytesIO(data), format=format_name) as container:
+    opened: Any = av.open(io.BytesIO(data), format=format_name)
+    with opened as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise ImageError(f"{label} has sound but no pictures.")

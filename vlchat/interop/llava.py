@@ -1,8 +1,7 @@
-"""LLaVA and LLaVA-NeXT as transformers keeps them (`LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`),
-with CLIP, SigLIP and other towers.
+"""LLaVA and LLaVA-NeXT as transformers keeps them, with CLIP, SigLIP and other towers.
 
-Names of tensors as in llava-hf/llava-1.5-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf: `vision_tower.vision_model...`, `multi_modal_projector.linear_{1,2}`,
-`language_model.{model,lm_head}`.
+Names of tensors as in llava-hf/llava-1.5-7b-hf and llava-hf/llava-v1.6-mistral-7b-hf: `vision_tower.vision_model...`,
+`multi_modal_projector.linear_{1,2}`, `language_model.{model,lm_head}`, `image_newline`.
 """
 
 from __future__ import annotations
@@ -84,7 +83,9 @@ def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcesso
 
 def cannot_hold_next(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:
     """Why a model of ours does not fit into the layout llava_next; None where it does."""
-    return _cannot_project(model) if _tiled(model) else "it is shown pictures whole, and this layout cuts them into tiles."
+    if not _tiled(model):
+        return "it is shown pictures whole, and this layout cuts them into tiles."
+    return _cannot_project(model)
 
 
 def _tiled(model: VLChatForConditionalGeneration) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from vlchat.composing import image_processor_of
 from vlchat.errors import CheckpointError
 from vlchat.fit import check_names, check_numbers, fill
 from vlchat.model import VLChatForConditionalGeneration
@@ -50,8 +51,8 @@ def load(
             goes by the folder's name, which is not done here.
 
     Raises:
-        CheckpointError: for a projector or language model that is not known, tiles (LLaVA-1.6), missing or left-over
-            tensors, or when there is no template.
+        CheckpointError: for a projector or language model that is not known, missing or left-over tensors, or when
+            there is no template.
     """
     with reading(source, "checkpoint"):
         settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
@@ -66,11 +67,7 @@ def load(
     kind = _LANGUAGE.get(settings.get("model_type", ""))
     if kind is None:
         raise CheckpointError(f"{source}: a {settings.get('model_type')} is not read; known: {', '.join(_LANGUAGE)}.")
-    if "anyres" in str(settings.get("image_aspect_ratio", "")):
-        raise CheckpointError(
-            f"{source} cuts pictures into tiles, which is not read from this layout: take its version for transformers "
-            "(llava-hf/llava-v1.6-...)."
-        )
+    tiles = _tiles(settings, source)
     language = _language_model(folder, kind, settings, quantize, dtype, device)
     tensors = read_tensors(folder, lambda name: name.startswith(_ELSEWHERE))
     beside = folder / settings["mm_vision_tower"]
@@ -85,13 +82,15 @@ def load(
         device_map={"": str(device)},
         vision_feature_layer=settings.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if whole else "patch",
+        tiles=tiles,
     )
     fill(model.model.connector, connector_tensors(tensors), f"projector in {source}")
     tuned = {name.removeprefix(_TOWER): tensor for name, tensor in tensors.items() if name.startswith(_TOWER)}
     if tuned:  # LLaVA writes the tower, too, where it was tuned
         nested = {name.removeprefix("vision_model."): tensor for name, tensor in tuned.items()}
         fill(model.model.vision_tower, nested, f"vision tower in {source}")
-    processor = VLChatProcessor.from_backbones(tower, tokenizer, model.config.image_seq_length, template)
+    pictures = image_processor_of(tower, model.config.image_grid_pinpoints)
+    processor = VLChatProcessor.from_backbones(pictures, tokenizer, model.config.image_seq_length, template)
     if settings.get("image_aspect_ratio") == "pad":
         processor.image_processor = _padding(processor.image_processor)
     return model, processor
@@ -105,6 +104,20 @@ def _connector(settings: dict[str, Any], source: str | Path) -> dict[str, Any]:
     if depth is None:
         raise CheckpointError(f"{source}: the projector {kind!r} is not known; linear and mlp2x_gelu are.")
     return {"type": "mlp", "depth": int(depth[1])}
+
+
+def _tiles(settings: dict[str, Any], source: str | Path) -> list[list[int]] | None:
+    """The sizes that pictures are cut into tiles at, height first; LLaVA-1.6 writes width first."""
+    ratio = str(settings.get("image_aspect_ratio"))
+    if "anyres" not in ratio:
+        return None
+    sizes, merge = settings.get("image_grid_pinpoints"), settings.get("mm_patch_merge_type")
+    if ratio != "anyres" or merge != "spatial_unpad" or not isinstance(sizes, list):
+        raise CheckpointError(
+            f"{source} puts its tiles together in a way that is not read here ({ratio}, {merge}, {sizes}): anyres, "
+            "spatial_unpad and a list of sizes are, as LLaVA-1.6 has them."
+        )
+    return [[height, width] for width, height in sizes]
 
 
 def _language_model(
