@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from families import FAMILIES
 from published import ROWS, batch_for, blip2, instructblip, llava
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -232,7 +233,9 @@ def test_the_card_says_what_a_stranger_asks(tmp_path: Path, tiny_model: Any, tin
         trained=[name for name, _ in model.named_parameters() if "connector" in name],
         adapter=False,
         trained_on="my drawings",
-        extra=lambda stage: (stage / "run.json").write_text('{"objective": {"type": "align", "itc": 0.2}, "seed": 3}'),
+        extra=lambda stage: (stage / "run.json").write_text(
+            json.dumps({"objective": {"type": "align", "vision": str(tower), "itc": 0.2}, "seed": 3})
+        ),
     )
     scores = tmp_path / "scores"
     scores.mkdir()
@@ -245,8 +248,35 @@ def test_the_card_says_what_a_stranger_asks(tmp_path: Path, tiny_model: Any, tin
     for words in ("| vision | tower | mit |", "| language | decoder | see there |", "my drawings", "itc: 0.2",
                   "### vqa", "71.3 % of 100", 'pipeline("image-text-to-text"'):  # fmt: skip
         assert words in text
+    assert str(tmp_path) not in text + (tmp_path / "out" / "run.json").read_text(encoding="utf-8")
     with pytest.raises(CheckpointError, match="holds no result.md"):
         export(str(run), tmp_path / "other", scores=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "idefics3", "llava_next"])
+def test_a_tuned_model_of_any_family_is_written_merged(
+    family: str, tmp_path: Path, picture: Any, capsys: Any
+) -> None:
+    base, run, out = tmp_path / "base", tmp_path / "run", tmp_path / "out"
+    FAMILIES[family](base)
+    model, processor = checkpoint.load(base)
+    tuned = checkpoint.add_lora(model, r=4)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    checkpoint.save(run, tuned, processor, base={"model": base}, trained=[], adapter=True, trained_on="answers")
+    assert main(["export", str(run), str(out), "--dtype", "float32", "--check"]) == 0
+    assert "in a fresh process" in capsys.readouterr().out
+    question = "What is in the picture?"
+    expected = Chat.load(run).ask(picture(), question, max_new_tokens=8)
+    assert expected != Chat.load(base).ask(picture(), question, max_new_tokens=8)
+    assert Chat.load(out).ask(picture(), question, max_new_tokens=8) == expected
+    image = tmp_path / "picture.png"
+    picture().save(image)
+    assert main(["chat", "--compare", str(base), str(run), "--max-new-tokens", "8", str(image), question]) == 0
+    assert expected in capsys.readouterr().out
 
 
 def test_a_card_that_people_edited_stays(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:

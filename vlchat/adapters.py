@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoProcessor
 
 from vlchat import checkpoint
 from vlchat.chat import Chat
 from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, adapter_base, is_adapter, newest, read_manifest, title, weights_digest
 from vlchat.lora import is_lora, load_lora
+from vlchat.pictures_only import load_processor
 from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 
@@ -246,7 +246,7 @@ def _lora(folder: Path) -> Path | None:
 
 
 def _processor(folder: Path, base: Any) -> Any:
-    return AutoProcessor.from_pretrained(folder) if (folder / "processor_config.json").is_file() else base
+    return load_processor(folder) if (folder / "processor_config.json").is_file() else base
 
 
 def _generation_config(model: Any, processor: Any) -> Any:

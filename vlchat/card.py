@@ -15,13 +15,12 @@ from vlchat.folders import EMBEDDED, newest, read_manifest
 _LICENCE_HERE = "Licence of this model: as of its parts and its data; say so here before you publish it."
 
 
-def write_card(
-    folder: Path, name: str, model: Any, source: Path, layout: str, scores: str | Path | None = None
-) -> None:
+def write_card(folder: Path, name: str, model: Any, source: Path, scores: str | Path | None = None) -> None:
     """Writes `README.md` into a model's folder: use, parts and their licences, data, recipe, scores.
 
     Args:
-        source: the folder that the model was loaded from; its manifest and run.json are read.
+        folder: holds config.json already, and run.json where the run is known.
+        source: the folder that the model was loaded from; its manifest is read.
         scores: a folder that `vlchat eval --out` wrote.
 
     Raises:
@@ -38,11 +37,11 @@ def write_card(
         header["base_model"] = bases
     lines = ["---", yaml.safe_dump(header, sort_keys=False).rstrip(), "---", "", f"# {name}", ""]
     lines += [f"A {type(model).__name__} of {model.num_parameters() / 1e6:,.1f} M parameters, made with vlchat.", ""]
-    lines += ["## Use", "", "```python", *_use(layout), "```", ""]
+    lines += ["## Use", "", "```python", *_use(folder), "```", ""]
     lines += ["## Parts", "", "| part | from | licence |", "| --- | --- | --- |"]
     lines += [f"| {part} | {base} | {licence or 'see there'} |" for part, base, licence in parts] or ["| - | - | - |"]
     lines += ["", _LICENCE_HERE, "", "## Data", "", manifest.get("trained_on") or "Not recorded.", ""]
-    lines += ["## Recipe", "", *_recipe(source), ""]
+    lines += ["## Recipe", "", *_recipe(folder), ""]
     lines += ["## Scores", "", *_scores(scores), ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
@@ -77,8 +76,8 @@ def _licence(folder: Path) -> str | None:
     return str(named["license"]) if isinstance(named, dict) and named.get("license") else None
 
 
-def _use(layout: str) -> list[str]:
-    if layout == "vlchat":
+def _use(folder: Path) -> list[str]:
+    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "vlchat":
         return ["from vlchat import Chat", "", 'print(Chat.load("FOLDER_OR_ID").ask("photo.jpg", "What is this?"))']
     return [
         "from transformers import pipeline",
@@ -89,8 +88,8 @@ def _use(layout: str) -> list[str]:
     ]
 
 
-def _recipe(source: Path) -> list[str]:
-    path = source / "run.json"
+def _recipe(folder: Path) -> list[str]:
+    path = folder / "run.json"
     if not path.is_file():
         return ["Not recorded."]
     run = json.loads(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlchat.card import write_card
 from vlchat.chat_templates import template_source
 from vlchat.errors import CheckpointError
 from vlchat.fit import check_numbers
-from vlchat.folders import newest, read_manifest, writable, writing
+from vlchat.folders import newest, read_manifest, without_places, writable, writing
 from vlchat.interop import original_llava
 from vlchat.model import VLChatForConditionalGeneration
 
@@ -77,13 +78,15 @@ def export(
     source = newest(Path(model))
 
     def extra(stage: Path) -> None:
-        for file in ("run.json", "metrics.jsonl"):
-            if (source / file).is_file():
-                shutil.copyfile(source / file, stage / file)
+        if (source / "metrics.jsonl").is_file():
+            shutil.copyfile(source / "metrics.jsonl", stage / "metrics.jsonl")
+        if (source / "run.json").is_file():
+            run = without_places(json.loads((source / "run.json").read_text(encoding="utf-8")))
+            (stage / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
         if kept is not None:
             (stage / "README.md").write_bytes(kept)
         else:
-            write_card(stage, name or out.absolute().name, loaded, source, layout or "vlchat", scores)
+            write_card(stage, name or out.absolute().name, loaded, source, scores)
         if verifier is not None:
             verifier.compare(stage)
 

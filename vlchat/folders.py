@@ -19,6 +19,7 @@ MANIFEST = "vlchat.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT = 1
+LOCAL = re.compile(r"(/|~/|[A-Za-z]:[\\/])[^\s/\\]+[\\/]\S.*")  # an absolute path of at least two parts
 _STEP = re.compile(r"step-\d+")
 _WEIGHTS = re.compile(r"(adapter/)?[^/]+\.safetensors")
 _NOTES = "README.md"  # a card for people, who may edit it: not hashed
@@ -224,6 +225,16 @@ def tensor_count(folder: Path) -> int:
                     count *= size
                 total += count
     return total
+
+
+def without_places(content: Any) -> Any:
+    """JSON in which each path of this machine is its last part alone, for what others get to see."""
+    if isinstance(content, dict):
+        return {key: without_places(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_places(value) for value in content]
+    is_path = isinstance(content, str) and LOCAL.fullmatch(content)
+    return re.split(r"[\\/]", content.rstrip("\\/"))[-1] if is_path else content
 
 
 def sha256(path: Path) -> str:

@@ -13,12 +13,21 @@ from typing import Any
 import yaml
 
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
-from vlchat.folders import ADAPTER_CONFIG, MANIFEST, PICKLES, is_adapter, newest, read_manifest, verify
+from vlchat.folders import (
+    ADAPTER_CONFIG,
+    LOCAL,
+    MANIFEST,
+    PICKLES,
+    is_adapter,
+    newest,
+    read_manifest,
+    verify,
+    without_places,
+)
 from vlchat.hub import unreachable
 
 CARD = "README.md"
 PRIVATE = "training_state"  # optimizer and random generators: for resuming here, of no use to others
-_LOCAL = re.compile(r"(/|~/|[A-Za-z]:[\\/])[^\s/\\]+[\\/]\S.*")  # an absolute path of at least two parts
 _FRONT = re.compile(r"---\n(.*?)\n---\n", re.S)
 _WORDS = {"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"}  # paths there are tokens
 
@@ -142,13 +151,13 @@ def _check_base(folder: Path, manifest: dict[str, Any] | None) -> None:
     if is_adapter(folder):
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base = config.get("base_model_name_or_path")
-        if base is None or Path(base).exists() or _LOCAL.fullmatch(base):
+        if base is None or Path(base).exists() or LOCAL.fullmatch(base):
             raise CheckpointError(
                 f"{folder / ADAPTER_CONFIG} names the base {base}, which nobody else has. Write its Hub id there, as "
                 "base_model_name_or_path, or make a whole model: vlchat export."
             )
     for base in ((manifest or {}).get("base") or {}).values():
-        if base is not None and (Path(base).exists() or _LOCAL.fullmatch(base)):
+        if base is not None and (Path(base).exists() or LOCAL.fullmatch(base)):
             raise CheckpointError(
                 f"{folder / MANIFEST} names the base {base}, which nobody else has. Write a whole model and push that: "
                 f"vlchat export {folder} OUT"
@@ -163,11 +172,11 @@ def _without_paths(path: Path, name: str, shortened: list[tuple[str, str]]) -> P
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
-    found = sorted({text for text in _texts(content) if _LOCAL.fullmatch(text)})
+    found = sorted({text for text in _texts(content) if LOCAL.fullmatch(text)})
     if not found:
         return path
     shortened += [(name, text) for text in found]
-    return (json.dumps(_shorten(content), indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(without_places(content), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -176,15 +185,6 @@ def _texts(content: Any) -> Iterator[str]:
     elif isinstance(content, (dict, list)):
         for value in content.values() if isinstance(content, dict) else content:
             yield from _texts(value)
-
-
-def _shorten(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _shorten(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_shorten(value) for value in content]
-    is_path = isinstance(content, str) and _LOCAL.fullmatch(content)
-    return re.split(r"[\\/]", content.rstrip("\\/"))[-1] if is_path else content
 
 
 def _manifest(manifest: dict[str, Any], parcel: Parcel) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlchat import interop
+from vlchat.errors import CheckpointError
 from vlchat.fit import check_names, check_numbers
 from vlchat.interop import original_llava
 from vlchat.pictures_only import load_processor
@@ -32,6 +33,8 @@ def load_whole(
         CheckpointError: when it cannot be read; when a tensor is missing, left over, of another shape or not finite
             (names are listed); when a family's own checkpoint has no chat template.
     """
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise CheckpointError(f"{source} holds no model: it has no config.json.")
     if original_llava.is_one(source, revision):
         return original_llava.load(source, quantize, dtype, device, revision)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": revision or "main"}
