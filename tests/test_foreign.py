@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,26 @@ def test_control_tokens_that_people_type_stay_text(name: str, family: Callable[[
     messages = prompt.validate(ask_messages(picture(1), typed))
     decoded = processor.tokenizer.decode(foreign.inputs(processor, [messages])["input_ids"][0])
     assert typed in decoded
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "blip-2, template added", "blip-2-t5, template added", "mllama"])
+def test_stop_ends_an_answer_within_a_token(name: str, family: Callable[[str], Path], picture: Picture) -> None:
+    chat = Chat(*published(family(name)))
+    stop, steps = threading.Event(), []
+    chat.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    stop.set()
+    list(chat.stream(ask_messages(picture(1), "What is it?"), stop=stop, max_new_tokens=200))
+    assert len(steps) <= 1
+    pieces = chat.stream(ask_messages(picture(1), "What is it?"), max_new_tokens=200)
+    pieces.close()
+    assert len(steps) < 100
+    assert not any(thread.name == "vlchat-generate" for thread in threading.enumerate())
+
+
+def test_a_template_that_takes_no_system_prompt_says_so(family: Callable[[str], Path], picture: Picture) -> None:
+    chat = Chat.load(family("llava_next"))
+    with pytest.raises(VLChatError, match="refuses this conversation: Only user and assistant roles"):
+        chat.ask(picture(1), "What is it?", system="Be brief.")
 
 
 @pytest.mark.parametrize("name", UNTOLD)

@@ -64,8 +64,8 @@ def lesson(
     marked = [_answers(processor, conversation) for conversation in conversations]
     batch, tokenizer = _tensors(processor, conversations, marked, "right")
     ids, masks = torch.tensor(tokenizer.ids), torch.tensor(tokenizer.masks, dtype=torch.bool)
-    width = ids.shape[1]  # some processors put the picture's tokens before the text
     tails = [[text.rpartition(marks.END)[2] for text in texts] for texts in (marked, tokenizer.texts)]
+    width = ids.shape[-1]  # some processors put the picture's tokens before the text
     if tails[0] != tails[1] or not torch.equal(batch["input_ids"][:, -width:], ids):
         raise VLChatError(f"{_kind(processor)} writes text of its own after an answer, so it can't be tuned here.")
     if not apart(batch, conversations):
@@ -115,7 +115,7 @@ def end_token_id(processor: Any) -> int | None:
     except VLChatError:
         return None
     text, answers, _ = marks.read(rendered)
-    closing = text[slice(*answers[-1])].rpartition("b")[2].strip()
+    closing = text[slice(*answers[-1])].strip().removeprefix("b").strip()
     return processor.tokenizer.convert_tokens_to_ids(closing) if closing else None
 
 
