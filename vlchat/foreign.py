@@ -115,7 +115,7 @@ def end_token_id(processor: Any) -> int | None:
     except VLChatError:
         return None
     text, answers, _ = marks.read(rendered)
-    closing = text[slice(*answers[-1])].strip().removeprefix("b").strip()
+    closing = text[slice(*answers[-1])].rpartition("b")[2].strip()
     return processor.tokenizer.convert_tokens_to_ids(closing) if closing else None
 
 
