@@ -61,8 +61,10 @@ def lesson(
     Raises:
         VLChatError: when template or processor refuse a conversation, or change the answers' text.
     """
-    marked = [_answers(processor, conversation) for conversation in conversations]
+    marked = [answers(processor, conversation) for conversation in conversations]
     batch, tokenizer = _tensors(processor, conversations, marked, "right")
+    if "suffix" in inspect.signature(type(processor).__call__).parameters:
+        return _lesson_in_two(processor, conversations, marked)
     ids, masks = torch.tensor(tokenizer.ids), torch.tensor(tokenizer.masks, dtype=torch.bool)
     tails = [[text.rpartition(marks.END)[2] for text in texts] for texts in (marked, tokenizer.texts)]
     width = ids.shape[-1]  # some processors put the picture's tokens before the text
@@ -72,6 +74,24 @@ def lesson(
         raise VLChatError("This model learns from rows with equally many pictures only; set loop.batch=1.")
     before = batch["input_ids"].shape[1] - width
     return batch, torch.nn.functional.pad(masks, (before, 0))
+
+
+def _lesson_in_two(
+    processor: Any, conversations: Sequence[list[dict[str, Any]]], marked: list[str]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """`lesson` for PaliGemma: it reads a question both ways, and the answer is given apart, without its end token."""
+    questions, told = [], []
+    for one in marked:
+        text, spans, cuts = marks.read(one)
+        begin, end = spans[0]
+        if len(spans) > 1 or end < len(text):
+            raise VLChatError(f"{_kind(processor)} learns from rows with one question and one answer only.")
+        if cuts:
+            raise VLChatError(f"{_kind(processor)} reads control tokens in a row as such; leave them out.")
+        questions.append(text[:begin])
+        told.append(text[begin:].removesuffix(processor.tokenizer.eos_token))
+    batch, _ = _tensors(processor, conversations, questions, "right", suffix=told)
+    return batch, batch["token_type_ids"].bool()
 
 
 def accepted(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
@@ -111,16 +131,20 @@ def end_token_id(processor: Any) -> int | None:
     """The token with which the template closes an answer, at which generation should stop; None where it has none."""
     turns = prompt.validate([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     try:
-        rendered = _answers(processor, turns)
+        rendered = answers(processor, turns)
     except VLChatError:
         return None
-    text, answers, _ = marks.read(rendered)
-    closing = text[slice(*answers[-1])].rpartition("b")[2].strip()
+    text, spans, _ = marks.read(rendered)
+    closing = text[slice(*spans[-1])].rpartition("b")[2].strip()
     return processor.tokenizer.convert_tokens_to_ids(closing) if closing else None
 
 
-def _answers(processor: Any, conversation: list[dict[str, Any]]) -> str:
-    """The rendered conversation with marks around what the assistant wrote and the tokens that close it."""
+def answers(processor: Any, conversation: list[dict[str, Any]]) -> str:
+    """The rendered conversation with marks around what the assistant wrote and the tokens that close it.
+
+    Raises:
+        VLChatError: when the template refuses the conversation, or changes what the assistant said.
+    """
     tokenizer = processor.tokenizer
     turns = [
         index
@@ -133,15 +157,15 @@ def _answers(processor: Any, conversation: list[dict[str, Any]]) -> str:
     rendered = _render(processor, [marked])[0]
     plain = _render(processor, [_map_texts(conversation, marks.clean)])[0]
     try:
-        text, answers, cuts = marks.read(rendered)
+        text, spans, cuts = marks.read(rendered)
     except VLChatError:
-        text, answers, cuts = "", [], []
-    if text != plain or len(answers) != len(turns):
+        text, spans, cuts = "", [], []
+    if text != plain or len(spans) != len(turns):
         raise VLChatError("The chat template changes what the assistant said, so it can't be told what to learn.")
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     closing = re.compile(rf"\s*(?:{'|'.join(map(re.escape, sorted(special, key=len, reverse=True))) or '(?!)'})")
     for number, turn in enumerate(turns):
-        begin, end = answers[number]
+        begin, end = spans[number]
         header = marks.bare(_render(processor, [marked[:turn]], add_generation_prompt=True)[0]) if turn else ""
         if header and text[:begin].startswith(header) and not text[len(header) : begin].strip():
             begin = len(header)
@@ -152,8 +176,8 @@ def _answers(processor: Any, conversation: list[dict[str, Any]]) -> str:
         elif number == len(turns) - 1 and turn == len(conversation) - 1 and tokenizer.eos_token:
             text = text[:end] + tokenizer.eos_token
             end = len(text)
-        answers[number] = (begin, end)
-    return marks.write(text, answers, cuts)
+        spans[number] = (begin, end)
+    return marks.write(text, spans, cuts)
 
 
 def _marked(processor: Any, conversation: list[dict[str, Any]], *, learn: bool) -> list[dict[str, Any]]:
@@ -205,7 +229,7 @@ def _render(
 
 
 def _tensors(
-    processor: Any, conversations: Sequence[list[dict[str, Any]]], texts: list[str], side: str
+    processor: Any, conversations: Sequence[list[dict[str, Any]]], texts: list[str], side: str, **more: Any
 ) -> tuple[dict[str, torch.Tensor], marks.MarkedTokenizer]:
     """Rendered and marked texts, with the conversations' pictures, through the processor."""
     pictures = [prompt.pictures_of(conversation) for conversation in conversations]
@@ -237,7 +261,7 @@ def _tensors(
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": side},
+            processor_kwargs={"padding": True, "padding_side": side, **more},
         )
     except VLChatError:
         raise
