@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from train.__main__ import main as train
-from vlchat import checkpoint
+from vlchat import checkpoint, foreign, prompt
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import VLChatError
 from vlchat.lora import is_lora
@@ -49,13 +49,19 @@ on a machine without torchvision and without a GPU. It tells that the code fits,
 - **chat**: a question about a picture, streamed; where the family takes them, a conversation about two pictures and one
   about none; control tokens that a person typed stay text; Stop ends it.
 - **batch == single**: conversations of unlike length and number of pictures, answered at once and one by one, in
-  float32: the same words, and the largest difference between the first tokens' logits.
+  float32: the same words, and the largest difference between the first tokens' logits; "one by one" where a model
+  can't answer them together so, and is not asked to.
 - **nf4**: `--quantize nf4`: answers, with the language model's layers in 4 bits and no layer of tower or connector.
 - **tune**: `vlchat train`, stage 2, LoRA, 20 steps: the model then gives the answer it was taught and stops there, and
   the run's folder, loaded again, answers the same. The loss of the first and the last step.
 - **tune on nf4**: the same with `objective.quantize: nf4`.
+
+"Template added" is a family that is published without a chat template, with a `chat_template.jinja` in its folder.
 """
-IMPORTS = """- **import**: `vlchat import` makes it one of vlchat's own models, which answers with the same logits.
+IMPORTS = """
+BLIP-2 and InstructBLIP with a decoder are loaded as vlchat's own class, with the prompt of their papers as template.
+
+- **import**: `vlchat import` makes it one of vlchat's own models, which answers with the same logits.
 - **export**: `vlchat export --check`: what was tuned, merged and written in its own layout, answers the same when a
   fresh process reads it.
 """
@@ -116,9 +122,11 @@ def batches(folder: Path, work: Path) -> str:
     chat.ask(picture(1), "What is it?", max_new_tokens=1)
     asked = conversations(chat)
     alone = [chat.batch([messages], max_new_tokens=8)[0] for messages in asked]
+    same = "yes" if chat.batch(asked, max_new_tokens=8) == alone else "no: other words"
+    if not foreign.apart(chat._inputs(asked), [prompt.validate(messages) for messages in asked]):
+        return f"{same}, one by one"
     difference = first_logits(chat, asked) - torch.cat([first_logits(chat, [messages]) for messages in asked])
-    same = chat.batch(asked, max_new_tokens=8) == alone
-    return f"{'yes' if same else 'no: other words'}, {difference.abs().max().item():.0e}"
+    return f"{same}, {difference.abs().max().item():.0e}"
 
 
 def quantizes(folder: Path, work: Path) -> str:

@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ UNTOLD = ["blip-2", "blip-2-t5", "instructblip", "paligemma"]  # published witho
 NEEDS_TORCHVISION = ["mistral3"]  # for pictures, too
 LOADED = [name for name in FAMILIES if name not in NEEDS_TORCHVISION]
 SPEAKING = [*(name for name in LOADED if name not in UNTOLD), *BLIPS]
-LEARNING = [name for name in SPEAKING if name not in ("blip-2-t5, template added", "paligemma, template added")]
+LEARNING = [name for name in SPEAKING if name != "blip-2-t5, template added"]
 TUNED = [*(name for name in LEARNING if name not in BLIPS), "blip-2", "instructblip"]
 
 
@@ -73,6 +74,11 @@ def rows(name: str, picture: Picture) -> list[Example]:
     """Rows of one, two and no pictures of unlike shapes, or of one each where the family takes no other number."""
     first = example("one", [("<image>\nWhat is it?", "A red circle.")], [picture(1, (60, 30))])
     said = 'no, "one" <image> <|im_end|> </s> dog é'
+    if "paligemma" in name:  # which learns one answer a row
+        return [
+            first,
+            example("two", [("<image>\n<image>\nHow many?", 'no, "one" dog')], [picture(2), picture(3, (30, 90))]),
+        ]
     if one_picture(name) or name == "mllama":  # which learns from rows with equally many
         return [first, example("two", [("<image>\nHow many?", "Two cats."), ("Sure?", said)], [picture(2)])]
     pictures = [picture(2), picture(3, (30, 90))]
@@ -180,6 +186,26 @@ def test_control_tokens_that_people_type_stay_text(name: str, family: Callable[[
     messages = prompt.validate(ask_messages(picture(1), typed))
     decoded = processor.tokenizer.decode(foreign.inputs(processor, [messages])["input_ids"][0])
     assert typed in decoded
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "blip-2, template added", "blip-2-t5, template added", "mllama"])
+def test_stop_ends_an_answer_within_a_token(name: str, family: Callable[[str], Path], picture: Picture) -> None:
+    chat = Chat(*published(family(name)))
+    stop, steps = threading.Event(), []
+    chat.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    stop.set()
+    list(chat.stream(ask_messages(picture(1), "What is it?"), stop=stop, max_new_tokens=200))
+    assert len(steps) <= 1
+    pieces = chat.stream(ask_messages(picture(1), "What is it?"), max_new_tokens=200)
+    pieces.close()
+    assert len(steps) < 100
+    assert not any(thread.name == "vlchat-generate" for thread in threading.enumerate())
+
+
+def test_a_template_that_takes_no_system_prompt_says_so(family: Callable[[str], Path], picture: Picture) -> None:
+    chat = Chat.load(family("llava_next"))
+    with pytest.raises(VLChatError, match="refuses this conversation: Only user and assistant roles"):
+        chat.ask(picture(1), "What is it?", system="Be brief.")
 
 
 @pytest.mark.parametrize("name", UNTOLD)
@@ -295,7 +321,9 @@ def test_twenty_steps_of_lora_teach_an_answer_and_change_nothing_else(
     if quantize is not None:
         pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
     skip_untold(family(name))
-    objective, run = tune(tmp_path, family(name), picture, one_picture(name) or name == "mllama", quantize)
+    objective, run = tune(
+        tmp_path, family(name), picture, one_picture(name) or name in ("mllama", "paligemma, template added"), quantize
+    )
     learning = [key for key, parameter in objective.model.named_parameters() if parameter.requires_grad]
     prefix = language_model_prefix(objective.model.get_base_model())
     assert learning and all("lora_" in key and f".{prefix}." in key for key in learning)
@@ -353,7 +381,7 @@ def test_lora_targets_outside_the_language_model_are_refused(family: Callable[[s
 
 
 def test_what_cannot_be_tuned_is_told_before_the_first_step(
-    family: Callable[[str], Path], picture: Picture, tmp_path: Path
+    family: Callable[[str], Path], picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, told in {
         "paligemma": "has no chat template",
@@ -365,8 +393,18 @@ def test_what_cannot_be_tuned_is_told_before_the_first_step(
     with pytest.raises(VLChatError, match="equally many pictures only; set loop.batch=1"):
         Collator(processor)(rows("qwen2_vl", picture))
     processor = load_processor(family("paligemma, template added"))
+    with pytest.raises(DataError, match='Row "two": .*one question and one answer only'):
+        Collator(processor)(rows("llava", picture)[:2])
+    with pytest.raises(DataError, match='Row "a": .*reads control tokens in a row as such'):
+        Collator(processor)([example("a", [("<image>\nIs it <eos>?", "no")], [picture(1)])])
+    tails = marks.MarkedTokenizer.__call__
+
+    def adds_text(self: Any, text: Any = None, *others: Any, **options: Any) -> Any:
+        return tails(self, [one + "." for one in text], *others, **options)
+
+    monkeypatch.setattr(marks.MarkedTokenizer, "__call__", adds_text)
     with pytest.raises(DataError, match="writes text of its own after an answer"):
-        Collator(processor)(rows("llava", picture)[:1])
+        Collator(load_processor(family("qwen2_vl")))(rows("qwen2_vl", picture)[:1])
 
 
 def test_blip_takes_one_picture_and_says_so(family: Callable[[str], Path], picture: Picture) -> None:

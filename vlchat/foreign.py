@@ -63,15 +63,35 @@ def lesson(
     """
     marked = [answers(processor, conversation) for conversation in conversations]
     batch, tokenizer = _tensors(processor, conversations, marked, "right")
+    if "suffix" in inspect.signature(type(processor).__call__).parameters:
+        return _lesson_in_two(processor, conversations, marked)
     ids, masks = torch.tensor(tokenizer.ids), torch.tensor(tokenizer.masks, dtype=torch.bool)
-    width = ids.shape[1]  # some processors put the picture's tokens before the text
     tails = [[text.rpartition(marks.END)[2] for text in texts] for texts in (marked, tokenizer.texts)]
+    width = ids.shape[-1]  # some processors put the picture's tokens before the text
     if tails[0] != tails[1] or not torch.equal(batch["input_ids"][:, -width:], ids):
         raise VLChatError(f"{_kind(processor)} writes text of its own after an answer, so it can't be tuned here.")
     if not apart(batch, conversations):
         raise VLChatError("This model learns from rows with equally many pictures only; set loop.batch=1.")
     before = batch["input_ids"].shape[1] - width
     return batch, torch.nn.functional.pad(masks, (before, 0))
+
+
+def _lesson_in_two(
+    processor: Any, conversations: Sequence[list[dict[str, Any]]], marked: list[str]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """`lesson` for PaliGemma: it reads a question both ways, and the answer is given apart, without its end token."""
+    questions, told = [], []
+    for one in marked:
+        text, spans, cuts = marks.read(one)
+        begin, end = spans[0]
+        if len(spans) > 1 or end < len(text):
+            raise VLChatError(f"{_kind(processor)} learns from rows with one question and one answer only.")
+        if cuts:
+            raise VLChatError(f"{_kind(processor)} reads control tokens in a row as such; leave them out.")
+        questions.append(text[:begin])
+        told.append(text[begin:].removesuffix(processor.tokenizer.eos_token))
+    batch, _ = _tensors(processor, conversations, questions, "right", suffix=told)
+    return batch, batch["token_type_ids"].bool()
 
 
 def accepted(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
@@ -209,7 +229,7 @@ def _render(
 
 
 def _tensors(
-    processor: Any, conversations: Sequence[list[dict[str, Any]]], texts: list[str], side: str
+    processor: Any, conversations: Sequence[list[dict[str, Any]]], texts: list[str], side: str, **more: Any
 ) -> tuple[dict[str, torch.Tensor], marks.MarkedTokenizer]:
     """Rendered and marked texts, with the conversations' pictures, through the processor."""
     pictures = [prompt.pictures_of(conversation) for conversation in conversations]
@@ -241,7 +261,7 @@ def _tensors(
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": side},
+            processor_kwargs={"padding": True, "padding_side": side, **more},
         )
     except VLChatError:
         raise
