@@ -283,7 +283,7 @@ def report(
 
 
 def surroundings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Date, hardware in words and versions; no names of machines or folders."""
+    """Date, hardware in words, how busy it was, and versions; no names of machines or folders."""
     memory = psutil.virtual_memory().total / GIB
     threads = torch.get_num_threads()
     hardware = f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, {memory:.0f} GiB memory"
@@ -294,6 +294,7 @@ def surroundings(arguments: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python benchmarks/llava_shapes.py", *names, "--device", arguments.device]),
         "hardware": hardware,
+        "load_average_of_15_minutes": os.getloadavg()[2],
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 

@@ -132,7 +132,7 @@ class VLChatModel(VLChatPreTrainedModel):
         if frozen and tower.training:
             tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
         wanted = [layers] if isinstance(layers, int) else list(layers or ())
-        keep = wanted if _CAN_SELECT_STATES else bool(wanted)
+        keep = kwargs.pop("output_hidden_states", None) or (wanted if _CAN_SELECT_STATES else bool(wanted))
         # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
         with torch.no_grad() if frozen else nullcontext():
             pixel_values = beside(pixel_values, next(tower.parameters()))
