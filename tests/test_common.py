@@ -79,8 +79,9 @@ def test_config_without_arguments_and_with_common_ones(tmp_path: Path) -> None:
     back = AutoConfig.from_pretrained(tmp_path)
     assert back.output_hidden_states and not back.return_dict and back.dtype == torch.float16
     assert len(back.id2label) == 3
-    VLChatConfig().connector["depth"] = 7
-    assert VLChatConfig().connector["depth"] == 2  # nobody shares a default
+    given = {"type": "mlp", "depth": 3}
+    VLChatConfig(connector=given).connector["depth"] = 7
+    assert given["depth"] == 3  # each configuration has its own
 
 
 def test_a_config_given_twice_stays_what_it_was() -> None:
