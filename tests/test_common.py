@@ -79,8 +79,9 @@ def test_config_without_arguments_and_with_common_ones(tmp_path: Path) -> None:
     back = AutoConfig.from_pretrained(tmp_path)
     assert back.output_hidden_states and not back.return_dict and back.dtype == torch.float16
     assert len(back.id2label) == 3
-    VLChatConfig().connector["depth"] = 7
-    assert VLChatConfig().connector["depth"] == 2  # nobody shares a default
+    given = {"type": "mlp", "depth": 3}
+    VLChatConfig(connector=given).connector["depth"] = 7
+    assert given["depth"] == 3  # each configuration has its own
 
 
 def test_a_config_given_twice_stays_what_it_was() -> None:
@@ -196,9 +197,9 @@ def test_loading_nothing_initialises_everything(connector: str, language: str) -
 def test_a_connector_starts_with_the_configured_spread(connector: str) -> None:
     config = tiny_config(connector)
     config.initializer_range = 1e-10
-    for name, parameter in VLChatModel(config).connector.named_parameters():
-        if "qformer" not in name and name != "query_tokens":  # these have a spread of their own
-            assert parameter.abs().max() < 1e-8, name  # none was left to torch's default
+    for name, module in VLChatModel(config).connector.named_modules():
+        if isinstance(module, torch.nn.Linear) and "qformer" not in name:  # which has a spread of its own
+            assert module.weight.abs().max() < 1e-8, name  # none was left to torch's default
 
 
 @pytest.mark.parametrize(

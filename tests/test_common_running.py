@@ -118,9 +118,27 @@ def test_image_features_as_transformers_returns_them(connector: str) -> None:
     tokens = model.config.image_seq_length
     assert [tuple(one.shape) for one in output.pooler_output] == [(tokens, 32)] * 2
     assert output.last_hidden_state.shape == (2, 5, 24)  # the tower's own: four patches and the class token
+    with_states = model.get_image_features(*asked, output_hidden_states=True)
+    assert [tuple(state.shape) for state in with_states.hidden_states] == [(2, 5, 24)] * 4
+    assert torch.equal(torch.stack(with_states.pooler_output), torch.stack(output.pooler_output))
     plain = model.get_image_features(*asked, return_dict=False)
     assert isinstance(plain, tuple) and torch.equal(plain[0], output.last_hidden_state)
     assert torch.equal(torch.stack(plain[1]), torch.stack(output.pooler_output))
+
+
+def test_the_towers_states_are_not_copied() -> None:
+    """In bfloat16 a copy in another order of memory gives other bits than transformers' Llava has."""
+    model = tiny()
+    model.config.vision_feature_select_strategy, model.config.image_seq_length = "full", 5
+    places: dict[str, int] = {}
+
+    def note(name: str, tensor: torch.Tensor) -> None:
+        places[name] = tensor.data_ptr()
+
+    model.model.vision_tower.encoder.layers[-1].register_forward_pre_hook(lambda _, inputs: note("state", inputs[0]))
+    model.model.connector.register_forward_pre_hook(lambda _, inputs: note("features", inputs[0]))
+    model(**inputs_for(model))
+    assert places["features"] == places["state"]
 
 
 @EVERY_CONNECTOR

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from vlchat import VLChatConfig, VLChatForConditionalGeneration
+from vlchat.connectors import build_connector
 
 VOCABULARY = 100
 IMAGE_TOKEN = 99
-QUERIES = 3
 _QFORMER = {
-    "type": "qformer", "num_query_tokens": QUERIES, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "type": "qformer", "num_query_tokens": 3, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
     "dropout": 0.0,
 }  # fmt: skip
 CONNECTORS: dict[str, dict] = {
@@ -59,7 +59,7 @@ def tiny_config(connector: str = "mlp", language: str = "llama", **changes: Any)
         text_config=language_config(language, **changes),
         connector=dict(CONNECTORS[connector]),
         image_token_id=IMAGE_TOKEN,
-        image_seq_length=4 if connector == "mlp" else QUERIES,
+        image_seq_length=build_connector(CONNECTORS[connector], 24, 32).num_tokens(4),
     )
 
 

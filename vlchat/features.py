@@ -40,7 +40,8 @@ def tower_features(
     pixel_values = beside(pixel_values, next(tower.parameters()))
     wanted = [layer] if isinstance(layer, int) else list(layer or ())
     # Counting from the end needs the number of layers, which CNNs do not tell.
-    keep = wanted if _CAN_SELECT_STATES and hasattr(config, "num_hidden_layers") else bool(wanted)
+    enough = wanted if _CAN_SELECT_STATES and hasattr(config, "num_hidden_layers") else bool(wanted)
+    keep = kwargs.pop("output_hidden_states", None) or enough
     if config.model_type == "vit_mae":
         # Its patches are shuffled by noise, to hide some of them: rising noise leaves them where they are.
         kwargs["noise"] = torch.arange(num_patches(config), device=tower.device).expand(len(pixel_values), -1).float()
