@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES
 from published import MAKERS, ROWS, batch_for, instructblip, llava_next, ours_from
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
@@ -70,6 +71,45 @@ def test_an_imported_model_is_saved_and_asked(published: Path, tmp_path: Path, p
         max_new_tokens=8,
     )  # fmt: skip
     assert together[0] == answer
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_siglip", "llava_next"])
+def test_an_imported_processor_gives_the_same_ids(family: str, tmp_path: Path, picture: Any) -> None:
+    """With tokenizers that add a start token, and put a space before the first word of a text."""
+    FAMILIES[family](tmp_path)
+    model, processor = theirs(tmp_path)
+    _, ours = interop.convert(*theirs(tmp_path))
+    ours.save_pretrained(tmp_path / "ours")
+    ours = AutoProcessor.from_pretrained(tmp_path / "ours")
+    shown, words = {"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}
+    conversations = [
+        [{"role": "user", "content": [shown, words]}],
+        [{"role": "user", "content": [words]}],
+        [
+            {"role": "user", "content": [shown, words]},
+            {"role": "assistant", "content": [{"type": "text", "text": "Two cats."}]},
+            {"role": "user", "content": [words]},
+        ],
+    ]
+    for turns in conversations:
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+        expected = processor.apply_chat_template(turns, **options)["input_ids"]
+        assert torch.equal(ours.apply_chat_template(turns, **options)["input_ids"], expected)
+        assert expected[0, 0] == processor.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(("family", "said"), [("blip-2", "Question: What is it? Answer:"), ("instructblip", "What is it?")])
+def test_a_blip_is_asked_as_its_own_processor_asks_it(family: str, said: str, tmp_path: Path, picture: Any) -> None:
+    FAMILIES[family](tmp_path)
+    _, processor = theirs(tmp_path)
+    _, ours = interop.convert(*theirs(tmp_path))
+    expected = processor(images=picture(), text=said, return_tensors="pt")["input_ids"]
+    turns = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]}]
+    found = ours.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        return_assistant_tokens_mask=True,
+    )  # fmt: skip
+    assert torch.equal(found["input_ids"], expected)
 
 
 def test_llava_next_sees_the_same_tiles(tmp_path: Path, tiny_tokenizer: Any, picture: Any) -> None:

@@ -135,7 +135,7 @@ def end_token_id(processor: Any) -> int | None:
     except VLChatError:
         return None
     text, spans, _ = marks.read(rendered)
-    closing = text[slice(*spans[-1])].rpartition("b")[2].strip()
+    closing = text[slice(*spans[-1])].strip().removeprefix("b").strip()
     return processor.tokenizer.convert_tokens_to_ids(closing) if closing else None
 
 

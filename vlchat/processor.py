@@ -36,6 +36,9 @@ class VLChatProcessor(ProcessorMixin):
             as the tiles of that picture need.
         instruction_length: for an instruction-aware Q-Former: at most so many tokens of the text beside each picture
             go to it; None sends none.
+        start_token: who writes the start token. None: the template, where it belongs. "first": the tokenizer, before
+            the rendered conversation; "after_images": the tokenizer, behind the pictures, which the template writes
+            first. Models imported from transformers were trained on what its processors make in these two ways.
         qformer_folder: where, beside the processor, the Q-Former's own tokenizer is kept (InstructBLIP's is BERT's);
             None where it reads the language model's tokens.
         chat_template: Jinja source.
@@ -48,10 +51,12 @@ class VLChatProcessor(ProcessorMixin):
         image_seq_length: int = 576,
         image_token: str = IMAGE_TOKEN,
         instruction_length: int | None = None,
+        start_token: str | None = None,
         qformer_folder: str | None = None,
         chat_template: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.start_token = start_token
         self.qformer_folder = qformer_folder
         self._qformer_tokenizer: PreTrainedTokenizerBase | None = None
         self.image_seq_length = image_seq_length
@@ -204,11 +209,17 @@ class VLChatProcessor(ProcessorMixin):
         shown, lengths = self._prepare(images, return_tensors, options.pop("images_kwargs", None))
         batch = []
         for index, text in enumerate(rendered):
-            if return_assistant_tokens_mask and not told:  # as published models' templates are
-                ids, mask, _ = marks.encode(self.tokenizer, foreign.answers(self, conversations[index]), False)
+            marked = return_assistant_tokens_mask and not told  # as published models' templates are
+            text = foreign.answers(self, conversations[index]) if marked else text
+            begin, special = self._start(text)
+            if marked:
+                ids, mask, _ = marks.encode(self.tokenizer, text[begin:], special)
             else:
-                ids, offsets = prompt.encode(self.tokenizer, text, answers=spans[index])
-                mask = _mask(offsets, spans[index])
+                answers = [(first - begin, last - begin) for first, last in spans[index]]
+                ids, offsets = prompt.encode(self.tokenizer, text[begin:], add_special_tokens=special, answers=answers)
+                mask = _mask(offsets, answers)
+            before = begin // len(self.image_token)
+            ids, mask = [self.image_token_id] * before + ids, [0] * before + mask
             own, lengths = lengths[: len(pictures[index])], lengths[len(pictures[index]) :]
             batch.append(self._expand(ids, mask, own, f"Conversation {index + 1}" if batched else ""))
         data = self._collate(batch, shown, return_tensors, side, return_assistant_tokens_mask, **options)
@@ -274,6 +285,14 @@ class VLChatProcessor(ProcessorMixin):
         names = ["input_ids", "attention_mask", "pixel_values"]
         names += ["image_sizes"] if hasattr(self.image_processor, "image_grid_pinpoints") else []
         return names if self.instruction_length is None else [*names, *_INSTRUCTION_NAMES]
+
+    def _start(self, text: str) -> tuple[int, bool]:
+        """Where in a rendered conversation the tokenizer begins, and whether it adds its start token there."""
+        begin = 0
+        while self.start_token == "after_images" and text.startswith(self.image_token, begin):
+            begin += len(self.image_token)
+        begun = text.startswith(self.tokenizer.bos_token or "\0", begin)
+        return begin, self.start_token is not None and not begun
 
     def _template(self) -> str:
         template = self.chat_template

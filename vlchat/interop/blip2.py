@@ -19,7 +19,7 @@ from vlchat.connectors import QFormerConnector
 from vlchat.errors import CheckpointError
 from vlchat.features import measure_features
 from vlchat.interop.layouts import Layout, is_tied, renamed
-from vlchat.interop.processors import read_processor, without_second_start
+from vlchat.interop.processors import read_processor, their_tokenizer
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
@@ -151,7 +151,7 @@ def _processor(processor: VLChatProcessor, model: VLChatForConditionalGeneration
     template = str(processor.chat_template).replace(processor.image_token, "")
     theirs = Blip2Processor(
         processor.image_processor,
-        without_second_start(processor.tokenizer, template),
+        their_tokenizer(processor),
         num_query_tokens=model.model.connector.num_tokens(0),
     )
     theirs.chat_template = template

@@ -19,7 +19,7 @@ from vlchat.connectors import build_connector
 from vlchat.errors import CheckpointError
 from vlchat.features import measure_features, num_patches
 from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
-from vlchat.interop.processors import read_processor, without_second_start
+from vlchat.interop.processors import read_processor, their_tokenizer
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
@@ -157,7 +157,7 @@ def _processor(
     kind: Any = LlavaNextProcessor if _tiled(model) else LlavaProcessor
     return kind(
         image_processor=processor.image_processor,
-        tokenizer=without_second_start(processor.tokenizer, str(processor.chat_template)),
+        tokenizer=their_tokenizer(processor),
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=_strategy(model),
         chat_template=processor.chat_template,

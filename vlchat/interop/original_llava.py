@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Pr
 from vlchat.composing import image_processor_of
 from vlchat.errors import CheckpointError
 from vlchat.fit import check_names, check_numbers, fill
+from vlchat.interop.processors import let_tokenizer_start
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import quantization_config
@@ -91,6 +92,7 @@ def load(
         fill(model.model.vision_tower, nested, f"vision tower in {source}")
     pictures = image_processor_of(tower, model.config.image_grid_pinpoints)
     processor = VLChatProcessor.from_backbones(pictures, tokenizer, model.config.image_seq_length, template)
+    let_tokenizer_start(processor, "first")
     if settings.get("image_aspect_ratio") == "pad":
         processor.image_processor = _padding(processor.image_processor)
     return model, processor

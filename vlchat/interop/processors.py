@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -58,8 +59,9 @@ def read_processor(
         processor.tokenizer,
         image_seq_length=config.image_seq_length,
         image_token=token,
-        chat_template=source.replace("<image>", token),
+        chat_template=_unmarked(source).replace("<image>", token),
     )
+    let_tokenizer_start(ours, "first" if usual is None else "after_images")
     if ours.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"The tokenizer writes {token} as token {ours.image_token_id}; the model expects pictures at token "
@@ -70,16 +72,44 @@ def read_processor(
     return ours
 
 
-def without_second_start(tokenizer: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer that adds no special tokens of its own to a rendered conversation.
+def _unmarked(template: str) -> str:
+    """The template without `{% generation %}`. In LLaVA's the marks take in the space behind an answer, where a token
+    of the next turn begins; what to learn is found without them (`vlchat.foreign`), by the ids that the model knows."""
+    without = re.sub(r"(\{%-?\s*)generation(\s*-?%\})", r"\1if true\2", template)
+    return re.sub(r"(\{%-?\s*)endgeneration(\s*-?%\})", r"\1endif\2", without)
 
-    transformers' processors tokenize a rendered template as they do any text, start token added, unless the template
-    begins with it; ours never adds any. The two must give the same ids.
+
+def let_tokenizer_start(processor: VLChatProcessor, where: str) -> None:
+    """Has the tokenizer write the start token, in place of the template, where it does so for any text.
+
+    transformers' processors tokenize a rendered template as they do any text. A start token in the template would give
+    other ids: behind it SentencePiece puts no space before the first word.
+
+    Args:
+        where: `VLChatProcessor.start_token`.
+
+    Raises:
+        CheckpointError: when the tokenizer adds anything else.
+    """
+    tokenizer = processor.tokenizer
+    bare, usual = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    if usual == bare:
+        return
+    if usual != [tokenizer.bos_token_id, *bare]:
+        raise CheckpointError("The tokenizer adds more than a start token to each text; such a model has no import.")
+    processor.start_token = where
+    processor.chat_template = re.sub(r"\{\{-?\s*bos_token\s*-?\}\}", "", str(processor.chat_template), count=1)
+
+
+def their_tokenizer(processor: VLChatProcessor) -> PreTrainedTokenizerBase:
+    """The tokenizer for a processor of transformers, which has it add its start token to a rendered conversation that
+    does not begin with it: a copy that adds none, where ours does not either.
 
     Raises:
         CheckpointError: when the tokenizer cannot be kept from it.
     """
-    if "bos_token" in template or _adds(tokenizer) == 0:
+    tokenizer = processor.tokenizer
+    if processor.start_token is not None or "bos_token" in str(processor.chat_template) or not _adds(tokenizer):
         return tokenizer
     quiet: Any = copy.deepcopy(tokenizer)
     for name in ("add_bos_token", "add_eos_token"):
