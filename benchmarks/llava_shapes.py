@@ -105,7 +105,9 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=list(CONFIGS), default="0.5b")
     parser.add_argument("--tokens", type=int, default=64, help="how many to generate, greedily")
-    parser.add_argument("--rounds", type=int, default=3, help="processes for each of the two; the median and the best are told")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="processes for each of the two, of which the median and the best are told"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, help="where the temporary folder lies, when not in the usual place")
     parser.add_argument("--out", type=Path, help="a JSON file to write")

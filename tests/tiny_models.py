@@ -69,6 +69,8 @@ def tiny(connector: str = "mlp", language: str = "llama", **changes: Any) -> VLC
     with torch.no_grad():  # spread out, so that comparisons are not decided by rounding
         for parameter in model.parameters():
             parameter.mul_(3.0) if parameter.ndim > 1 else None
+    assert model.generation_config is not None
+    model.generation_config.suppress_tokens = [IMAGE_TOKEN]  # as from_backbones does: a picture is never an answer
     return model
 
 
@@ -107,6 +109,7 @@ def plain_language_model(model: VLChatForConditionalGeneration) -> Any:
     plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
     plain.base_model.load_state_dict(model.model.language_model.state_dict())
     plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
+    plain.generation_config = model.generation_config
     return plain
 
 
