@@ -32,7 +32,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, StoppingCriteria
 
-from vlchat import VLChatConfig, VLChatForConditionalGeneration
+from vlchat import VLChatForConditionalGeneration
+from vlchat.interop.llava import read_model
 
 GIB = 2**30
 DTYPE = torch.bfloat16
@@ -154,6 +155,14 @@ def build(arguments: argparse.Namespace, target: Path) -> None:
     torch.set_default_dtype(DTYPE)
     model = LlavaForConditionalGeneration(llava_config(arguments.config))
     torch.set_default_dtype(torch.float32)
+    model.save_pretrained(target)
+
+
+def convert(arguments: argparse.Namespace, source: Path, target: Path) -> None:
+    """Writes a published LLaVA checkpoint as one of ours, with the same weights."""
+    transformers.utils.logging.disable_progress_bar()
+    llava = LlavaForConditionalGeneration.from_pretrained(source, dtype=DTYPE)
+    model = read_model(llava)
     model.save_pretrained(target)
 
 

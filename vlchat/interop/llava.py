@@ -35,10 +35,20 @@ _CONNECTOR = {
 def read(
     model: Any, processor: Any, template: str | None = None
 ) -> tuple[VLChatForConditionalGeneration, VLChatProcessor]:
+    """A loaded Llava or LlavaNext, and its processor, as ours; see `read_model`.
+
+    Raises:
+        CheckpointError: as `read_model`, or for a processor without a template.
+    """
+    ours = read_model(model)
+    return ours, read_processor(processor, ours.config, template)
+
+
+def read_model(model: Any) -> VLChatForConditionalGeneration:
     """A loaded Llava or LlavaNext as our class. The two share their tensors.
 
     Raises:
-        CheckpointError: for a projector that is not two linear layers with GELU, or a processor without a template.
+        CheckpointError: for a projector that is not two linear layers with GELU.
     """
     config = model.config
     if config.projector_hidden_act != "gelu":
@@ -71,7 +81,7 @@ def read(
     )
     result.generation_config = model.generation_config
     carry_quantization(model, result)
-    return result.eval(), read_processor(processor, ours, template)
+    return result.eval()
 
 
 def cannot_hold(model: VLChatForConditionalGeneration, processor: VLChatProcessor) -> str | None:
