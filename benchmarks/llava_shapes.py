@@ -166,32 +166,6 @@ def convert(arguments: argparse.Namespace, source: Path, target: Path) -> None:
     model.save_pretrained(target)
 
 
-def convert(arguments: argparse.Namespace, source: Path, target: Path) -> None:
-    """Writes a published LLaVA checkpoint as one of ours, with the same weights."""
-    transformers.utils.logging.disable_progress_bar()
-    llava = LlavaForConditionalGeneration.from_pretrained(source, dtype=DTYPE)
-    strategy = llava.config.vision_feature_select_strategy
-    config = VLChatConfig(
-        vision_config=llava.config.vision_config,
-        text_config=llava.config.text_config,
-        connector={"type": "mlp", "depth": 2},
-        image_token_id=llava.config.image_token_id,
-        image_seq_length=llava.config.image_seq_length,
-        vision_feature_layer=llava.config.vision_feature_layer,
-        vision_feature_select_strategy="patch" if strategy == "default" else strategy,
-    )
-    with torch.device("meta"):
-        model = VLChatForConditionalGeneration(config)
-    weights = {}
-    for key, tensor in llava.state_dict().items():
-        for layer in (1, 2):
-            key = key.replace(f"multi_modal_projector.linear_{layer}", f"connector.layers.{layer - 1}")
-        weights[key] = tensor
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.save_pretrained(target)
-
-
 @torch.no_grad()
 def measure(arguments: argparse.Namespace, folder: Path, out: Path) -> None:
     """Loads one model, asks it, and writes what that took to `out`.json and the answer to `out`.safetensors."""
