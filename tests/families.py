@@ -91,7 +91,7 @@ def save(folder: Path, config: PreTrainedConfig, processor: Any) -> None:
 
 def pictures_only(kind: str, **parts: Any) -> Any:
     """A processor of a family that also takes films: its part for those needs torchvision and is only named."""
-    from vlchat.pictures_only import without_films
+    from vlchat.foreign.pictures_only import without_films
 
     module, name = kind.split(".")
     cls = getattr(importlib.import_module(f"transformers.models.{module}.processing_{module}"), name)

@@ -31,8 +31,8 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from vlchat.tiles import tile_image_processor
 from vlchat.towers import clip_image_processor
+from vlchat.towers.tiles import tile_image_processor
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 PIXELS: dict[str, Any] = {"image_size": 24, "patch_size": 12}

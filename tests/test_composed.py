@@ -22,11 +22,11 @@ from transformers import (
     Dinov2Model,
 )
 
-from train.instruct import AlignObjective
+from train.align import AlignObjective
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
-from vlchat.composing import TOWERS, image_processor_of
 from vlchat.errors import ConfigError
 from vlchat.towers import clip_image_processor, load_image_processor
+from vlchat.towers.composing import TOWERS, image_processor_of
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 12}
 SPECS: dict[str, dict[str, Any]] = {

@@ -20,14 +20,15 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from train.config import LoopConfig, OptimConfig, RunConfig
-from train.instruct import TuneObjective
 from train.loop import fit
-from vlchat import checkpoint, foreign, marks, prompt
+from train.tune import TuneObjective
+from vlchat import checkpoint, foreign, prompt
 from vlchat.chat import Chat, ask_messages
 from vlchat.cli import main
 from vlchat.data import Collator, Example, to_example
 from vlchat.errors import CheckpointError, ConfigError, DataError, VLChatError
-from vlchat.pictures_only import load_processor, without_films
+from vlchat.foreign import marks
+from vlchat.foreign.pictures_only import load_processor, without_films
 from vlchat.quantize import language_model_prefix
 from vlchat.reading import reading
 

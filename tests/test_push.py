@@ -21,8 +21,8 @@ from vlchat import checkpoint
 from vlchat.chat import Chat
 from vlchat.cli import main
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
+from vlchat.export.push import check_name, pack, push
 from vlchat.lora import add_lora
-from vlchat.push import check_name, pack, push
 
 ROOT = Path(__file__).resolve().parent.parent
 

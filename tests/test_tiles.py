@@ -11,13 +11,13 @@ import torch
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
-from train.instruct import AlignObjective
+from train.align import AlignObjective
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
-from vlchat.composing import image_processor_of
 from vlchat.data import Collator, Example
 from vlchat.errors import ConfigError, VLChatError
-from vlchat.tiles import grid_pinpoints, tile_image_processor
 from vlchat.towers import clip_image_processor
+from vlchat.towers.composing import image_processor_of
+from vlchat.towers.tiles import grid_pinpoints, tile_image_processor
 
 SIZES = [(24, 24), (90, 30), (31, 77), (60, 50), (24, 100), (500, 333), (10, 7), (300, 3), (1, 1)]  # width, height
 

@@ -14,14 +14,14 @@ import yaml
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModel
 
+from train.align import AlignObjective
 from train.config import load_runs, typed
-from train.instruct import AlignObjective
-from vlchat.composing import TOWERS
 from vlchat.connectors import CONNECTORS, build_connector
-from vlchat.features import measure_features
 from vlchat.folders import EMBEDDED
 from vlchat.named import named
-from vlchat.tiles import grid_pinpoints, image_lengths
+from vlchat.towers.composing import TOWERS
+from vlchat.towers.features import measure_features
+from vlchat.towers.tiles import grid_pinpoints, image_lengths
 
 PAGE = (Path(__file__).parent.parent / "docs" / "towers-and-connectors.md").read_text(encoding="utf-8")
 YAML = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel
 from train.__main__ import main
 from train.checkpoint import saved
 from train.config import LoopConfig, OptimConfig, RunConfig
-from train.instruct import TuneObjective
 from train.loop import fit
 from train.optim import optimizer, parameter_groups, schedule
+from train.tune import TuneObjective
 from vlchat import checkpoint
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.export import export

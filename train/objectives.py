@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from train.instruct import AlignObjective, TuneObjective
+from train.align import AlignObjective
 from train.language import LanguageObjective
 from train.tower import TowerObjective
+from train.tune import TuneObjective
 
 OBJECTIVES: dict[str, Any] = {
     "clip": TowerObjective,

@@ -16,8 +16,8 @@ from vlchat import checkpoint
 from vlchat.chat import Chat
 from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, adapter_base, is_adapter, newest, read_manifest, title, weights_digest
+from vlchat.foreign.pictures_only import load_processor
 from vlchat.lora import is_lora, load_lora
-from vlchat.pictures_only import load_processor
 from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 

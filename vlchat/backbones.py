@@ -9,20 +9,20 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from vlchat.composed import join
-from vlchat.composing import Vision, compose_tower
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import ConfigError
-from vlchat.features import measure_features, side_of_grid
 from vlchat.fit import fill
 from vlchat.logits import check_logits
 from vlchat.processor import IMAGE_TOKEN, add_image_token
 from vlchat.quantize import pack_for_cpu, quantization_config
 from vlchat.reading import reading
 from vlchat.tensors import read_connector
-from vlchat.tiles import Tiles, grid_pinpoints
 from vlchat.towers import load_tower, picture_size
+from vlchat.towers.composed import join
+from vlchat.towers.composing import Vision, compose_tower
+from vlchat.towers.features import measure_features, side_of_grid
+from vlchat.towers.tiles import Tiles, grid_pinpoints
 
 if TYPE_CHECKING:
     from vlchat.model import VLChatForConditionalGeneration
@@ -48,7 +48,7 @@ def compose(
 
     Args:
         vision: a vision model, or the path or Hub id of one (of a CLIP pair the vision half is taken), or a composed
-            tower, `{"type": name, **kwargs}`, one of `vlchat.composing.TOWERS`.
+            tower, `{"type": name, **kwargs}`, one of `vlchat.towers.composing.TOWERS`.
         language: a causal language model, or the path or Hub id of one.
         connector: `{"type": name, **kwargs}`; its weights start random, in float32 unless `dtype` says otherwise.
         tokenizer: the language model's tokenizer. An image token is added to it where it has none, and the embeddings
@@ -59,7 +59,7 @@ def compose(
         connector_from: a checkpoint whose trained connector is taken instead of a fresh one: a run, a published LLaVA,
             BLIP-2 or InstructBLIP by path or Hub id, or LLaVA's `mm_projector.bin`.
         tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes; see
-            `vlchat.tiles`. The processor needs `vlchat.composing.image_processor_of(vision, pinpoints)`.
+            `vlchat.towers.tiles`. The processor needs `vlchat.towers.composing.image_processor_of(vision, pinpoints)`.
 
     Raises:
         ConfigError: for backbones that cannot be joined.

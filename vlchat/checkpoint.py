@@ -18,7 +18,6 @@ from transformers import AutoConfig
 
 from vlchat import hub, lora, models
 from vlchat.attention import check_attention, set_attention
-from vlchat.composing import tower_spec
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.folders import (
     EMBEDDED,
@@ -30,10 +29,10 @@ from vlchat.folders import (
     title,
     verify,
 )
+from vlchat.foreign.pictures_only import load_processor
 from vlchat.interop import original_llava
 from vlchat.lora import add_lora, is_lora, load_lora, merge
 from vlchat.model import VLChatForConditionalGeneration
-from vlchat.pictures_only import load_processor
 from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
@@ -42,6 +41,7 @@ from vlchat.quantize import (
 )
 from vlchat.reading import reading
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
+from vlchat.towers.composing import tower_spec
 from vlchat.whole import load_whole
 
 __all__ = [

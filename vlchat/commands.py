@@ -253,7 +253,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def push(arguments: argparse.Namespace) -> int:
     """`vlchat push`: a checkpoint on the Hub."""
-    from vlchat import push as sending
+    from vlchat.export import push as sending
 
     sending.check_name(arguments.repository)
     parcel = sending.pack(arguments.folder)

@@ -22,13 +22,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from vlchat.composing import Vision
 from vlchat.config import VLChatConfig
 from vlchat.connectors import Connector, build_connector
 from vlchat.errors import VLChatError
-from vlchat.features import beside, tower_features
 from vlchat.logits import finish_logits
-from vlchat.tiles import Tiles, flat_tiles, pack_tiles
+from vlchat.towers.composing import Vision
+from vlchat.towers.features import beside, tower_features
+from vlchat.towers.tiles import Tiles, flat_tiles, pack_tiles
 
 
 @dataclass

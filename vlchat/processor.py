@@ -16,13 +16,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from vlchat import foreign, marks, prompt
+from vlchat import foreign, prompt
 from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, template_names, template_source, written_tokens
 from vlchat.config import VLChatConfig
 from vlchat.errors import ConfigError, VLChatError
+from vlchat.foreign import marks
 from vlchat.reading import reading
-from vlchat.tiles import image_lengths
 from vlchat.towers import load_image_processor
+from vlchat.towers.tiles import image_lengths
 
 
 class VLChatProcessor(ProcessorMixin):

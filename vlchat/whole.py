@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vlchat import interop
 from vlchat.errors import CheckpointError
 from vlchat.fit import check_names, check_numbers
+from vlchat.foreign.pictures_only import load_processor
 from vlchat.interop import original_llava
-from vlchat.pictures_only import load_processor
 from vlchat.quantize import linear_layers_to_keep, quantization_config
 from vlchat.reading import reading
 

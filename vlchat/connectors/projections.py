@@ -7,7 +7,7 @@ from torch import nn
 
 from vlchat.connectors.base import Connector
 from vlchat.errors import ConfigError
-from vlchat.features import side_of_grid
+from vlchat.towers.features import side_of_grid
 
 
 class LinearConnector(Connector):

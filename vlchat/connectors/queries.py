@@ -12,7 +12,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from vlchat.connectors.attention import CrossAttention, FeedForward
 from vlchat.connectors.base import Connector
 from vlchat.errors import ConfigError
-from vlchat.features import side_of_grid
+from vlchat.towers.features import side_of_grid
 
 
 class QFormerConnector(Connector):

@@ -17,12 +17,12 @@ from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
 from vlchat.connectors import QFormerConnector
 from vlchat.errors import CheckpointError
-from vlchat.features import measure_features
 from vlchat.interop.layouts import Layout, is_tied, renamed
 from vlchat.interop.processors import read_processor, their_tokenizer
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
+from vlchat.towers.features import measure_features
 
 # Start of a tensor's name in our qformer connector -> in the layout.
 _CONNECTOR = {"query_tokens": "query_tokens", "qformer.": "qformer.", "projection.": "language_projection."}

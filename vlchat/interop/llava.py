@@ -17,12 +17,12 @@ from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
 from vlchat.connectors import build_connector
 from vlchat.errors import CheckpointError
-from vlchat.features import measure_features, num_patches
 from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
 from vlchat.interop.processors import read_processor, their_tokenizer
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
+from vlchat.towers.features import measure_features, num_patches
 
 # Start of a tensor's name in our mlp connector -> in the layout.
 _CONNECTOR = {

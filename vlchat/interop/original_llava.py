@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from vlchat.composing import image_processor_of
 from vlchat.errors import CheckpointError
 from vlchat.fit import check_names, check_numbers, fill
 from vlchat.interop.processors import let_tokenizer_start
@@ -22,6 +21,7 @@ from vlchat.processor import VLChatProcessor
 from vlchat.quantize import quantization_config
 from vlchat.reading import reading
 from vlchat.tensors import connector_tensors, local_folder, read_tensors
+from vlchat.towers.composing import image_processor_of
 
 _LANGUAGE = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _ELSEWHERE = ("model.mm_projector.", "model.vision_tower.", "model.image_newline")

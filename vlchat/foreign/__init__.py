@@ -15,8 +15,9 @@ import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vlchat import marks, prompt
+from vlchat import prompt
 from vlchat.errors import VLChatError
+from vlchat.foreign import marks
 
 _AS_IT_IS = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes what is rendered already
 

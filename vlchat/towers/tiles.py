@@ -20,7 +20,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from vlchat.errors import ConfigError
-from vlchat.features import side_of_grid
+from vlchat.towers.features import side_of_grid
 
 # `max_tiles`, or the sizes (height, width) in pixels that a picture may be scaled to.
 Tiles = int | Sequence[Sequence[int]]

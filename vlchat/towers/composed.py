@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlchat.config import sub_config
 from vlchat.errors import ConfigError
-from vlchat.features import side_of_grid, tower_features
+from vlchat.towers.features import side_of_grid, tower_features
 
 Layer = int | list[int] | None
 

@@ -1,6 +1,6 @@
 """Vision towers: any transformers vision model, by path or Hub id, with its image processor.
 
-A tower of one backbone needs no code here; `vlchat.composing` makes towers of several.
+A tower of one backbone needs no code here; `vlchat.towers.composing` makes towers of several.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.features import measure_features, num_patches, select_features
 from vlchat.reading import reading
+from vlchat.towers.features import measure_features, num_patches, select_features
 
 __all__ = [
     "clip_image_processor", "count_features", "load_image_processor", "load_tower", "made_size", "num_patches",

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from vlchat import checkpoint, interop, recheck
-from vlchat.card import write_card
+from vlchat import checkpoint, interop
 from vlchat.chat_templates import template_source
 from vlchat.errors import CheckpointError
+from vlchat.export.card import write_card
+from vlchat.export.recheck import Recheck
 from vlchat.fit import check_numbers
 from vlchat.folders import newest, read_manifest, without_places, writable, writing
 from vlchat.interop import original_llava
@@ -47,7 +48,7 @@ def export(
         dtype: of the stored weights: bfloat16, float16 or float32.
         name: what the model calls itself to people.
         scores: a folder that `vlchat eval --out` wrote, for the card.
-        check: read the folder again in a fresh process before it gets its name, see `vlchat.recheck`.
+        check: read the folder again in a fresh process before it gets its name, see `vlchat.export.recheck`.
         tell: gets what the check found, in sentences.
 
     Raises:
@@ -70,7 +71,7 @@ def export(
     if layout not in (None, "vlchat"):
         interop.must_hold(layout, loaded, processor)
     about = checkpoint.describe(model)
-    verifier = recheck.Recheck(loaded, processor, tell) if check else None
+    verifier = Recheck(loaded, processor, tell) if check else None
     _round(loaded, dtype)
     check_numbers(f"{model}, stored as {dtype}", loaded)
     out = Path(out)

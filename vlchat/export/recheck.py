@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from vlchat import foreign, images
 from vlchat.errors import CheckpointError
+from vlchat.folders import EMBEDDED
 from vlchat.interop import reload
 from vlchat.model import VLChatForConditionalGeneration
 
-PICTURES = sorted((Path(__file__).parent / "assets" / "examples").glob("*.png"))
+PICTURES = sorted((EMBEDDED.parent / "examples").glob("*.png"))
 NEW_TOKENS = 16
 TOLERANCE = 1e-4  # of float32 logits that the same weights give in two processes
 _QUESTIONS = ("What is in the picture?", "Describe it in one sentence.")

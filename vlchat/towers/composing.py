@@ -1,7 +1,7 @@
 """Towers composed of others: `{type: name, **kwargs}` -> a model, and the image processor that goes with it.
 
-To add one, write the model in `vlchat.composed`, put a function that builds it into `TOWERS`, and one that gives its
-image processor into `_PROCESSORS`.
+To add one, write the model in `vlchat.towers.composed`, put a function that builds it into `TOWERS`, and one that gives
+its image processor into `_PROCESSORS`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from vlchat.composed import ConcatTower, ConcatTowerConfig, Layer, MultiscaleTower, MultiscaleTowerConfig, join
 from vlchat.errors import ConfigError
-from vlchat.features import measure_features
 from vlchat.named import named
-from vlchat.tiles import tile_image_processor
 from vlchat.towers import load_image_processor, load_tower, made_size, picture_size
+from vlchat.towers.composed import ConcatTower, ConcatTowerConfig, Layer, MultiscaleTower, MultiscaleTowerConfig, join
+from vlchat.towers.features import measure_features
+from vlchat.towers.tiles import tile_image_processor
 
 # What a tower is built from: a model, a local folder, a Hub id, or `{type: name of TOWERS, **kwargs}`.
 Vision = str | Path | PreTrainedModel | dict[str, Any]

@@ -1,0 +1,151 @@
+"""What stages 1 and 2 share: rows -> tensors, sample answers, and the folder that is saved."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from train.reader import IMAGE_TOKENS, MapReader
+from train.sources import open_data
+from vlchat import checkpoint, foreign, prompt
+from vlchat.attention import ATTENTION, set_attention
+from vlchat.data import Collator, Example
+from vlchat.data.collate import decode_images, has_answer
+from vlchat.data.formats import text_of
+from vlchat.errors import ConfigError
+from vlchat.processor import VLChatProcessor
+
+SHAPE_STEP = 32
+_BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
+
+
+class Conversations(nn.Module):
+    """What both stages share: rows -> tensors, sample answers, and the folder that is saved."""
+
+    model: Any
+    processor: Any
+    reader: MapReader
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int, cells: float
+    ) -> None:
+        super().__init__()
+        self.mixture = open_data(data, seed)
+        self.cells = cells
+        self.max_length, self.sample_tokens = max_length, sample_tokens
+        self.base: dict[str, str | Path | None] = {}
+        self.adapter = False
+        self.trained_on = ", ".join(source.name for source in self.mixture.sources)
+
+    def attend(self, attention: str | None) -> None:
+        """Choose the attention kernels; null leaves the choice to transformers."""
+        if attention is not None and attention not in ATTENTION:
+            raise ConfigError(f'objective.attention is "{attention}"; use one of {", ".join(ATTENTION)}.')
+        set_attention(self.model, attention)
+
+    def steps(self, epochs: float, batch: int) -> int:
+        return max(1, round(epochs * len(self.mixture) / batch))
+
+    def examples(self, step: int, rows: int) -> list[Example]:
+        found = []
+        for position in range(step * rows, (step + 1) * rows):
+            epoch, index = divmod(position, len(self.mixture))
+            self.mixture.set_epoch(epoch)
+            found.append(self.mixture[index])
+        return found
+
+    def batch(self, step: int, rows: int) -> dict[str, Any]:
+        return self.tensors(self.examples(step, rows))
+
+    def tensors(self, examples: list[Example]) -> dict[str, Any]:
+        batch = Collator(self.processor, self.max_length, self.model)(examples)
+        if self.cells:
+            batch |= self._maps(examples)
+        if not isinstance(self.processor, VLChatProcessor):
+            return batch  # of other models' tensors only they know which are a text long
+        # Few different lengths: on a CPU each costs a freshly compiled kernel.
+        extra = -batch["input_ids"].shape[1] % SHAPE_STEP
+        blanks = {"input_ids": self.processor.tokenizer.pad_token_id, "labels": -100, "attention_mask": 0}
+        return {
+            key: functional.pad(value, (0, extra), value=blanks[key]) if key in blanks else value
+            for key, value in batch.items()
+        }
+
+    def _maps(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        for example in examples:
+            if len(example.meta.get("scenes", ())) != len(example.images):
+                raise ConfigError(
+                    f'Row "{example.id}" has no scene map, and objective.cells learns from it: only the drawn world '
+                    "(data.N.type=scenes) has one. Set objective.cells=0."
+                )
+        scenes = [scene for example in examples for scene in example.meta["scenes"]]
+        return self.reader.tensors([self.reader.cells(scene) for scene in scenes])
+
+    def cells_loss(self, features: torch.Tensor, words: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        """What the image tokens lack of the scene maps, as a share of their variance; the background counts less.
+
+        Args:
+            features: (maps * cells, hidden), what the connector gives.
+            words, sides: of `MapReader.tensors`.
+        """
+        with torch.no_grad():
+            target = self.reader.embed(self.model.get_input_embeddings(), words, sides).flatten(0, 1).float()
+            weight = torch.where(sides.sum(-1).flatten() > 0, 1.0, _BACKGROUND)
+        if features.shape != target.shape:
+            raise ConfigError(
+                f"objective.cells needs one image token for each of the {IMAGE_TOKENS} cells of a scene map; this "
+                f"tower and connector give {len(features) // len(words)}. Set objective.cells=0."
+            )
+        error = (features.float() - target).square().mean(-1)
+        return (weight * error).sum() / weight.sum() / target.var(0).mean()
+
+    @torch.no_grad()
+    def sample(self) -> tuple[dict[str, float], list[str]]:
+        """Answers to a few rows from the far end of the data, beside the right ones."""
+        lines = []
+        for index in range(len(self.mixture) - 4, len(self.mixture)):
+            if index < 0:
+                continue
+            example = self.mixture[index]
+            if not has_answer(example):
+                continue
+            turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
+            asked = Example(example.id, example.messages[: turns[0]])
+            inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
+            out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
+            written = foreign.new_tokens(out, inputs["input_ids"])[0]
+            reply = self.processor.tokenizer.decode(written, skip_special_tokens=True)
+            told, right = (textwrap.shorten(text, 120) for text in (reply, text_of(example.messages[turns[0]])))
+            lines.append(f"{text_of(asked.messages[-1])} -> {told} (right: {right})")
+        return {}, lines
+
+    def _prompt(self, example: Example) -> Any:
+        messages = decode_images(example.messages, f'Row "{example.id}"')
+        if not isinstance(self.processor, VLChatProcessor):
+            return foreign.inputs(self.processor, [prompt.validate(messages)], self.model)
+        return self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+
+    def save(self, folder: Path, extra: Callable[[Path], None]) -> None:
+        trains = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        checkpoint.save(
+            folder,
+            self.model,
+            self.processor,
+            base=self.base,
+            trained=[name for name in trains if "lora_" not in name],
+            adapter=self.adapter,
+            trained_on=self.trained_on,
+            extra=extra,
+        )
