@@ -15,6 +15,7 @@ from families import FAMILIES
 from published import ROWS, batch_for, blip2, instructblip, llava
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -34,6 +35,7 @@ from vlchat.chat import Chat
 from vlchat.cli import main
 from vlchat.errors import CheckpointError
 from vlchat.export import export
+from vlchat.towers.composed import MultiscaleTowerConfig
 
 NAMES = Path(__file__).parent / "published_names"
 
@@ -170,6 +172,19 @@ def test_a_layout_that_cannot_hold_the_model_says_why(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_llavas_class_would_compute_otherwise_is_refused(tiny_processor: Any) -> None:
+    capped = tiny("mlp", "llama")
+    capped.config.text_config.final_logit_softcapping = 30.0
+    with pytest.raises(CheckpointError, match="a llama, scales its logits"):
+        interop.must_hold("llava", capped, tiny_processor)
+    with pytest.raises(CheckpointError, match="embeddings are narrower"):
+        interop.must_hold("llava", tiny("mlp", "opt", word_embed_proj_dim=16), tiny_processor)
+    composed = tiny("mlp", "llama")
+    composed.config.vision_config = MultiscaleTowerConfig(tower_config=composed.config.vision_config)
+    with pytest.raises(CheckpointError, match="its tower is a vlchat_multiscale"):
+        interop.must_hold("llava", composed, tiny_processor)
+
+
 def test_a_q_former_that_reads_has_no_published_layout_here(tmp_path: Path, tiny_tokenizer: Any) -> None:
     model, processor = interop.convert(*instructblip(tiny_tokenizer, "llama"))
     with pytest.raises(CheckpointError, match="reads the instruction.*The layout vlchat can"):
@@ -268,7 +283,8 @@ def test_a_tuned_model_of_any_family_is_written_merged(
                 parameter.normal_(std=0.3)
     checkpoint.save(run, tuned, processor, base={"model": base}, trained=[], adapter=True, trained_on="answers")
     assert main(["export", str(run), str(out), "--dtype", "float32", "--check"]) == 0
-    assert "in a fresh process" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "With the adapter merged, the logits move by at most" in said and "in a fresh process" in said
     question = "What is in the picture?"
     expected = Chat.load(run).ask(picture(), question, max_new_tokens=8)
     assert expected != Chat.load(base).ask(picture(), question, max_new_tokens=8)
@@ -277,6 +293,41 @@ def test_a_tuned_model_of_any_family_is_written_merged(
     picture().save(image)
     assert main(["chat", "--compare", str(base), str(run), "--max-new-tokens", "8", str(image), question]) == 0
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["vlchat", "llava"])
+def test_an_adapter_may_be_kept_apart(
+    layout: str, tmp_path: Path, tiny_model: Any, tiny_processor: Any, picture: Any, capsys: Any
+) -> None:
+    base, run, out = tmp_path / "base", tmp_path / "run", tmp_path / "out"
+    model = tiny_model({"type": "mlp"})
+    checkpoint.save_full(base, model, tiny_processor, trained_on="")
+    assert main(["export", str(base), str(out), "--no-merge"]) == 2
+    assert "no adapter to keep apart" in capsys.readouterr().err
+    tuned = checkpoint.add_lora(model, r=4)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name or "connector" in name:
+                parameter.normal_(std=0.3)
+    trained = [name for name, _ in tuned.named_parameters() if "connector" in name]
+    checkpoint.save(run, tuned, tiny_processor, base={"model": base}, trained=trained, adapter=True, trained_on="")
+    options = ["--layout", layout, "--dtype", "float32", "--check", "--no-merge"]
+    assert main(["export", str(run), str(out), *options]) == 0
+    assert str(tmp_path) not in (out / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    question = "What is in the picture?"
+    expected = Chat.load(run).ask(picture(), question, max_new_tokens=8)
+    assert Chat.load(out).ask(picture(), question, max_new_tokens=8) == expected
+    assert checkpoint.describe(out)["adapter"]
+    # and in the hands of others: the base as it is, the adapter on top
+    from peft import PeftModel
+
+    plain = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
+    batch = batch_for(plain, tiny_processor, ROWS, 4)
+    with torch.no_grad():
+        without = plain(**batch).logits
+        adapted = PeftModel.from_pretrained(plain, str(out / "adapter"))(**batch).logits
+        assert (adapted - checkpoint.load(run)[0](**batch).logits).abs().max() <= 1e-5
+    assert (adapted - without).abs().max() > 0.1
 
 
 def test_a_card_that_people_edited_stays(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:

@@ -158,10 +158,11 @@ def _load(
             verify(folder, manifest)
     if not isinstance(folder, Path) or manifest is None or manifest.get("base") is None:
         model, processor = load_whole(folder, quantize, dtype, device, revision)
-        return _settle(model, quantize, dtype, device), processor
-    processor = load_processor(folder)
-    model = _load_base(folder, manifest, processor, quantize, dtype, device)
-    if bare:
+        model = _settle(model, quantize, dtype, device)
+    else:
+        processor = load_processor(folder)
+        model = _load_base(folder, manifest, processor, quantize, dtype, device)
+    if bare or manifest is None or not isinstance(folder, Path):
         return model, processor
     if manifest.get("trained"):
         put(read_trained(folder, manifest, model))

@@ -128,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--layout", help="vlchat (default), llava, llava_next or blip2, which other programs load without vlchat"
     )
+    export.add_argument(
+        "--merge",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="add the adapter into the weights (default), or keep it apart in OUT/adapter",
+    )
     export.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
     export.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     export.add_argument("--scores", type=Path, metavar="FOLDER", help="a result of vlchat eval --out, for the card")

@@ -214,6 +214,7 @@ def export(arguments: argparse.Namespace) -> int:
         layout=arguments.layout,
         dtype=arguments.dtype,
         name=arguments.name,
+        merge=arguments.merge,
         scores=arguments.scores,
         check=arguments.check,
     )

@@ -36,6 +36,11 @@ def finish_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
     return logits if change is None else change(logits, config)
 
 
+def changes_logits(config: Any) -> bool:
+    """Whether the language model of `config` changes what its output layer gives."""
+    return config.model_type in LOGITS or getattr(config, "final_logit_softcapping", None) is not None
+
+
 def check_logits(config: Any) -> None:
     """Raises ConfigError for a language model that changes its logits in a way that is not known here."""
     if config.model_type in LOGITS:

@@ -86,12 +86,14 @@ def save_full(
     trained_on: str,
     dtype: str | torch.dtype | None = None,
     name: str | None = None,
+    adapter: bool = False,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a whole model as transformers does (safetensors only), with a manifest beside it.
 
     Args:
         name: what the model calls itself to people; None takes the folder's name.
+        adapter: `extra` writes an adapter of the model into `adapter/`.
         dtype: of the stored weights, `bfloat16` for instance; None keeps each tensor's own. The model is not changed.
 
     Raises:
@@ -105,7 +107,7 @@ def save_full(
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if isinstance(processor, VLChatProcessor):
         align_generation(model, processor)
-    with writing(folder, manifest_of_whole(model, trained_on, name)) as stage:
+    with writing(folder, manifest_of_whole(model, trained_on, name, adapter)) as stage:
         state = None
         if wanted is not None:
             cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
@@ -120,12 +122,12 @@ def save_full(
             extra(stage)
 
 
-def manifest_of_whole(model: Any, trained_on: str, name: str | None) -> dict[str, Any]:
+def manifest_of_whole(model: Any, trained_on: str, name: str | None, adapter: bool = False) -> dict[str, Any]:
     """What the manifest of a model that needs no other folder says, besides hashes."""
     return {
         "base": None,
         "trained": None,
-        "adapter": None,
+        "adapter": "adapter" if adapter else None,
         "trained_on": trained_on,
         "parameters": model.num_parameters(),
         **({"name": name} if name else {}),

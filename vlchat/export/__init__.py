@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlchat import checkpoint, interop
+from vlchat import checkpoint, interop, lora
 from vlchat.chat_templates import template_source
 from vlchat.errors import CheckpointError
 from vlchat.export.card import write_card
 from vlchat.export.recheck import Recheck
 from vlchat.fit import check_numbers
-from vlchat.folders import newest, read_manifest, without_places, writable, writing
+from vlchat.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    newest,
+    read_manifest,
+    without_places,
+    writable,
+    writing,
+)
 from vlchat.interop import original_llava
+from vlchat.lora import is_lora
 from vlchat.model import VLChatForConditionalGeneration
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -30,6 +40,7 @@ def export(
     layout: str | None = None,
     dtype: str = "bfloat16",
     name: str | None = None,
+    merge: bool = True,
     scores: str | Path | None = None,
     check: bool = False,
     tell: Callable[[str], None] = print,
@@ -47,6 +58,8 @@ def export(
             what it is.
         dtype: of the stored weights: bfloat16, float16 or float32.
         name: what the model calls itself to people.
+        merge: without it the adapter stays apart, in `adapter/`, for servers that put several on one base. What else
+            was trained, the connector, is in the model's own weights: vLLM takes no such tensors in an adapter.
         scores: a folder that `vlchat eval --out` wrote, for the card.
         check: read the folder again in a fresh process before it gets its name, see `vlchat.export.recheck`.
         tell: gets what the check found, in sentences.
@@ -57,7 +70,16 @@ def export(
     """
     _known_dtype(dtype)
     writable(out)
-    loaded, processor = checkpoint.load(model, dtype=torch.float32, device="cpu", merge=True)
+    trained, processor = checkpoint.load(model, dtype=torch.float32, device="cpu")
+    verifier = Recheck(trained, processor, tell) if check else None
+    if not merge and not is_lora(trained):
+        raise CheckpointError(f"{model} has no adapter to keep apart: leave --no-merge out.")
+    if not merge and layout == "blip2":
+        raise CheckpointError("The layout blip2 names the language model's layers otherwise: merge the adapter.")
+    adapter = None if merge else _adapter_files(trained)
+    loaded = lora.merge(trained) if merge else trained.unload()
+    if verifier is not None and merge:
+        verifier.check_merged(loaded)
     if layout is not None and not isinstance(loaded, VLChatForConditionalGeneration):
         if loaded.config.model_type not in interop.FAMILIES:
             raise CheckpointError(
@@ -71,7 +93,6 @@ def export(
     if layout not in (None, "vlchat"):
         interop.must_hold(layout, loaded, processor)
     about = checkpoint.describe(model)
-    verifier = Recheck(loaded, processor, tell) if check else None
     _round(loaded, dtype)
     check_numbers(f"{model}, stored as {dtype}", loaded)
     out = Path(out)
@@ -84,18 +105,23 @@ def export(
         if (source / "run.json").is_file():
             run = without_places(json.loads((source / "run.json").read_text(encoding="utf-8")))
             (stage / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+        for file, content in (adapter or {}).items():
+            (stage / "adapter").mkdir(exist_ok=True)
+            (stage / "adapter" / file).write_bytes(content)
         if kept is not None:
             (stage / "README.md").write_bytes(kept)
         else:
             write_card(stage, name or out.absolute().name, loaded, source, scores)
         if verifier is not None:
-            verifier.compare(stage)
+            verifier.compare(stage, loaded, processor)
 
     trained_on = about["trained_on"] or ""
     if layout in (None, "vlchat"):
-        checkpoint.save_full(out, loaded, processor, trained_on=trained_on, dtype=dtype, extra=extra, name=name)
+        checkpoint.save_full(
+            out, loaded, processor, trained_on=trained_on, dtype=dtype, extra=extra, name=name, adapter=not merge
+        )
     else:
-        manifest = checkpoint.manifest_of_whole(loaded, trained_on, name)
+        manifest = checkpoint.manifest_of_whole(loaded, trained_on, name, adapter=not merge)
         with writing(out, manifest) as stage:
             interop.write(layout, loaded, processor, stage)
             extra(stage)
@@ -146,6 +172,18 @@ def _round(model: torch.nn.Module, dtype: str) -> None:
     """Sets the parameters to a type; tables that are computed and not stored, such as rotary angles, keep theirs."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, dtype))
+
+
+def _adapter_files(model: Any) -> dict[str, bytes]:
+    """The adapter as peft writes it, without the place on this machine that its base was loaded from."""
+    with tempfile.TemporaryDirectory() as place:
+        model.save_pretrained(place, save_embedding_layers=False)
+        settings = json.loads((Path(place) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = None
+        return {
+            ADAPTER_CONFIG: json.dumps(settings, indent=2, sort_keys=True).encode(),
+            ADAPTER_WEIGHTS: (Path(place) / ADAPTER_WEIGHTS).read_bytes(),
+        }
 
 
 def _edited_card(out: Path, name: str | None) -> bytes | None:

@@ -19,10 +19,12 @@ from vlchat import foreign, images
 from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED
 from vlchat.interop import reload
+from vlchat.lora import is_lora, load_lora
 from vlchat.model import VLChatForConditionalGeneration
 
 PICTURES = sorted((EMBEDDED.parent / "examples").glob("*.png"))
 NEW_TOKENS = 16
+MERGED = 1e-3  # of the largest logit: the same sum in another order
 TOLERANCE = 1e-4  # of float32 logits that the same weights give in two processes
 _QUESTIONS = ("What is in the picture?", "Describe it in one sentence.")
 
@@ -31,31 +33,46 @@ class Recheck:
     """Keeps what a model answers in float32, for comparison with the folder written from it.
 
     Args:
-        model: in float32, its adapter merged; it is still as it was trained.
+        model: in float32, as it was trained, its adapter around it.
         tell: gets what was found, in sentences.
     """
 
     def __init__(self, model: Any, processor: Any, tell: Callable[[str], None]) -> None:
-        self.model, self.processor, self.tell = model, processor, tell
+        self.tell = tell
         self.asked = list(zip(_QUESTIONS, PICTURES, strict=False))
         self.inputs = [
             foreign.accepted(dict(reload.prepare(processor, question, images.decode(picture))), model)
             for question, picture in self.asked
         ]
-        self.trained = [logits for logits, _ in self._answers()]
+        self.trained = [logits for logits, _ in self._answers(model)]
+        self.adapted = is_lora(model)
 
-    def compare(self, folder: Path) -> None:
+    def check_merged(self, model: Any) -> None:
+        """Raises CheckpointError when the model with its adapter merged is another one than with its adapter around."""
+        if not self.adapted:
+            return
+        merged = [logits for logits, _ in self._answers(model)]
+        moved = max(_difference(a, b) for a, b in zip(self.trained, merged, strict=True))
+        if not moved <= MERGED * max(1.0, *(logits.abs().max().item() for logits in self.trained)):
+            raise CheckpointError(f"Merging the adapter moves the logits by {moved:.3g}; nothing is written.")
+        self.tell(f"With the adapter merged, the logits move by at most {moved:.3g}.")
+
+    def compare(self, folder: Path, model: Any, processor: Any) -> None:
         """Loads `folder` in a fresh process with plain transformers and compares tokens, logits and greedy text.
 
-        The model has been rounded to the stored type by now; it is set to float32 again, which it then stays.
+        Args:
+            folder: with an adapter in `adapter/` where it was kept apart.
+            model: what was written, rounded to the stored type; it is set to float32 again, which it then stays.
 
         Raises:
             CheckpointError: for any difference that rounding does not explain, or a folder that does not load.
         """
-        stored = str(self.model.dtype).removeprefix("torch.")
-        for parameter in self.model.parameters():
+        stored = str(model.dtype).removeprefix("torch.")
+        for parameter in model.parameters():
             parameter.data = parameter.data.float()
-        expected = self._answers()
+        if (folder / "adapter").is_dir():
+            model = load_lora(model, folder / "adapter")
+        expected = self._answers(model)
         if stored != "float32":
             moved = max(_difference(a, b) for a, (b, _) in zip(self.trained, expected, strict=True))
             self.tell(f"Rounded to {stored}, the logits move by at most {moved:.3g}.")
@@ -76,7 +93,7 @@ class Recheck:
                     "It is not kept."
                 )
             if not torch.equal(found[f"{index}.written"], written):
-                texts = [self.processor.tokenizer.decode(one[0]) for one in (found[f"{index}.written"], written)]
+                texts = [processor.tokenizer.decode(one[0]) for one in (found[f"{index}.written"], written)]
                 raise CheckpointError(
                     f'Read again by transformers, the folder answers "{texts[0]}" where the model answers '
                     f'"{texts[1]}". It is not kept.'
@@ -89,8 +106,8 @@ class Recheck:
         if "0.input_ids" not in found:
             self.tell("Its processor was not read again: this family's wants torchvision, which is not installed.")
 
-    def _answers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [reload.answer(self.model, inputs, NEW_TOKENS) for inputs in self.inputs]
+    def _answers(self, model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [reload.answer(model, inputs, NEW_TOKENS) for inputs in self.inputs]
 
     def _ask(self, folder: Path, place: Path) -> dict[str, torch.Tensor]:
         request = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import LlavaConfig, LlavaNextConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
@@ -19,6 +20,7 @@ from vlchat.connectors import build_connector
 from vlchat.errors import CheckpointError
 from vlchat.interop.layouts import Layout, language_tensors, renamed, tower_tensors
 from vlchat.interop.processors import read_processor, their_tokenizer
+from vlchat.logits import changes_logits
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.tensors import connector_tensors
@@ -104,19 +106,27 @@ def _tiled(model: VLChatForConditionalGeneration) -> bool:
 
 def _cannot_project(model: VLChatForConditionalGeneration) -> str | None:
     config, options = model.config, dict(model.config.connector or {})
+    tower: Any = config.vision_config
+    text: Any = config.text_config
     kind = options.get("type")
+    if tower.model_type not in CONFIG_MAPPING_NAMES or not isinstance(getattr(tower, "patch_size", None), int):
+        return f"its tower is a {tower.model_type}, and this layout has one ViT of transformers."
+    if changes_logits(text):
+        return f"its language model, a {text.model_type}, scales its logits, which this layout's class leaves out."
+    if config.embedding_dim != text.hidden_size:
+        return "its language model's embeddings are narrower than its layers, and this layout's are not."
     if kind != "mlp":
         return f"its connector is {kind!r}, and this layout has a projector of two linear layers (mlp, depth 2)."
     if options.get("depth", 2) != 2 or options.get("norm"):
         return "its mlp connector is not two plain linear layers: depth must be 2, and norm off."
-    if options.get("hidden_size") not in (None, config.text_config.hidden_size):  # type: ignore[union-attr]
+    if options.get("hidden_size") not in (None, text.hidden_size):
         return "its mlp connector has a hidden_size of its own, and this layout's is the language model's."
     if config.vision_feature_layer is None:
         return "it takes the tower's own output, and this layout counts the tower's hidden states."
     if _strategy(model) is None:
         return (
             f"it selects the tower's features by {config.vision_feature_select_strategy!r} from a "
-            f"{config.vision_config.model_type} tower, and this layout either takes all or drops the first token."  # type: ignore[union-attr]
+            f"{tower.model_type} tower, and this layout either takes all or drops the first token."
         )
     return None
 

@@ -29,6 +29,10 @@ def main(place: Path) -> None:
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             sys.exit(f"{kind.replace('_', ' ')}: {', '.join(sorted(info[kind])[:8])}.")
+    if (Path(request["folder"]) / "adapter").is_dir():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(Path(request["folder"]) / "adapter"))
     given = load_file(place / "inputs.safetensors")
     tensors, processor = {}, None
     try:
