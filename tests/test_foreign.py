@@ -8,6 +8,7 @@ import itertools
 import json
 import pickle
 import re
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -372,6 +373,21 @@ def test_the_command_line_chats_and_evaluates(
     assert main(["eval", model, "--data", str(tmp_path / "data.json"), "--out", str(out)]) == 0
 
 
+def test_families_without_a_stored_template_are_asked_as_their_papers_ask(
+    family: Callable[[str], Path], picture: Picture
+) -> None:
+    for name, written in {
+        "paligemma": "Is it?",
+        "blip-2": "Question: Is it? Answer:",
+        "blip-2-t5": "Question: Is it? Answer:",
+        "instructblip": "Is it?",
+    }.items():
+        chat = Chat.load(family(name))
+        shown = chat.processor.tokenizer.decode(chat._inputs([ask_messages(picture(), "Is it?")])["input_ids"][0])
+        assert re.sub(r"<[^>]*>|\s+", " ", shown).strip() == written, name
+        assert isinstance(chat.ask(picture(), "Is it?", max_new_tokens=4), str)
+
+
 def test_lora_targets_outside_the_language_model_are_refused(family: Callable[[str], Path]) -> None:
     for name in ("qwen2_vl", "idefics3", "blip-2", "llava_next"):
         model, _ = published(family(name))
@@ -384,12 +400,13 @@ def test_lora_targets_outside_the_language_model_are_refused(family: Callable[[s
 def test_what_cannot_be_tuned_is_told_before_the_first_step(
     family: Callable[[str], Path], picture: Picture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, told in {
-        "paligemma": "has no chat template",
-        "blip-2-t5, template added": "has a language model with an encoder",
-    }.items():
-        with pytest.raises(VLChatError, match=told):
-            tune(tmp_path, family(name), picture, True)
+    untold = tmp_path / "untold"
+    shutil.copytree(family("qwen2_vl"), untold)
+    (untold / "chat_template.jinja").unlink()
+    with pytest.raises(VLChatError, match="has no chat template"):
+        tune(tmp_path, untold, picture, True)
+    with pytest.raises(VLChatError, match="has a language model with an encoder"):
+        tune(tmp_path, family("blip-2-t5, template added"), picture, True)
     processor = load_processor(family("mllama"))
     with pytest.raises(VLChatError, match="equally many pictures only; set loop.batch=1"):
         Collator(processor)(rows("qwen2_vl", picture))

@@ -26,8 +26,7 @@ def load_whole(
 ) -> tuple[Any, Any]:
     """A model that transformers' `AutoModelForImageTextToText` loads, and its processor.
 
-    BLIP-2 and InstructBLIP come back as our own class, with the prompt of their papers as chat template; those with a
-    T5 as transformers' class, with the same prompt.
+    Of families that are published without a chat template see `vlchat.interop.settle`.
 
     Raises:
         CheckpointError: when it cannot be read; when a tensor is missing, left over, of another shape or not finite
@@ -57,9 +56,4 @@ def load_whole(
         processor = load_processor(source, revision)
     check_names(source, info)
     check_numbers(source, model)
-    if config.model_type not in interop.USUAL_TEMPLATES:
-        return model, processor
-    if config.use_decoder_only_language_model:
-        return interop.convert(model, processor)
-    interop.give_usual_template(config.model_type, processor)  # T5 stays in transformers' class
-    return model, processor
+    return interop.settle(model, processor)

@@ -29,8 +29,13 @@ FAMILIES: dict[str, Read] = {
 }
 # What `vlchat export --layout` writes besides our own folder.
 LAYOUTS: dict[str, Layout] = {"llava": llava.LAYOUT, "llava_next": llava.NEXT_LAYOUT, "blip2": blip2.LAYOUT}
-# Families that are published without a chat template -> the prompt of their papers, which is theirs and no guess.
-USUAL_TEMPLATES = {"blip-2": "blip2", "instructblip": "instructblip"}
+# Families that are published without a chat template, and the prompt of their papers, which is theirs and no guess.
+# PaliGemma (arXiv:2407.07726) is given the words as they are: "answer en What is this?", "caption en".
+_BLIPS = {"blip-2": "blip2", "instructblip": "instructblip"}
+_WORDS = (
+    "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 def convert(
@@ -54,11 +59,21 @@ def convert(
     return ours, its_processor
 
 
-def give_usual_template(kind: str, processor: Any) -> None:
-    """Gives a BLIP's processor, which writes the pictures' tokens itself, the family's prompt if it has none."""
-    if not processor.chat_template:
-        source = processor.tokenizer.chat_template or template_source(USUAL_TEMPLATES[kind], processor.tokenizer)
+def settle(model: Any, processor: Any) -> tuple[Any, Any]:
+    """A loaded model of transformers and its processor, ready to be talked with.
+
+    BLIP-2 and InstructBLIP come back as ours, those with a T5 as they are; where no chat template is stored, these and
+    PaliGemma get the prompt of their papers.
+    """
+    kind = model.config.model_type
+    if kind in _BLIPS and model.config.use_decoder_only_language_model:
+        return convert(model, processor)
+    if kind in _BLIPS and not processor.chat_template:  # this processor writes the pictures' tokens itself
+        source = processor.tokenizer.chat_template or template_source(_BLIPS[kind], processor.tokenizer)
         processor.chat_template = source.replace(IMAGE_TOKEN, "")
+    elif kind == "paligemma" and not processor.chat_template:
+        processor.chat_template = _WORDS
+    return model, processor
 
 
 def layout(name: str) -> Layout:

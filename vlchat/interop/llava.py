@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from transformers import LlavaConfig, LlavaNextConfig, LlavaNextProcessor, LlavaProcessor, PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from vlchat.backbones import assemble, carry_quantization
 from vlchat.config import VLChatConfig
@@ -109,7 +108,7 @@ def _cannot_project(model: VLChatForConditionalGeneration) -> str | None:
     tower: Any = config.vision_config
     text: Any = config.text_config
     kind = options.get("type")
-    if tower.model_type not in CONFIG_MAPPING_NAMES or not isinstance(getattr(tower, "patch_size", None), int):
+    if not type(tower).__module__.startswith("transformers.") or not isinstance(getattr(tower, "patch_size", None), int):
         return f"its tower is a {tower.model_type}, and this layout has one ViT of transformers."
     if changes_logits(text):
         return f"its language model, a {text.model_type}, scales its logits, which this layout's class leaves out."
