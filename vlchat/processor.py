@@ -348,11 +348,11 @@ class VLChatProcessor(ProcessorMixin):
             length = 0
         side = padding_side or self.tokenizer.padding_side
         data: dict[str, Any] = {
-            "input_ids": [_pad(ids, length, self.pad_id, side) for ids, _ in batch],
-            "attention_mask": [_pad([1] * len(ids), length, 0, side) for ids, _ in batch],
+            "input_ids": [prompt.padded(ids, length, self.pad_id, side) for ids, _ in batch],
+            "attention_mask": [prompt.padded([1] * len(ids), length, 0, side) for ids, _ in batch],
         }
         if with_mask:
-            data["assistant_masks"] = [_pad(mask, length, 0, side) for _, mask in batch]
+            data["assistant_masks"] = [prompt.padded(mask, length, 0, side) for _, mask in batch]
         features = BatchFeature(data, tensor_type=return_tensors)
         if shown is not None:
             features.update(shown)
@@ -377,8 +377,8 @@ class VLChatProcessor(ProcessorMixin):
         length = max(map(len, rows))
         filler = self.pad_id if self._qformer_tokenizer is None else self._qformer_tokenizer.pad_token_id or 0
         data = {
-            _INSTRUCTION_NAMES[0]: [_pad(ids, length, filler, "right") for ids in rows],
-            _INSTRUCTION_NAMES[1]: [_pad([1] * len(ids), length, 0, "right") for ids in rows],
+            _INSTRUCTION_NAMES[0]: [prompt.padded(ids, length, filler, "right") for ids in rows],
+            _INSTRUCTION_NAMES[1]: [prompt.padded([1] * len(ids), length, 0, "right") for ids in rows],
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -418,11 +418,6 @@ def _mask(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> l
     return [
         int(any(start < span_end and end > span_start for span_start, span_end in spans)) for start, end in offsets
     ]
-
-
-def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
-    padding = [filler] * (length - len(values))
-    return padding + values if side == "left" else values + padding
 
 
 AutoProcessor.register(VLChatConfig, VLChatProcessor)

@@ -208,6 +208,12 @@ class _Writer:
         return ids, [(first + start, last + start) for first, last in spans]
 
 
+def padded(values: list[int], length: int, filler: int, side: str) -> list[int]:
+    """`values` filled up to `length` on the left or the right."""
+    padding = [filler] * (length - len(values))
+    return padding + values if side == "left" else values + padding
+
+
 def pictures_of(conversation: list[dict]) -> list[Any]:
     """The decoded pictures of a validated conversation, in reading order."""
     parts = [part for message in conversation for part in message["content"] if part["type"] == "image"]

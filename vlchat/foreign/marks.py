@@ -101,11 +101,11 @@ class MarkedTokenizer:
         side = options.get("padding_side") or self.tokenizer.padding_side
         length = max(len(ids) for ids, _, _ in rows) if options.get("padding") else 0
         self.texts = texts
-        self.ids = [_padded(ids, length, self.tokenizer.pad_token_id, side) for ids, _, _ in rows]
-        self.masks = [_padded(mask, length, 0, side) for _, mask, _ in rows]
+        self.ids = [prompt.padded(ids, length, self.tokenizer.pad_token_id, side) for ids, _, _ in rows]
+        self.masks = [prompt.padded(mask, length, 0, side) for _, mask, _ in rows]
         data = {
             "input_ids": self.ids,
-            "attention_mask": [_padded([1] * len(ids), length, 0, side) for ids, _, _ in rows],
+            "attention_mask": [prompt.padded([1] * len(ids), length, 0, side) for ids, _, _ in rows],
         }
         if options.get("return_token_type_ids"):
             data["token_type_ids"] = [[0] * len(ids) for ids in self.ids]
@@ -164,8 +164,3 @@ def encode(
         before = bisect.bisect_right(begins, first) - 1
         mask.append(int(last > first and before >= 0 and last <= answers[before][1]))
     return ids, mask, spans
-
-
-def _padded(values: list[int], length: int, blank: int, side: str) -> list[int]:
-    blanks = [blank] * (length - len(values))
-    return blanks + values if side == "left" else values + blanks

@@ -108,7 +108,8 @@ def _cannot_project(model: VLChatForConditionalGeneration) -> str | None:
     tower: Any = config.vision_config
     text: Any = config.text_config
     kind = options.get("type")
-    if not type(tower).__module__.startswith("transformers.") or not isinstance(getattr(tower, "patch_size", None), int):
+    one_vit = type(tower).__module__.startswith("transformers.") and isinstance(getattr(tower, "patch_size", None), int)
+    if not one_vit:
         return f"its tower is a {tower.model_type}, and this layout has one ViT of transformers."
     if changes_logits(text):
         return f"its language model, a {text.model_type}, scales its logits, which this layout's class leaves out."
