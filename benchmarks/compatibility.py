@@ -30,6 +30,7 @@ from train.__main__ import main as train
 from vlchat import checkpoint, foreign, prompt
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import VLChatError
+from vlchat.export import export, import_model
 from vlchat.lora import is_lora
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,17 +56,14 @@ on a machine without torchvision and without a GPU. It tells that the code fits,
 - **tune**: `vlchat train`, stage 2, LoRA, 20 steps: the model then gives the answer it was taught and stops there, and
   the run's folder, loaded again, answers the same. The loss of the first and the last step.
 - **tune on nf4**: the same with `objective.quantize: nf4`.
+- **import**: `vlchat import` makes it one of vlchat's own models: the same messages give the same logits.
+- **export**: `vlchat export --check`: what was tuned, merged and written, answers the same when a fresh process reads it.
+
+BLIP-2 and InstructBLIP with a decoder are loaded as vlchat's own class; they, those with a T5, and PaliGemma get
+the prompt of their papers where they store no template.
 
 "Template added" is a family that is published without a chat template, with a `chat_template.jinja` in its folder.
 """
-IMPORTS = """
-BLIP-2 and InstructBLIP with a decoder are loaded as vlchat's own class, with the prompt of their papers as template.
-
-- **import**: `vlchat import` makes it one of vlchat's own models, which answers with the same logits.
-- **export**: `vlchat export --check`: what was tuned, merged and written in its own layout, answers the same when a
-  fresh process reads it.
-"""
-NO_IMPORTS = "\nImport and export are not measured here yet.\n"
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -168,8 +166,6 @@ def tuned(folder: Path, work: Path, quantize: str | None = None) -> Path:
 
 
 def imports(folder: Path, work: Path) -> str:
-    from vlchat.export import import_model  # type: ignore[attr-defined]
-
     out = import_model(str(folder), work / "imported", dtype="float32")
     model, processor = checkpoint.load(folder)
     one, other = Chat(model, processor), Chat.load(out)
@@ -180,10 +176,8 @@ def imports(folder: Path, work: Path) -> str:
 
 
 def exports(folder: Path, work: Path) -> str:
-    from vlchat.export import export
-
     told: list[str] = []
-    export(str(tuned(folder, work)), work / "exported", check=True, tell=told.append)  # type: ignore[call-arg]
+    export(str(tuned(folder, work)), work / "exported", check=True, tell=told.append)
     return "yes"
 
 
@@ -193,12 +187,9 @@ COLUMNS: dict[str, Callable[[Path, Path], str]] = {
     "nf4": quantizes,
     "tune": tunes,
     "tune on nf4": lambda folder, work: tunes(folder, work, "nf4"),
+    "import": imports,
+    "export": exports,
 }
-if (ROOT / "vlchat" / "interop").is_dir():
-    COLUMNS |= {"import": imports, "export": exports}
-    HEAD += IMPORTS
-else:
-    HEAD += NO_IMPORTS
 
 
 def measured(column: Callable[[Path, Path], str], folder: Path, work: Path, kind: str, reasons: list[str]) -> str:

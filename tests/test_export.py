@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from vlchat import checkpoint, interop
 from vlchat.chat import Chat
 from vlchat.cli import main
 from vlchat.errors import CheckpointError
-from vlchat.export import export
+from vlchat.export import export, import_model
 from vlchat.towers.composed import MultiscaleTowerConfig
 
 NAMES = Path(__file__).parent / "published_names"
@@ -333,7 +332,74 @@ def test_an_adapter_may_be_kept_apart(
 def test_a_card_that_people_edited_stays(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
     checkpoint.save_full(tmp_path / "ours", tiny_model({"type": "mlp"}), tiny_processor, trained_on="")
     export(str(tmp_path / "ours"), tmp_path / "out", name="mine")
-    (tmp_path / "out" / "README.md").write_text("My words.", encoding="utf-8")
-    export(str(tmp_path / "ours"), tmp_path / "out", name="mine")
-    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "My words."
-    shutil.rmtree(tmp_path / "ours")
+    card = tmp_path / "out" / "README.md"
+    assert "Not measured" in card.read_text(encoding="utf-8")
+    (tmp_path / "result.md").write_text("# vqa\n\n71.3 %\n", encoding="utf-8")
+    export(str(tmp_path / "ours"), tmp_path / "out", name="mine", scores=tmp_path, overwrite=True)
+    assert "71.3 %" in card.read_text(encoding="utf-8"), "a card that nobody touched is written anew"
+    card.write_text("My words.", encoding="utf-8")
+    for _ in range(2):
+        export(str(tmp_path / "ours"), tmp_path / "out", overwrite=True)
+        assert card.read_text(encoding="utf-8") == "My words."
+    with pytest.raises(CheckpointError, match="was edited, so it stays"):
+        export(str(tmp_path / "ours"), tmp_path / "out", scores=tmp_path, overwrite=True)
+
+
+def test_nothing_that_is_needed_is_overwritten(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    model = tiny_model({"type": "mlp"})
+    checkpoint.save_full(base, model, tiny_processor, trained_on="")
+    for step in (1, 2):
+        trained = [name for name, _ in model.named_parameters() if "connector" in name]
+        checkpoint.save(
+            run / f"step-{step}", model, tiny_processor, base={"model": base}, trained=trained, adapter=False,
+            trained_on="",
+        )  # fmt: skip
+    for out, said in (
+        (base, "what the new model is made from"),
+        (run / "step-2", "what the new model is made from"),
+        (run / "step-1", "taken for a save"),
+        (run / "step-9", "taken for a save"),
+    ):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        with pytest.raises(CheckpointError, match=said):
+            export(str(run), out, overwrite=True)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    export(str(run), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="say --overwrite"):
+        export(str(run), tmp_path / "out")
+    export(str(run), tmp_path / "out", overwrite=True)
+
+
+def test_what_is_stored_quantized_is_not_rounded_again(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    base = tmp_path / "base"
+    FAMILIES["llava"](base)
+    model, processor = checkpoint.load(base, quantize="nf4")
+    model.save_pretrained(tmp_path / "nf4")
+    processor.save_pretrained(tmp_path / "nf4")
+    checkpoint.load(tmp_path / "nf4")
+    for call in (export, import_model):
+        with pytest.raises(CheckpointError, match="stored quantized"):
+            call(str(tmp_path / "nf4"), tmp_path / "out")
+    with pytest.raises(CheckpointError, match="leave --quantize out"):
+        checkpoint.load(tmp_path / "nf4", quantize="int8")
+
+
+def test_a_difference_that_is_no_number_is_a_difference() -> None:
+    from vlchat.export.recheck import _difference
+
+    broken = torch.tensor([1.0, float("nan")])
+    assert _difference(broken, broken) == float("inf")
+    assert _difference(torch.ones(2), torch.ones(3)) == float("inf")
+
+
+def test_a_temperature_without_sampling_is_written(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """As Vicuna's generation_config.json has it, and many models made from it."""
+    for family in ("llava", "blip-2"):
+        FAMILIES[family](tmp_path / family)
+        settings = tmp_path / family / "generation_config.json"
+        settings.write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}', encoding="utf-8")
+        export(str(tmp_path / family), tmp_path / f"{family}-out")
+        import_model(str(tmp_path / family), tmp_path / f"{family}-in")
+        written = json.loads((tmp_path / f"{family}-in" / "generation_config.json").read_text(encoding="utf-8"))
+        assert written["temperature"] == 0.9 and written["do_sample"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,59 @@ def test_a_truncated_file_is_named(folder: Path, capsys: Any) -> None:
         checkpoint.load(folder)
     assert main(["chat", "--model", str(folder), "tests/none.png", "What is it?"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_index_names_safetensors_beside_it_only(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    names = list(load_file(tmp_path / "elsewhere.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    for place, error, said in (
+        ("../elsewhere.safetensors", UnsafeCheckpointError, "beside it only"),
+        (str(tmp_path / "elsewhere.safetensors"), UnsafeCheckpointError, "beside it only"),
+        ("model.bin", UnsafeCheckpointError, "beside it only"),
+        ("model-00001-of-00002.safetensors", CheckpointError, "which is not there"),
+    ):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, place)}), encoding="utf-8")
+        with pytest.raises(error, match=said):
+            checkpoint.load(folder)
+    index.write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is no index"):
+        checkpoint.load(folder)
+
+
+def test_a_configuration_of_a_far_larger_model_takes_no_memory(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"] = None  # which stands for a Llama of 7 B
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="one of the two belongs to another model"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"model_type": "llava", "vision_config": 3}),
+        ("tokenizer.json", {}),
+        ("tokenizer_config.json", []),
+        ("processor_config.json", []),
+    ],
+)
+def test_a_broken_file_is_a_sentence(folder: Path, file: str, content: Any) -> None:
+    (folder / file).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="can't be loaded|holds no|has no"):
+        checkpoint.load(folder)
+
+
+def test_an_adapter_that_is_no_number_is_refused(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    model = tiny_model({"type": "mlp"})
+    checkpoint.save_full(base, model, tiny_processor, trained_on="")
+    tuned = checkpoint.add_lora(model, r=2)
+    with torch.no_grad():
+        next(value for name, value in tuned.named_parameters() if "lora_A" in name).fill_(float("nan"))
+    checkpoint.save(run, tuned, tiny_processor, base={"model": base}, trained=[], adapter=True, trained_on="")
+    with pytest.raises(CheckpointError, match="not finite numbers.*lora_A"):
+        checkpoint.load(run)
 
 
 class Malice:

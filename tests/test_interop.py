@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,26 @@ def test_llava_next_sees_the_same_tiles(tmp_path: Path, tiny_tokenizer: Any, pic
         assert torch.equal(again(**expected).logits, reference(**expected).logits)
     with pytest.raises(CheckpointError, match="in tiles.*The layout vlchat and llava_next can"):
         interop.must_hold("llava", ours, our_processor)
+
+
+@pytest.mark.parametrize("family", ["blip-2", "instructblip"])
+def test_an_adapter_made_elsewhere_fits_a_blip(family: str, tmp_path: Path, picture: Any) -> None:
+    """It knows the layers by the names of transformers' class, which ours does not have."""
+    base, place = tmp_path / "base", tmp_path / "adapter"
+    FAMILIES[family](base)
+    model, _ = theirs(base)
+    tuned = checkpoint.add_lora(model, r=4)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            parameter.normal_(std=0.3) if "lora_" in name else None
+    tuned.save_pretrained(place)
+    settings = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(base)
+    (place / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    answer = Chat.load(place).ask(picture(), "What is it?", max_new_tokens=8)
+    assert answer != Chat.load(base).ask(picture(), "What is it?", max_new_tokens=8)
+    assert main(["import", str(place), str(tmp_path / "ours"), "--dtype", "float32"]) == 0
+    assert Chat.load(tmp_path / "ours").ask(picture(), "What is it?", max_new_tokens=8) == answer
 
 
 def test_instructblip_hears_the_question_as_its_own_processor_says_it(

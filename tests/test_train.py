@@ -147,7 +147,7 @@ def test_an_adapter_answers_in_a_process_that_says_nothing_else(stages: dict[str
 def test_an_exported_run_is_whole_and_says_the_same(stages: dict[str, Path], tmp_path: Path) -> None:
     out = export(str(stages["tune"]), tmp_path / "whole", dtype="float32", name="tiny")
     (out / "README.md").write_text("A card that a second export keeps.")
-    assert export(str(stages["tune"]), out, dtype="float32", name="tiny") == out
+    assert export(str(stages["tune"]), out, dtype="float32", name="tiny", overwrite=True) == out
     assert (out / "README.md").read_text() == "A card that a second export keeps."
     (out / "README.md").write_text("A card that people may edit: the model loads all the same.")
     assert str(tmp_path.parent) not in (out / "config.json").read_text()

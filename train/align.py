@@ -80,7 +80,7 @@ class AlignObjective(Conversations):
         self.base = {"vision": sources[0], **more, "language": language}
         self.itg, self.itg_share, self.itc = itg, itg_share, itc
         with reading(language, "tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(language)
+            tokenizer = AutoTokenizer.from_pretrained(language, trust_remote_code=False)
         self.model = VLChatForConditionalGeneration.from_backbones(
             vision,
             language,

@@ -154,6 +154,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     for option in options:
         plain = typing.get_origin(option) or option
+        if plain is str and value is False:
+            return "no"  # which YAML reads as false
         if plain is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if plain is float and isinstance(value, str):  # YAML reads 1e-3 as text

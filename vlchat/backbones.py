@@ -85,7 +85,9 @@ def compose(
             compute = options["dtype"] if isinstance(options["dtype"], torch.dtype) else None
             options["quantization_config"] = quantization_config(quantize, compute)
         with reading(language, "language model"):
-            decoder = AutoModelForCausalLM.from_pretrained(language, use_safetensors=True, **options)
+            decoder = AutoModelForCausalLM.from_pretrained(
+                language, use_safetensors=True, trust_remote_code=False, **options
+            )
     head = decoder.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ConfigError(f"{decoder.__class__.__name__} has no plain output layer, so pictures can't be joined to it.")

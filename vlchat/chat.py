@@ -162,8 +162,21 @@ class Chat:
             return [self.batch([messages], max_new_tokens=max_new_tokens)[0] for messages in conversations]
         config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
         with self._turn, torch.inference_mode():
-            written = foreign.new_tokens(self.model.generate(**inputs, generation_config=config), inputs["input_ids"])
+            try:
+                generated = self.model.generate(**inputs, generation_config=config)
+            except Exception as error:
+                raise self._failed(error) from error
+        written = foreign.new_tokens(generated, inputs["input_ids"])
         return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _failed(self, error: BaseException) -> BaseException:
+        """What to raise for an answer that did not come about: a sentence, for it is often the checkpoint's fault."""
+        if isinstance(error, VLChatError | torch.OutOfMemoryError) or not isinstance(error, Exception):
+            return error
+        reason = " ".join(str(error).split())[:300]
+        sentence = VLChatError(f"{type(self.model).__name__} failed at its answer: {reason or type(error).__name__}")
+        sentence.__cause__ = error
+        return sentence
 
     def warm_up(self) -> None:
         """Answers once with one token, so that the first person does not wait for what is set up on first use."""
@@ -216,6 +229,9 @@ class Chat:
         config.update(do_sample=drawing, temperature=temperature if drawing else 1.0, top_p=top_p if drawing else 1.0)
         config.update(top_k=0 if drawing else 50)
         config.update(max_new_tokens=max_new_tokens, max_length=None, num_return_sequences=1, num_beams=1)
+        # Ways of answering that a checkpoint may ask for, and that are not offered here.
+        config.update(return_dict_in_generate=False, stop_strings=None, penalty_alpha=None, force_words_ids=None)
+        config.update(prompt_lookup_num_tokens=None, dola_layers=None, constraints=None)
         config.update(eos_token_id=self._end_tokens(config) or None)
         if config.pad_token_id is None:
             config.pad_token_id = self._tokenizer.pad_token_id or next(iter(self._end_tokens(config)), 0)
@@ -266,7 +282,7 @@ class Chat:
                 "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
             ) from failures[0]
         if failures:
-            raise failures[0]
+            raise self._failed(failures[0])
 
     @contextmanager
     def _my_turn(self, stops: Sequence[threading.Event]) -> Iterator[bool]:

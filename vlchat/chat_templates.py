@@ -33,7 +33,10 @@ def template_source(template: str | Path | None, tokenizer: PreTrainedTokenizerB
     if template is None:
         own = tokenizer.get_chat_template() if tokenizer.chat_template else None
         if own is None:
-            raise ConfigError(f"This tokenizer has no chat template; choose one of {', '.join(template_names())}.")
+            raise ConfigError(
+                "This tokenizer has no chat template: say which one to use as template (in a run, objective.template): "
+                f"{', '.join(template_names())}, or a .jinja file."
+            )
         return own if IMAGE_TOKEN in own else _FLATTEN + own
     if str(template) in template_names():
         return (TEMPLATES / f"{template}.jinja").read_text(encoding="utf-8")

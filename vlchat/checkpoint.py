@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
-from vlchat import hub, lora, models
+from vlchat import hub, interop, lora, models
 from vlchat.attention import check_attention, set_attention
 from vlchat.errors import CheckpointError, ConfigError
+from vlchat.fit import refuse_broken
 from vlchat.folders import (
     EMBEDDED,
     adapter_base,
@@ -37,6 +38,7 @@ from vlchat.places import locate, resolve_base
 from vlchat.processor import VLChatProcessor
 from vlchat.quantize import (
     check_only_language_model_is_quantized,
+    is_quantized,
     pack_for_cpu,
 )
 from vlchat.reading import reading
@@ -206,17 +208,25 @@ def _load_adapter(
 ) -> tuple[Any, Any]:
     """A PEFT adapter of another making, on the base that it names."""
     base, revision = adapter_base(folder)
-    model, processor = _load(base, quantize, dtype, device, revision, False)
+    place, revision = locate(base, revision)
+    if isinstance(place, Path) and (read_manifest(place) is not None or is_adapter(place)):
+        model, processor = _load(base, quantize, dtype, device, revision, False)
+        model = lora.merge(model)
+    else:  # by the names of transformers' class, which it was trained on
+        model, processor = load_whole(place, quantize, dtype, device, revision, ours=False)
+        model = _settle(model, quantize, dtype, device)
     if (folder / "processor_config.json").is_file():  # trainers save the one that they trained with
         with reading(folder, "processor"):
             processor = load_processor(folder)
-    model = lora.merge(model)
+    elif (folder / "chat_template.jinja").is_file():
+        processor.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    _, processor = interop.settle(model, processor, convertible=False)
     return (model if bare else load_lora(model, folder, trainable=trainable)), processor
 
 
 def _settle(model: Any, quantize: str | None, dtype: str | torch.dtype, device: torch.device) -> Any:
     """A small model in float32 on a CPU. Before a run's tensors go in, so that they are not rounded on the way."""
-    small = quantize is None and dtype == "auto" and device.type == "cpu" and _parameters(model) < SMALL
+    small = dtype == "auto" and device.type == "cpu" and not is_quantized(model) and _parameters(model) < SMALL
     return model.float() if small else model
 
 
@@ -246,6 +256,7 @@ def read_trained(folder: Path, manifest: dict[str, Any], model: nn.Module) -> li
             raise CheckpointError(
                 f"{name} in {path} has the shape {tuple(tensor.shape)}; the model's is {tuple(parameters[name].shape)}."
             )
+    refuse_broken(path, tensors.items())
     return [(parameters[name], tensor) for name, tensor in tensors.items()]
 
 

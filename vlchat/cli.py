@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--check", action="store_true", help="read it again with plain transformers and compare before it is done"
     )
+    export.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
     export.set_defaults(run=commands.export)
 
     bring = known.add_parser(
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), float16 or float32")
     bring.add_argument("--name", help="what the model calls itself (default: the folder's name)")
     bring.add_argument("--revision", help="of a Hub id: branch, tag or commit")
+    bring.add_argument("--overwrite", action="store_true", help="replace a model that is there already")
     bring.set_defaults(run=commands.bring_in)
 
     info = known.add_parser("info", help="what a model is and was trained on", description="Describe a model.")

@@ -115,6 +115,8 @@ def _load(arguments: argparse.Namespace) -> Chat:
     _quiet()
     from vlchat.chat import Chat
 
+    if sys.stderr.isatty():
+        print(f"Loading {arguments.model or 'the embedded model'} ...", file=sys.stderr)
     return Chat.load(arguments.model, **_loading(arguments))
 
 
@@ -215,6 +217,7 @@ def export(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         name=arguments.name,
         merge=arguments.merge,
+        overwrite=arguments.overwrite,
         scores=arguments.scores,
         check=arguments.check,
     )
@@ -234,6 +237,7 @@ def bring_in(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         name=arguments.name,
         revision=arguments.revision,
+        overwrite=arguments.overwrite,
     )
     print(f"Written: {out}")
     return 0

@@ -46,7 +46,7 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None
     ]
     missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     _refuse(f"The {what} does not fit the model.", missing, extra, shapes)
-    _refuse_broken(what, [name for name, tensor in tensors.items() if not _finite(tensor)])
+    refuse_broken(what, tensors.items())
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])
@@ -58,7 +58,7 @@ def check_numbers(source: str | Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: with the names.
     """
-    _refuse_broken(str(source), {name for name, tensor in _scales(model) if not _finite(tensor)})
+    refuse_broken(source, _scales(model))
 
 
 def some(names: Iterable[str], shown: int = 8) -> str:
@@ -83,7 +83,9 @@ def _refuse(said: str, missing: Iterable[str], unexpected: Iterable[str], shapes
     raise CheckpointError(" ".join(parts))
 
 
-def _refuse_broken(source: str, names: Iterable[str]) -> None:
+def refuse_broken(source: str | Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raises CheckpointError with the names of tensors that hold something that is no number."""
+    names = {name for name, tensor in tensors if not is_finite(tensor)}
     if names:
         raise CheckpointError(
             f"Weights in {source} are not finite numbers: {some(names)}. The file is damaged, or comes from a run that "
@@ -103,9 +105,11 @@ def _scales(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for tensor in (parameter.data, *scales):
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 yield name, tensor
+    yield from ((name, tensor) for name, tensor in model.named_buffers() if tensor.is_floating_point())
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all of its numbers are such."""
     if tensor.numel() == 0 or tensor.is_meta:
         return True
     low, high = tensor.aminmax()  # one pass and no memory of its own; not-a-number is passed on

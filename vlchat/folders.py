@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,32 @@ _NOTES = "README.md"  # a card for people, who may edit it: not hashed
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
+def replaceable(folder: str | Path, sources: Iterable[str | Path | None], overwrite: bool) -> None:
+    """Whether a whole model may be written to `folder`: where nothing is, or over one that nobody stands on.
+
+    Args:
+        sources: what the new model is made from, and what that stands on.
+        overwrite: a whole model may be replaced.
+
+    Raises:
+        CheckpointError: as `writable`; for a save of a run, a place among them, one of `sources`, or any model without
+            `overwrite`.
+    """
+    target = writable(folder)
+    for source in sources:
+        if source is not None and target == Path(source).expanduser().absolute():
+            raise CheckpointError(f"{folder} is what the new model is made from: choose another name.")
+    if _STEP.fullmatch(target.name) and steps(target.parent):
+        raise CheckpointError(f"{folder} would be taken for a save of the run around it: choose another place.")
+    known = read_manifest(target)
+    if known is None:
+        return
+    if known.get("base") is not None or (target / "training_state").exists():
+        raise CheckpointError(f"{folder} is a save of a run, which nothing replaces: choose another name.")
+    if not overwrite:
+        raise CheckpointError(f"{folder} holds a model already: choose another name, or say --overwrite to replace it.")
+
+
 def writable(folder: str | Path) -> Path:
     """The absolute path of a folder that a checkpoint can be written to; makes the folder around it.
 
@@ -39,7 +66,7 @@ def writable(folder: str | Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}. Choose another place.") from error
-    if not os.access(folder.parent, os.W_OK):
+    if not os.access(folder.parent, os.W_OK) or not folder.parent.is_dir():
         raise CheckpointError(f"{folder} cannot be written: {folder.parent} is closed to you. Choose another place.")
     return folder
 
@@ -62,7 +89,8 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
         yield stage
         files = sorted(path for path in stage.rglob("*") if path.is_file())
         hashes = {path.relative_to(stage).as_posix(): sha256(path) for path in files if path != stage / _NOTES}
-        text = json.dumps({"format": FORMAT, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
+        card = sha256(stage / _NOTES) if (stage / _NOTES).is_file() else None  # tells later whether people edited it
+        text = json.dumps({"format": FORMAT, "card": card, **manifest, "files": hashes}, indent=2, ensure_ascii=False)
         (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for path in files:  # safetensors are written for the owner's eyes alone, unlike all else
             path.chmod((stage / MANIFEST).stat().st_mode)
@@ -139,10 +167,14 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """One hash for all weights of a checkpoint of vlchat; None for a folder of another making, which has no hashes."""
+    """One hash for all weights of a checkpoint: of vlchat's own by their hashes, of any other by samples of its files.
+
+    None for a folder without weights.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
-        return None
+        found = sorted(folder.glob("*.safetensors"))
+        return hashlib.sha256("\n".join(map(_sampled, found)).encode()).hexdigest() if found else None
     files = sorted(manifest.get("files", {}).items())
     weights = [f"{name} {found}" for name, found in files if _WEIGHTS.fullmatch(name)]
     return hashlib.sha256("\n".join(weights).encode()).hexdigest()
@@ -158,6 +190,7 @@ def refuse_pickles(folder: Path) -> None:
         UnsafeCheckpointError: for a pickle, whatever its name.
         CheckpointError: for a safetensors file that is none.
     """
+    _check_index(folder)
     places = [folder, folder / "adapter"]
     files = [path for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
     tensors = [path for path in files if path.suffix == ".safetensors"]
@@ -175,6 +208,21 @@ def refuse_pickles(folder: Path) -> None:
         if head[:1] == b"\x80" or head[:2] == b"PK":
             raise UnsafeCheckpointError(f"{path} is a pickle that calls itself safetensors; it is not read.")
         raise CheckpointError(f"{path} is not a safetensors file; it may have been cut short.")
+
+
+def _check_index(folder: Path) -> None:
+    """An index may name files beside it only, and no pickles."""
+    for path in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            wrong = sorted(name for name in named if Path(name).name != name or not name.endswith(".safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: it is no index of weight files.") from error
+        if wrong:
+            raise UnsafeCheckpointError(f"{path} names {wrong[0]}; weights are read from safetensors beside it only.")
+        absent = sorted(name for name in named if not (folder / name).is_file())
+        if absent:
+            raise CheckpointError(f"{path} names {absent[0]}, which is not there: the download may be incomplete.")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -205,6 +253,8 @@ def adapter_base(folder: Path) -> tuple[str, str | None]:
         raise CheckpointError(f"{folder} is an adapter that does not say of which model. {mend}")
     places = [Path(base).expanduser(), folder / base]
     found = next((place for place in places if place.is_dir()), None)
+    if found is not None and found.resolve() == folder.resolve():
+        raise CheckpointError(f"{folder} is an adapter that names itself as its base. {mend}")
     if found is not None:
         return str(found), None
     if os.path.isabs(base) or base.startswith((".", "~")) or base.count("/") != 1:
@@ -213,17 +263,19 @@ def adapter_base(folder: Path) -> tuple[str, str | None]:
 
 
 def tensor_count(folder: Path) -> int:
-    """How many numbers the safetensors files of a folder hold, read from their headers."""
+    """How many numbers the safetensors files of a folder hold, read from their headers.
+
+    Raises:
+        CheckpointError: for a file that has none.
+    """
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file; it may have been cut short.") from error
     return total
 
 
@@ -235,6 +287,17 @@ def without_places(content: Any) -> Any:
         return [without_places(value) for value in content]
     is_path = isinstance(content, str) and LOCAL.fullmatch(content)
     return re.split(r"[\\/]", content.rstrip("\\/"))[-1] if is_path else content
+
+
+def _sampled(path: Path) -> str:
+    """A file by its name, its size and 64 pieces of it: weights that were trained on differ in every one of them."""
+    size, piece = path.stat().st_size, 4096
+    digest = hashlib.sha256(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        for number in range(64):
+            file.seek(number * max(0, size - piece) // 63)
+            digest.update(file.read(piece))
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:

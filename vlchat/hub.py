@@ -46,7 +46,7 @@ def describe(repository: str, revision: str | None = None) -> dict[str, Any]:
     from transformers import AutoConfig
 
     with reading(repository, "checkpoint"):
-        config = AutoConfig.from_pretrained(repository, revision=revision)
+        config = AutoConfig.from_pretrained(repository, revision=revision, trust_remote_code=False)
     parts = {name: getattr(config, f"{name}_config", None) for name in ("vision", "text")}
     return {
         "vision": getattr(parts["vision"], "model_type", None),

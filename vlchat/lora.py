@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vlchat.errors import CheckpointError, ConfigError
+from vlchat.fit import refuse_broken, some
+from vlchat.folders import ADAPTER_CONFIG
 from vlchat.quantize import is_quantized, language_model_prefix, pack_for_cpu
 
 if TYPE_CHECKING:
@@ -78,8 +81,10 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-        yield
-    logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def is_lora(model: nn.Module) -> bool:
@@ -99,6 +104,8 @@ def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = 
         from peft.utils.save_and_load import load_peft_weights
 
         try:
+            if json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("megatron_config"):
+                raise CheckpointError(f"{folder} is an adapter for Megatron, and names modules to import.")
             config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = not trainable
             if config.is_prompt_learning:
@@ -109,18 +116,19 @@ def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = 
             else:
                 wrapped = PeftModel(model, config, adapter_name=name)
             stored = load_peft_weights(str(folder), device="cpu")
+            refuse_broken(folder, stored.items())
             result: Any = set_peft_model_state_dict(wrapped, stored, adapter_name=name)
         except CheckpointError:
             raise
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except Exception as error:  # other people's files
             reason = " ".join(str(error).split())
             raise CheckpointError(f"The adapter in {folder} does not fit this model: {reason[:300]}") from error
     missing = {key for key in result.missing_keys if f".{name}" in key}
     unexpected = set(result.unexpected_keys)
     if missing or unexpected:
         raise CheckpointError(
-            f"The adapter in {folder} does not fit this model. Missing: {_some(missing)}. "
-            f"Unexpected: {_some(unexpected)}."
+            f"The adapter in {folder} does not fit this model. Missing: {some(missing)}. "
+            f"Unexpected: {some(unexpected)}."
         )
     return wrapped.eval() if not trainable else wrapped
 
@@ -145,8 +153,3 @@ def merge(model: Any) -> Any:
 def _example(model: nn.Module, prefix: str) -> str:
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(prefix + ".")]
     return names[0] if names else prefix
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return (", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")) or "none"

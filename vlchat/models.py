@@ -129,7 +129,10 @@ def resolve(model: str | Path | None) -> str | Path | None:
 
     A file or folder here of that name is meant sooner.
     """
-    if not isinstance(model, str) or Path(model).exists():
+    try:
+        if not isinstance(model, str) or Path(model).exists():
+            return model
+    except (OSError, ValueError):  # too long for a file's name
         return model
     found = {entry.name: entry for entry in MODELS}.get(model.lower())
     return found.id if found else model

@@ -17,17 +17,23 @@ def locate(path_or_id: str | Path | None, revision: str | None = None) -> tuple[
     Raises:
         CheckpointError: there is no such folder, or it is one and a revision was asked for.
     """
-    path_or_id = models.resolve(path_or_id)
+    known = models.resolve(path_or_id)
+    short, path_or_id = known is not path_or_id, known
     if path_or_id is None:
         if not (EMBEDDED / "config.json").is_file():
             raise CheckpointError("This copy of vlchat has no embedded model; name a checkpoint with --model.")
         return _here(EMBEDDED, revision)
-    path = Path(path_or_id).expanduser()
+    try:
+        path = Path(path_or_id).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{str(path_or_id)[:80]} is no name of a folder, nor of a model on the Hub.") from error
     if path.is_dir():
         return _here(newest(path), revision)
     text, _, stated = str(path_or_id).partition("@")
     local = isinstance(path_or_id, Path) or path.exists() or text.startswith((".", "/", "~", "runs/"))
-    if local or text.count("/") != 1 or path.parent.is_dir():  # a folder here is meant sooner than one on the Hub
+    hidden = path.parent.is_dir() and not short  # a folder here is meant sooner than one on the Hub
+    if local or text.count("/") != 1 or hidden:
         beside = sorted(found.name for found in path.parent.glob("*/") if newest(found) != found)
         known = f" {path.parent} holds the runs {', '.join(beside)}." if beside else models.hint(text)
         raise CheckpointError(f"There is no checkpoint folder at {path_or_id}.{known}")

@@ -92,7 +92,7 @@ class VLChatProcessor(ProcessorMixin):
             image_processor = load_image_processor(image_processor)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             with reading(tokenizer, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         source = template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
@@ -125,7 +125,7 @@ class VLChatProcessor(ProcessorMixin):
         if processor.qformer_folder is not None:
             reached = {name: kwargs[name] for name in ("revision", "token", "cache_dir") if name in kwargs}
             processor._qformer_tokenizer = AutoTokenizer.from_pretrained(
-                source, subfolder=processor.qformer_folder, **reached
+                source, subfolder=processor.qformer_folder, trust_remote_code=False, **reached
             )
         return processor
 

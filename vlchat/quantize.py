@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,8 @@ def quantization_config(
         )
     from transformers import BitsAndBytesConfig
 
+    # On a CPU it says at its import that one kernel is fetched from a hub, and is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip_modules)
     return BitsAndBytesConfig(

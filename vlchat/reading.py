@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from vlchat.errors import CheckpointError, VLChatError
 
 _PACKAGE = re.compile(r"requires the (\S+) library|ackage `(\S+)`|No module named '(\w+)|(\w+) is required")
+_LONGEST = 400  # letters of a reason
 
 
 @contextlib.contextmanager
@@ -25,14 +24,13 @@ def reading(source: str | Path, what: str) -> Iterator[None]:
     except VLChatError:
         raise
     except ImportError as error:
-        found = re.search(
-            r"requires the (\S+) library|ackage `(\S+)`|No module named '(\w+)|(\w+) is required", str(error)
-        )
+        found = _PACKAGE.search(str(error))
         package = next((name for name in found.groups() if name), "") if found else ""
         reason = f"it needs {package.lower()}, which is not installed" if package else " ".join(str(error).split())
         raise CheckpointError(f"The {what} {source} can't be loaded: {reason}.") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # other people's files: what is wrong in them comes out as anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
         if Path(source).exists():
             raise CheckpointError(f"The {what} {source} can't be loaded: {reason}") from error
         raise CheckpointError(

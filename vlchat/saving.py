@@ -87,6 +87,7 @@ def save_full(
     dtype: str | torch.dtype | None = None,
     name: str | None = None,
     adapter: bool = False,
+    edited: bool = False,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a whole model as transformers does (safetensors only), with a manifest beside it.
@@ -94,6 +95,7 @@ def save_full(
     Args:
         name: what the model calls itself to people; None takes the folder's name.
         adapter: `extra` writes an adapter of the model into `adapter/`.
+        edited: `extra` writes a card that people edited.
         dtype: of the stored weights, `bfloat16` for instance; None keeps each tensor's own. The model is not changed.
 
     Raises:
@@ -107,12 +109,13 @@ def save_full(
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if isinstance(processor, VLChatProcessor):
         align_generation(model, processor)
-    with writing(folder, manifest_of_whole(model, trained_on, name, adapter)) as stage:
+    with writing(folder, manifest_of_whole(model, trained_on, name, adapter, edited)) as stage:
         state = None
         if wanted is not None:
             cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
+            stored = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # statistics stay as they are
             state = {
-                name: cast.setdefault(t.data_ptr(), t.to(wanted)) if t.is_floating_point() else t
+                name: cast.setdefault(t.data_ptr(), t.to(wanted)) if name in stored and t.is_floating_point() else t
                 for name, t in model.state_dict().items()
             }
         model.save_pretrained(stage, state_dict=state)
@@ -122,7 +125,9 @@ def save_full(
             extra(stage)
 
 
-def manifest_of_whole(model: Any, trained_on: str, name: str | None, adapter: bool = False) -> dict[str, Any]:
+def manifest_of_whole(
+    model: Any, trained_on: str, name: str | None, adapter: bool = False, edited: bool = False
+) -> dict[str, Any]:
     """What the manifest of a model that needs no other folder says, besides hashes."""
     return {
         "base": None,
@@ -131,6 +136,7 @@ def manifest_of_whole(model: Any, trained_on: str, name: str | None, adapter: bo
         "trained_on": trained_on,
         "parameters": model.num_parameters(),
         **({"name": name} if name else {}),
+        **({"card": None} if edited else {}),
     }
 
 
@@ -145,6 +151,9 @@ def align_generation(model: Any, processor: VLChatProcessor) -> None:
     config.eos_token_id = sorted(wanted)
     config.pad_token_id = processor.pad_id
     config.suppress_tokens = sorted({*(config.suppress_tokens or []), processor.image_token_id})
+    neutral = {"temperature": (None, 1.0), "top_p": (None, 1.0), "top_k": (None, 0, 50), "typical_p": (None, 1.0)}
+    if any(getattr(config, setting, None) not in values for setting, values in neutral.items()):
+        config.do_sample = True  # Vicuna's names a temperature without it, which transformers refuses to write
 
 
 def _write_config(model: Any, stage: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from vlchat import foreign, images
 from vlchat.errors import CheckpointError
+from vlchat.fit import is_finite
 from vlchat.folders import EMBEDDED
 from vlchat.interop import reload
 from vlchat.lora import is_lora, load_lora
@@ -84,19 +85,19 @@ class Recheck:
             if ids is not None and not torch.equal(ids, known):
                 raise CheckpointError(
                     f"Read again by transformers, the folder reads another prompt: {ids.shape[1]} tokens where the "
-                    f"model has {known.shape[1]}, or other ones. It is not kept."
+                    f"model has {known.shape[1]}, or other ones. What was written is thrown away."
                 )
             largest = max(largest, _difference(found[f"{index}.logits"], logits))
             if not largest <= TOLERANCE:
                 raise CheckpointError(
                     f"Read again by transformers, the folder's logits differ by {largest:.3g} (at most {TOLERANCE:g}). "
-                    "It is not kept."
+                    "What was written is thrown away."
                 )
             if not torch.equal(found[f"{index}.written"], written):
                 texts = [processor.tokenizer.decode(one[0]) for one in (found[f"{index}.written"], written)]
                 raise CheckpointError(
                     f'Read again by transformers, the folder answers "{texts[0]}" where the model answers '
-                    f'"{texts[1]}". It is not kept.'
+                    f'"{texts[1]}". What was written is thrown away.'
                 )
         tokens = "the same tokens, logits" if "0.input_ids" in found else "the same logits"
         self.tell(
@@ -130,7 +131,7 @@ class Recheck:
         )
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-            raise CheckpointError(f"transformers does not load what was written: {reason} It is not kept.")
+            raise CheckpointError(f"transformers does not load what was written: {reason} It is thrown away.")
         return load_file(place / "result.safetensors")
 
 
@@ -140,4 +141,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).abs().max().item() if a.shape == b.shape else float("inf")
+    """Of what is no number, and of unlike shapes, infinite."""
+    if a.shape != b.shape or not (is_finite(a) and is_finite(b)):
+        return float("inf")
+    return (a - b).abs().max().item()

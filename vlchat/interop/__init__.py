@@ -14,6 +14,7 @@ from vlchat.chat_templates import IMAGE_TOKEN, template_source
 from vlchat.errors import CheckpointError, nearest
 from vlchat.interop import blip2, instructblip, llava
 from vlchat.interop.layouts import Layout
+from vlchat.interop.processors import without_start
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.saving import align_generation
@@ -59,18 +60,22 @@ def convert(
     return ours, its_processor
 
 
-def settle(model: Any, processor: Any) -> tuple[Any, Any]:
+def settle(model: Any, processor: Any, convertible: bool = True) -> tuple[Any, Any]:
     """A loaded model of transformers and its processor, ready to be talked with.
 
     BLIP-2 and InstructBLIP come back as ours, those with a T5 as they are; where no chat template is stored, these and
     PaliGemma get the prompt of their papers.
+
+    Args:
+        convertible: False leaves the model what it is, for an adapter that knows its layers by those names.
     """
     kind = model.config.model_type
-    if kind in _BLIPS and model.config.use_decoder_only_language_model:
+    if convertible and kind in _BLIPS and model.config.use_decoder_only_language_model:
         return convert(model, processor)
     if kind in _BLIPS and not processor.chat_template:  # this processor writes the pictures' tokens itself
-        source = processor.tokenizer.chat_template or template_source(_BLIPS[kind], processor.tokenizer)
-        processor.chat_template = source.replace(IMAGE_TOKEN, "")
+        own = processor.tokenizer.chat_template
+        source = own if isinstance(own, str) else template_source(_BLIPS[kind], processor.tokenizer)
+        processor.chat_template = without_start(source.replace(IMAGE_TOKEN, ""))
     elif kind == "paligemma" and not processor.chat_template:
         processor.chat_template = _WORDS
     return model, processor

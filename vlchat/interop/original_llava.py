@@ -58,7 +58,7 @@ def load(
     with reading(source, "checkpoint"):
         settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         folder = local_folder(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if template is None and not tokenizer.chat_template:
         raise CheckpointError(
             f"{source} is in LLaVA's own layout, which stores no chat template, and none is guessed. Say which one it "
@@ -68,12 +68,19 @@ def load(
     kind = _LANGUAGE.get(settings.get("model_type", ""))
     if kind is None:
         raise CheckpointError(f"{source}: a {settings.get('model_type')} is not read; known: {', '.join(_LANGUAGE)}.")
-    tiles = _tiles(settings, source)
+    if settings.get("mm_use_im_start_end"):
+        raise CheckpointError(f"{source} puts tokens of its own around a picture (mm_use_im_start_end): not read here.")
+    feature = settings.get("mm_vision_select_feature", "patch")
+    if feature not in ("patch", "cls_patch"):
+        raise CheckpointError(f"{source}: mm_vision_select_feature {feature!r} is not known.")
+    if not isinstance(settings["mm_vision_tower"], str):
+        raise CheckpointError(f"{source} does not say which vision tower it has: mm_vision_tower is no name.")
+    with reading(source, "checkpoint"):
+        tiles = _tiles(settings, source)
     language = _language_model(folder, kind, settings, quantize, dtype, device)
     tensors = read_tensors(folder, lambda name: name.startswith(_ELSEWHERE))
     beside = folder / settings["mm_vision_tower"]
     tower = beside if beside.is_dir() else settings["mm_vision_tower"]
-    whole = settings.get("mm_vision_select_feature") == "cls_patch"
     model = VLChatForConditionalGeneration.from_backbones(
         tower,
         language,
@@ -82,7 +89,7 @@ def load(
         dtype=language.dtype,
         device_map={"": str(device)},
         vision_feature_layer=settings.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy="full" if whole else "patch",
+        vision_feature_select_strategy="full" if feature == "cls_patch" else "patch",
         tiles=tiles,
     )
     fill(model.model.connector, connector_tensors(tensors), f"projector in {source}")
@@ -99,7 +106,7 @@ def load(
 
 
 def _connector(settings: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    kind = settings.get("mm_projector_type", "linear")
+    kind = str(settings.get("mm_projector_type", "linear"))
     if kind == "linear":
         return {"type": "linear"}
     depth = re.fullmatch(r"mlp(\d+)x_gelu", kind)
@@ -142,6 +149,7 @@ def _language_model(
             config=CONFIG_MAPPING[kind](**own),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
             **options,
         )
     model, info = loaded

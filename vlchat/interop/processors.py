@@ -43,11 +43,11 @@ def read_processor(
         source = source.get("default")
     if usual is not None:
         source = source or processor.tokenizer.chat_template
-        source = _PICTURES_FIRST + source if source else None
+        source = _PICTURES_FIRST + source if isinstance(source, str) else None
     chosen = template or (None if source else usual)
     if chosen is not None:
         source = template_source(chosen, processor.tokenizer)
-    if not source:
+    if not isinstance(source, str) or not source:
         raise CheckpointError(
             "This checkpoint has no chat template, and none is guessed. Say which one it was trained with: "
             f"vlchat import --template NAME ({', '.join(template_names())}, or a .jinja file)."
@@ -98,7 +98,12 @@ def let_tokenizer_start(processor: VLChatProcessor, where: str) -> None:
     if usual != [tokenizer.bos_token_id, *bare]:
         raise CheckpointError("The tokenizer adds more than a start token to each text; such a model has no import.")
     processor.start_token = where
-    processor.chat_template = re.sub(r"\{\{-?\s*bos_token\s*-?\}\}", "", str(processor.chat_template), count=1)
+    processor.chat_template = without_start(str(processor.chat_template))
+
+
+def without_start(template: str) -> str:
+    """The template without the start token that it begins with, for tokenizers that write it themselves."""
+    return re.sub(r"\{\{-?\s*bos_token\s*-?\}\}", "", template, count=1)
 
 
 def their_tokenizer(processor: VLChatProcessor) -> PreTrainedTokenizerBase:

@@ -56,7 +56,9 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
     else:
         with reading(source, "vision tower"):
             # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
-            loaded: Any = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
+            loaded: Any = AutoModel.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **kwargs
+            )
         model, info = loaded
         _check_missing(model, info["missing_keys"], source)
     if getattr(model.config, "vision_config", None) is not None and hasattr(model, "vision_model"):
@@ -87,7 +89,7 @@ def load_image_processor(source: str | Path, **kwargs: Any) -> BaseImageProcesso
         if str(values.get("image_processor_type")).startswith("DINOv3ViT"):
             # It has no Pillow variant. ViT's scales eight-bit pixels and not floats; otherwise they are the same.
             return ViTImageProcessorPil(**{k: v for k, v in values.items() if k in _VIT_OPTIONS and v is not None})
-        return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
+        return AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False, **kwargs)
 
 
 _VIT_OPTIONS = (
