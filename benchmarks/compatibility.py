@@ -57,7 +57,8 @@ on a machine without torchvision and without a GPU. It tells that the code fits,
   the run's folder, loaded again, answers the same. The loss of the first and the last step.
 - **tune on nf4**: the same with `objective.quantize: nf4`.
 - **import**: `vlchat import` makes it one of vlchat's own models: the same messages give the same logits.
-- **export**: `vlchat export --check`: what was tuned, merged and written, answers the same when a fresh process reads it.
+- **export**: `vlchat export --check`: what was tuned, merged and written, answers the same when a fresh process
+  reads it.
 
 BLIP-2 and InstructBLIP with a decoder are loaded as vlchat's own class; they, those with a T5, and PaliGemma get
 the prompt of their papers where they store no template.
