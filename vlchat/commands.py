@@ -106,8 +106,10 @@ def _is_file(path: str) -> bool:
 def _quiet() -> None:
     """Nothing of transformers' own on the screen, beside what people asked for."""
     import transformers
+    from huggingface_hub.utils import logging
 
     transformers.logging.set_verbosity_error()
+    logging.set_verbosity_error()  # each of its attempts at a server that is out of reach
     transformers.logging.disable_progress_bar()
 
 

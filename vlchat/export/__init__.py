@@ -155,7 +155,7 @@ def import_model(
     """Writes a published LLaVA, BLIP-2 or InstructBLIP as a vlchat folder.
 
     Args:
-        source: a folder or Hub id, in transformers' layout or LLaVA's own.
+        source: a folder, Hub id or short name, in transformers' layout or LLaVA's own.
         template: chat template by name, where the checkpoint stores none.
         overwrite: replace a whole model that is there already.
 
@@ -163,14 +163,13 @@ def import_model(
         CheckpointError: when it cannot be read, is of another family, or has no chat template.
     """
     _known_dtype(dtype)
-    replaceable(out, [source], overwrite)
-    if original_llava.is_one(source, revision):
+    place, revision = locate(source, revision)
+    replaceable(out, [place], overwrite)
+    if original_llava.is_one(place, revision):
         cpu = torch.device("cpu")
-        model, processor = original_llava.load(source, None, torch.float32, cpu, revision, template)
+        model, processor = original_llava.load(place, None, torch.float32, cpu, revision, template)
     else:
-        model, processor = checkpoint.load(
-            source, dtype=torch.float32, device="cpu", revision=revision, merge=True
-        )
+        model, processor = checkpoint.load(place, dtype=torch.float32, device="cpu", revision=revision, merge=True)
         _refuse_quantized(source, model)
         if not isinstance(model, VLChatForConditionalGeneration):
             model, processor = interop.convert(model, processor, template)
@@ -179,7 +178,7 @@ def import_model(
     processor.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True)  # it must render
     _round(model, dtype)
     check_numbers(f"{source}, stored as {dtype}", model)
-    checkpoint.save_full(out, model, processor, trained_on=f"as published: {Path(source).name}", dtype=dtype, name=name)
+    checkpoint.save_full(out, model, processor, trained_on=f"as published: {Path(place).name}", dtype=dtype, name=name)
     return Path(out)
 
 
