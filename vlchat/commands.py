@@ -247,6 +247,7 @@ def bring_in(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     """`vlchat info`: what a model is."""
+    _quiet()
     from vlchat import checkpoint, hub
 
     about = checkpoint.describe(arguments.model, arguments.revision)
