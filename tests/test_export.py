@@ -371,6 +371,19 @@ def test_nothing_that_is_needed_is_overwritten(tmp_path: Path, tiny_model: Any, 
     export(str(run), tmp_path / "out", overwrite=True)
 
 
+def test_a_base_of_another_making_that_changed_is_noticed(tmp_path: Path, picture: Any) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    FAMILIES["llava"](base)
+    model, processor = checkpoint.load(base)
+    tuned = checkpoint.add_lora(model, r=2)
+    checkpoint.save(run, tuned, processor, base={"model": base}, trained=[], adapter=True, trained_on="")
+    checkpoint.load(run)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="weights have changed since"):
+        export(str(run), tmp_path / "out")
+
+
 def test_what_is_stored_quantized_is_not_rounded_again(tmp_path: Path, tiny_tokenizer: Any) -> None:
     base = tmp_path / "base"
     FAMILIES["llava"](base)
