@@ -378,8 +378,8 @@ def test_a_base_of_another_making_that_changed_is_noticed(tmp_path: Path, pictur
     tuned = checkpoint.add_lora(model, r=2)
     checkpoint.save(run, tuned, processor, base={"model": base}, trained=[], adapter=True, trained_on="")
     checkpoint.load(run)
-    weights = load_file(base / "model.safetensors")
-    save_file({name: 2 * value for name, value in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: 2 * value for name, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="weights have changed since"):
         export(str(run), tmp_path / "out")
 
