@@ -161,15 +161,11 @@ def test_copies_are_whole_and_apart(language: str) -> None:
     pickled = pickle.dumps(model)  # before the first forward, which puts hooks of transformers into the parts
     expected = model(**batch).logits
     for other in (copy.deepcopy(model), pickle.loads(pickled)):
-        _check_copy(model, other, language, batch, expected)
-
-
-def _check_copy(model: Any, other: Any, language: str, batch: dict, expected: torch.Tensor) -> None:
-    assert torch.equal(other(**batch).logits, expected)
-    assert (other.lm_head.weight is other.get_input_embeddings().weight) == (language in TIED)
-    with torch.no_grad():
-        other.get_input_embeddings().weight.zero_()
-    assert torch.equal(model(**batch).logits, expected)
+        assert torch.equal(other(**batch).logits, expected)
+        assert (other.lm_head.weight is other.get_input_embeddings().weight) == (language in TIED)
+        with torch.no_grad():
+            other.get_input_embeddings().weight.zero_()
+        assert torch.equal(model(**batch).logits, expected)
 
 
 # Initialisation

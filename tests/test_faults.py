@@ -86,8 +86,10 @@ def test_a_language_model_that_is_no_number_is_found_behind_its_quantization(fol
 
 def test_tables_that_older_releases_stored_are_no_fault(folder: Path) -> None:
     table = {"vision_tower.embeddings.position_ids": torch.arange(5)[None]}
+    before = checkpoint.load(folder)[0].state_dict()
     rewrite(folder, lambda tensors: {**tensors, **table})
-    checkpoint.load(folder)
+    after = checkpoint.load(folder)[0].state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_truncated_file_is_named(folder: Path, capsys: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlchat import __version__, commands
-from vlchat.arguments import Parser
+from vlchat.arguments import Parser, named
 from vlchat.attention import ATTENTION
 from vlchat.errors import VLChatError
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
-    serve.set_defaults(run=commands.serve)
+    serve.set_defaults(run=_serve)
 
     models = known.add_parser(
         "models", help="good starting points by short name", description="List models to begin with and what they take."
@@ -185,6 +185,21 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: what suits the device)")
     parser.add_argument("--attn", choices=ATTENTION, help="attention kernels (default: what suits the model)")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """The chat page. It stands here because no other file of `vlchat` may reach up to `serve`."""
+    commands.quiet()
+    from serve import main as serve
+
+    return serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        open_browser=arguments.open,
+        adapters=named("--adapter", arguments.adapter),
+        **commands.loading(arguments),
+    )
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def chat(arguments: argparse.Namespace) -> int:
     if compared:
         from vlchat import compare
 
-        _quiet()
-        chats = compare.load(compared, **_loading(arguments))
+        quiet()
+        chats = compare.load(compared, **loading(arguments))
         session: Session = compare.Comparison(chats, arguments.system, options, sys.stdout)
     else:
         session = Session(_load(arguments), arguments.system, options, sys.stdout)
@@ -103,7 +103,7 @@ def _is_file(path: str) -> bool:
         return False
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Nothing of transformers' own on the screen, beside what people asked for."""
     import transformers
     from huggingface_hub.utils import logging
@@ -114,34 +114,21 @@ def _quiet() -> None:
 
 
 def _load(arguments: argparse.Namespace) -> Chat:
-    _quiet()
+    quiet()
     from vlchat.chat import Chat
 
     if sys.stderr.isatty():
         print(f"Loading {arguments.model or 'the embedded model'} ...", file=sys.stderr)
-    return Chat.load(arguments.model, **_loading(arguments))
+    return Chat.load(arguments.model, **loading(arguments))
 
 
-def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
+def loading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `Chat.load` that every command with a model has."""
-    return {name: getattr(arguments, name) for name in ("quantize", "dtype", "device", "attn", "revision")}
+    return _named(arguments, "quantize", "dtype", "device", "attn", "revision")
 
 
-def serve(arguments: argparse.Namespace) -> int:
-    """`vlchat serve`: the chat page."""
-    _quiet()
-    from serve import main
-    from vlchat.arguments import named
-
-    adapters = named("--adapter", arguments.adapter)
-    return main(
-        arguments.model,
-        host=arguments.host,
-        port=arguments.port,
-        open_browser=arguments.open,
-        adapters=adapters,
-        **_loading(arguments),
-    )
+def _named(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names}
 
 
 def models(arguments: argparse.Namespace) -> int:
@@ -182,7 +169,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from vlchat.evaluate import result_folder, run, save, terminal
 
     _known_format(arguments.format)
-    _quiet()
+    quiet()
     # Only what was given: an option that the task does not have is refused by name.
     options = {
         name: value
@@ -198,7 +185,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         batch_size=arguments.batch,
         max_new_tokens=arguments.max_new_tokens,
-        **_loading(arguments),
+        **loading(arguments),
         **options,
     )
     print(terminal(result))
@@ -209,45 +196,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`vlchat export`: a model as one folder."""
-    _quiet()
+    quiet()
     from vlchat.export import export as write
 
-    out = write(
-        arguments.model,
-        arguments.out,
-        layout=arguments.layout,
-        dtype=arguments.dtype,
-        name=arguments.name,
-        merge=arguments.merge,
-        overwrite=arguments.overwrite,
-        scores=arguments.scores,
-        check=arguments.check,
-    )
-    print(f"Written: {out}")
+    names = ("layout", "dtype", "name", "merge", "overwrite", "scores", "check")
+    print(f"Written: {write(arguments.model, arguments.out, **_named(arguments, *names))}")
     return 0
 
 
 def bring_in(arguments: argparse.Namespace) -> int:
     """`vlchat import`: a published checkpoint as a vlchat folder."""
-    _quiet()
+    quiet()
     from vlchat.export import import_model
 
-    out = import_model(
-        arguments.model,
-        arguments.out,
-        template=arguments.template,
-        dtype=arguments.dtype,
-        name=arguments.name,
-        revision=arguments.revision,
-        overwrite=arguments.overwrite,
-    )
-    print(f"Written: {out}")
+    names = ("template", "dtype", "name", "revision", "overwrite")
+    print(f"Written: {import_model(arguments.model, arguments.out, **_named(arguments, *names))}")
     return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
     """`vlchat info`: what a model is."""
-    _quiet()
+    quiet()
     from vlchat import checkpoint, hub
 
     about = checkpoint.describe(arguments.model, arguments.revision)
