@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,6 @@ def look(
     batch: int,
     generate: int,
     tokens: int,
-    alive: Callable[[], None] = lambda: None,
 ) -> Looked:
     """Looks at the held-out rows. Every process has to call it, and gets the same.
 
@@ -88,7 +87,6 @@ def look(
         batch: rows at once; halved where the memory is full.
         generate: how many rows are answered; 0 leaves it out.
         tokens: the longest answer.
-        alive: called before each batch, for a watchdog.
 
     Raises:
         VLChatError: a row cannot be used, or the model answers none of them.
@@ -99,12 +97,10 @@ def look(
     with unmoved(objective), accelerator.autocast():
         for number, start in enumerate(range(0, len(heldout), batch)):
             if number % processes == mine:
-                alive()
                 terms += _terms(objective, heldout.examples[start : start + batch], start, accelerator.device)
         if generate:
             asked = spread(heldout.examples, generate)
             for start in range(mine * batch, len(asked), processes * batch):
-                alive()
                 replies += _answers(objective, asked[start : start + batch], start, tokens)
     shares = gathered(accelerator, {"terms": terms, "replies": replies})
     looked = averages(sorted((tuple(term) for share in shares for term in share["terms"]), key=lambda term: term[0]))

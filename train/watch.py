@@ -6,87 +6,162 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable
+import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from train import plot, trackers
+from accelerate import Accelerator
+
+from train import plot
 from train.bar import Bar
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
 from train.scores import Looked, look, unmoved
+from train.trackers import Trackers
+from train.trackers import check as check_trackers
 from vlchat import runs
 from vlchat.data import fingerprint
 from vlchat.errors import ConfigError, nearest
 
 _SHOWN = 4  # answers that are printed at a look
+_KEPT = ("best_step", "best", "before", "waited")  # over a resume
 
 
 class Watch:
-    """What the loop tells its figures to.
+    """What the loop tells its figures to, as a context manager around the steps of a run.
 
-    The loop calls `begin` once, then for each step `stepped`, and where it is due `logged`, `looked` and `saved`; at
-    the end, however it ends, `close`. All processes call `begin` and `looked`, for the work of a look is divided among
-    them; only the first one writes.
+    Entering drops what a killed run wrote after its checkpoint, says what is going to happen, and looks at the held-out
+    rows of a run that begins. All processes call all methods, for the work of a look is divided among them; only the
+    first one writes and shows anything.
 
     Args:
-        run: the folder of the run.
-        objective: the bare model and its loss; `tensors`, `model` and `processor` where rows are held out.
+        objective: the model and its loss; with `tensors`, `model` and `processor` where rows are held out.
         steps: optimizer steps of the whole run.
+        progress: where the run begins; `progress.watch` is the `state` of the checkpoint that it goes on from.
         heldout: of `train.heldout.hold_out`.
         table: what trains at which rate, for people.
 
     Attributes:
-        best_step: the step with the best held-out score so far, whose checkpoint is to be kept; None without one.
-        alive: called between the batches of a look, for a watchdog.
-        reason: why `looked` said to stop.
+        best_step: the step with the best held-out score so far, whose checkpoint is to be written and kept; None where
+            there is none.
+        reason: why `stepped` said to stop early.
 
     Raises:
-        ConfigError: a tracker that is not known or not installed.
+        ConfigError: a tracker that is not known or not installed; other rows are held out than before, so that some of
+            them were trained on.
     """
 
     def __init__(
         self,
-        run: Path,
         config: RunConfig,
         objective: Any,
         steps: int,
-        accelerator: Any,
+        accelerator: Accelerator,
+        progress: Progress,
         heldout: Heldout | None = None,
         table: str = "",
     ) -> None:
-        self.run, self.config, self.objective, self.steps = run, config, objective, steps
-        self.accelerator, self.heldout, self.table = accelerator, heldout, table
+        self.run, self.config, self.objective, self.steps = Path(config.run), config, objective, steps
+        self.accelerator, self.heldout, self.table, self.begins = accelerator, heldout, table, progress
         self.first = bool(accelerator.is_main_process)
         self.best_step: int | None = None
         self.best: float | None = None
         self.before: float | None = None  # the score at step 0
         self.waited = 0  # looks since the best one
         self.reason: str | None = None
-        self.alive: Callable[[], None] = lambda: None
-        self.bar: Bar | None = None
-        self.trackers: trackers.Trackers | None = None
         self.every = config.heldout.every or config.loop.sample_every
-        trackers.check(config.trackers)
+        self.last = progress
+        self.bar = Bar(steps, progress.step, self.first)
+        self.trackers = Trackers([], self.run, {}, self._say)
+        check_trackers(config.trackers)
+        self._restore(getattr(progress, "watch", {}))
+
+    def __enter__(self) -> Watch:
+        step = self.begins.step
+        if self.first:
+            self.run.mkdir(parents=True, exist_ok=True)
+            for name in (runs.METRICS, runs.SAMPLES):
+                truncate(self.run / name, step)
+            for name in (runs.STOPPED, *(() if step else (runs.PLOT,))):
+                (self.run / name).unlink(missing_ok=True)
+            self._write_best()
+            about = self._describe()
+            write(self.run / runs.ABOUT, about)
+            write(self.run / runs.RUNNING, runs.this_process())
+            self._say(self._paragraph(about))
+            self.trackers = Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
+        if self.heldout is not None and step == 0:
+            self._judge(self.begins)
+        self._since, self._counted = time.monotonic(), step  # since when and which step the rate is taken
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.first:
+            if error is not None and not (self.run / runs.STOPPED).exists():
+                self.stopped(str(error) or type(error).__name__, self.last)
+            self._draw()
+            if self.best is not None:
+                self._say(f"At {self.run}: {self._best_in_words()}")
+            self.trackers.close()
+            (self.run / runs.RUNNING).unlink(missing_ok=True)
+        self.bar.close()
+
+    def stepped(self, progress: Progress, outcome: Any, rate: float, final: bool) -> bool:
+        """After each step. Returns whether the run should stop early, for `reason`, the same on every process.
+
+        Args:
+            outcome: `loss`, `terms` by name, and the gradient's `norm` of the step.
+            rate: the first group's learning rate.
+            final: this was the last step.
+        """
+        loop, step = self.config.loop, progress.step
+        self.last = progress
+        total = self.steps
+        if loop.minutes is not None:
+            total = min(total, round(step / min(1.0, max(1e-9, progress.seconds / 60 / loop.minutes))))
+        self.bar.advance(step, step if final else max(step, total))
+        if step % loop.log_every == 0 or final:
+            self._log_step(progress, outcome, rate)
+        judged = self.heldout is not None and (step % self.every == 0 or final)
+        stop = judged and self._judge(progress)
+        sampled = step % loop.sample_every == 0 or final
+        if sampled and not (judged and self.config.heldout.generate):
+            self._sample(progress)
+        if judged or sampled:
+            self._since, self._counted = time.monotonic(), step  # looking is no training
+        return bool(stop)
+
+    def saved(self, folder: Path) -> None:
+        """After a checkpoint was written to `folder` and is safe: notes the best one, draws the plot."""
+        if self.first:
+            if folder.name == f"step-{self.best_step}":
+                self._write_best()
+            self._draw()
+
+    def stopped(self, reason: str, progress: Progress) -> None:
+        """The run ends: writes down why. `early` stands for what this watch gave as its reason."""
+        if self.first:
+            told = self.reason if reason == "early" and self.reason else reason
+            write(self.run / runs.STOPPED, {"reason": told, "step": progress.step, "at": time.time()})
+            if told is self.reason:
+                self._say(f"Stopped early: {told}")
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know to decide the same, as JSON."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return kept | {"metric": self.metric, "heldout": self.heldout.digest if self.heldout else None}
 
     @property
     def metric(self) -> str:
         return f"heldout_{self.config.heldout.metric}"
 
-    # -- what a checkpoint keeps, so that a resumed run decides the same
+    # -- how it is done
 
-    def state(self) -> dict[str, Any]:
-        """JSON for a checkpoint."""
-        kept = {name: getattr(self, name) for name in ("best_step", "best", "before", "waited")}
-        return kept | {"metric": self.metric, "heldout": self.heldout.digest if self.heldout else None}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state()` of a checkpoint. Before `begin`.
-
-        Raises:
-            ConfigError: other rows are held out than before: some of them were trained on.
-        """
+    def _restore(self, state: dict[str, Any]) -> None:
         digest = self.heldout.digest if self.heldout else None
         if state.get("heldout", digest) != digest:
             raise ConfigError(
@@ -94,97 +169,31 @@ class Watch:
                 "would have been trained on. Give the run the heldout, data and seed that it began with."
             )
         if state.get("metric", self.metric) == self.metric:  # by another metric, what was best is not known
-            for name in ("best_step", "best", "before", "waited"):
+            for name in _KEPT:
                 setattr(self, name, state.get(name, getattr(self, name)))
 
-    # -- the course of a run
+    def _log_step(self, progress: Progress, outcome: Any, rate: float) -> None:
+        now = time.monotonic()
+        speed = self.config.loop.batch * (progress.step - self._counted) / max(1e-9, now - self._since)
+        self._since, self._counted = now, progress.step
+        terms = outcome.terms if len(outcome.terms) > 1 else {}  # the only one is the loss
+        self._log(
+            {
+                "step": progress.step,
+                "loss": outcome.loss,
+                **terms,
+                "grad_norm": outcome.norm,
+                "lr": rate,
+                "rows_per_second": speed,
+                "seconds": progress.seconds,
+            }
+        )
+        self.bar.note(f"loss {outcome.loss:.3f}  lr {rate:.1e}  {speed:.0f} rows/s")
 
-    def begin(self, progress: Progress) -> None:
-        """Before the first step: drops what a killed run wrote after its checkpoint, says what is going to happen,
-        and looks at the held-out rows of a run that begins.
-
-        Raises:
-            VLChatError: a held-out row cannot be used, or `heldout.metric` names no score of this run.
-        """
+    def _log(self, line: dict[str, Any]) -> None:
         if self.first:
-            self.run.mkdir(parents=True, exist_ok=True)
-            for name in (runs.METRICS, runs.SAMPLES):
-                truncate(self.run / name, progress.step)
-            for name in (runs.STOPPED, *(() if progress.step else (runs.PLOT, runs.BEST))):
-                (self.run / name).unlink(missing_ok=True)
-            if progress.step:
-                self._write_best()
-            self.about = self._describe()
-            _write(self.run / runs.ABOUT, self.about)
-            _write(self.run / runs.RUNNING, runs.this_process())
-        self.bar = Bar(self.steps, progress.step, self.first)
-        if self.first:
-            self._say(self._paragraph(progress))
-            self.trackers = trackers.Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
-        if self.heldout is not None and progress.step == 0:
-            self._judge(progress)
-
-    def stepped(self, progress: Progress, share: float | None = None) -> None:
-        """After every step; `share` of the run that is done, where `loop.minutes` and not the steps decide."""
-        if self.bar is not None:
-            total = min(self.steps, round(progress.step / share)) if share else self.steps
-            self.bar.advance(progress.step, max(progress.step, total))
-
-    def logged(self, line: dict[str, Any]) -> None:
-        """Every `loop.log_every` steps: figures of a step, with its number as `step`."""
-        if not self.first:
-            return
-        append(self.run / runs.METRICS, line)
-        if self.trackers is not None:
+            append(self.run / runs.METRICS, line)
             self.trackers.log(line, line["step"])
-        if self.bar is not None:
-            named = {"loss": ("loss", ".3f"), "lr": ("lr", ".1e"), "rows_per_second": ("rows/s", ".0f")}
-            self.bar.note("  ".join(f"{label} {line[key]:{how}}" for key, (label, how) in named.items() if key in line))
-
-    def due(self, step: int, final: bool = False) -> bool:
-        """Whether `looked` is to be called after this step."""
-        return final or step % self.config.loop.sample_every == 0 or self._judges(step)
-
-    def looked(self, progress: Progress, final: bool = False) -> bool:
-        """Sample answers, held-out scores. True: stop early, for `reason`. Every process gets the same answer."""
-        judged = self._judges(progress.step) or (final and self.heldout is not None)
-        stop = self._judge(progress) if judged else False
-        sampled = final or progress.step % self.config.loop.sample_every == 0
-        if sampled and not (judged and self.config.heldout.generate):
-            self._samples(progress)
-        return stop
-
-    def saved(self, folder: Path) -> None:
-        """After a checkpoint was written to `folder` and is safe: notes the best one, draws the plot."""
-        if not self.first:
-            return
-        if self.best_step is not None and folder.name == f"step-{self.best_step}":
-            self._write_best()
-        self.draw()
-
-    def draw(self) -> None:
-        """The plot of the run, RUN/loss.png; a note where it cannot be drawn."""
-        told = plot.draw(self.run) if self.first else None
-        if told:
-            self._say(told)
-
-    def close(self) -> None:
-        """At the end of a run, and when it is stopped."""
-        if self.first and self.bar is not None:
-            self.draw()
-            if self.best_step is not None and self.best is not None:
-                self._say(self._best_in_words())
-            if self.trackers is not None:
-                self.trackers.close()
-            (self.run / runs.RUNNING).unlink(missing_ok=True)
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    # -- how it is done
-
-    def _judges(self, step: int) -> bool:
-        return self.heldout is not None and step % self.every == 0
 
     def _judge(self, progress: Progress) -> bool:
         assert self.heldout is not None
@@ -196,18 +205,15 @@ class Watch:
             batch=wanted.batch,
             generate=wanted.generate,
             tokens=wanted.tokens,
-            alive=self.alive,
         )
         if wanted.metric not in looked.scores:
             raise ConfigError(
                 f'heldout.metric is "{wanted.metric}"; this run has {", ".join(looked.scores)}'
                 f"{nearest(wanted.metric, looked.scores) or '.'}"
             )
+        named = {f"heldout_{name}": value for name, value in looked.scores.items()}
+        self._log({"step": progress.step, **named})
         if self.first:
-            named = {f"heldout_{name}": value for name, value in looked.scores.items()}
-            append(self.run / runs.METRICS, {"step": progress.step, **named})
-            if self.trackers is not None:
-                self.trackers.log(named, progress.step)
             for answer in looked.answers[:_SHOWN]:
                 append(self.run / runs.SAMPLES, {"step": progress.step, **answer})
             self._say(_shown(progress.step, named, looked))
@@ -237,20 +243,21 @@ class Watch:
         before = f", {self.before:.4g} before training" if self.before is not None else ""
         return f"the best {self.metric} was {self.best:.4g} at step {self.best_step:,}{before}."
 
-    def _samples(self, progress: Progress) -> None:
+    def _sample(self, progress: Progress) -> None:
         if not self.first:
             return
         with unmoved(self.objective), self.accelerator.autocast():
             scores, lines = self.objective.sample()
-        if scores:
-            append(self.run / runs.METRICS, {"step": progress.step, **scores})
-            if self.trackers is not None:
-                self.trackers.log(scores, progress.step)
+        self._log({"step": progress.step, **scores})
         head = f"step {progress.step:,}  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self._say("\n".join([head.rstrip(), *(f"    {line}" for line in lines)]))
 
-    def _paragraph(self, progress: Progress) -> str:
-        about, loop = self.about, self.config.loop
+    def _draw(self) -> None:
+        if told := plot.draw(self.run):
+            self._say(told)
+
+    def _paragraph(self, about: dict[str, Any]) -> str:
+        loop, step = self.config.loop, self.begins.step
         base = ", ".join(str(path or "the embedded model") for path in about["base"].values()) or "from nothing"
         data = "; ".join(f"{part['name']} ({part['rows']:,} rows)" for part in about["data"]) or "drawn as it goes"
         lines = [f"{about['objective']} on {base}. Data: {data}."]
@@ -259,7 +266,7 @@ class Watch:
             lines.append(f"Held out: {len(self.heldout):,} rows ({self.heldout.origin}), {often}.")
         epochs = f"{about['epochs']:.3g} epochs = " if about["epochs"] else ""
         minutes = f", at most {loop.minutes:g} minutes" if loop.minutes else ""
-        going = f", from step {progress.step:,} on" if progress.step else ""
+        going = f", from step {step:,} on" if step else ""
         lines.append(f"{epochs}{self.steps:,} steps of {loop.batch:,} rows{minutes}{going}.")
         lines.append(f"Everything goes to {self.run}; the plot is {self.run / runs.PLOT}.")
         return " ".join(lines)
@@ -295,11 +302,10 @@ class Watch:
             (self.run / runs.BEST).unlink(missing_ok=True)
             return
         about = {"step": self.best_step, "metric": self.metric, "value": self.best, "before": self.before}
-        _write(self.run / runs.BEST, about)
+        write(self.run / runs.BEST, about)
 
     def _say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.say(text)
+        self.bar.say(text)
 
 
 def append(file: Path, line: dict[str, Any]) -> None:
@@ -341,7 +347,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _write(file: Path, content: Any) -> None:
+def write(file: Path, content: Any) -> None:
     stage = file.with_name(f".{file.name}.partial")
     stage.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     stage.replace(file)
