@@ -73,27 +73,22 @@ class Watch:
         self.reason: str | None = None
         self.every = config.heldout.every or config.loop.sample_every
         self.last = progress
-        self.bar = Bar(steps, progress.step, self.first)
-        self.trackers = Trackers([], self.run, {}, self._say)
+        self.bar: Bar | None = None
+        self.trackers: Trackers | None = None
         check_trackers(config.trackers)
         self._restore(getattr(progress, "watch", {}))
 
     def __enter__(self) -> Watch:
         step = self.begins.step
-        if self.first:
-            self.run.mkdir(parents=True, exist_ok=True)
-            for name in (runs.METRICS, runs.SAMPLES):
-                truncate(self.run / name, step)
-            for name in (runs.STOPPED, *(() if step else (runs.PLOT,))):
-                (self.run / name).unlink(missing_ok=True)
-            self._write_best()
-            about = self._describe()
-            write(self.run / runs.ABOUT, about)
-            write(self.run / runs.RUNNING, runs.this_process())
-            self._say(self._paragraph(about))
-            self.trackers = Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
-        if self.heldout is not None and step == 0:
-            self._judge(self.begins)
+        try:
+            if self.first:
+                self._open(step)
+            self.bar = Bar(self.steps, step, self.first)
+            if self.heldout is not None and step == 0:
+                self._judge(self.begins)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         self._since, self._counted = time.monotonic(), step  # since when and which step the rate is taken
         return self
 
@@ -105,10 +100,12 @@ class Watch:
                 self.stopped(str(error) or type(error).__name__, self.last)
             self._draw()
             if self.best is not None:
-                self._say(f"At {self.run}: {self._best_in_words()}")
-            self.trackers.close()
+                self._say(f"{self.run}: {self._best_in_words()}")
+            if self.trackers is not None:
+                self.trackers.close()
             (self.run / runs.RUNNING).unlink(missing_ok=True)
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def stepped(self, progress: Progress, outcome: Any, rate: float, final: bool) -> bool:
         """After each step. Returns whether the run should stop early, for `reason`, the same on every process.
@@ -123,7 +120,8 @@ class Watch:
         total = self.steps
         if loop.minutes is not None:
             total = min(total, round(step / min(1.0, max(1e-9, progress.seconds / 60 / loop.minutes))))
-        self.bar.advance(step, step if final else max(step, total))
+        if self.bar is not None:
+            self.bar.advance(step, step if final else max(step, total))
         if step % loop.log_every == 0 or final:
             self._log_step(progress, outcome, rate)
         judged = self.heldout is not None and (step % self.every == 0 or final)
@@ -161,6 +159,20 @@ class Watch:
 
     # -- how it is done
 
+    def _open(self, step: int) -> None:
+        """The run's folder as it is at `step`, and what is going to happen, in words."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        for name in (runs.METRICS, runs.SAMPLES):
+            truncate(self.run / name, step)
+        for name in (runs.STOPPED, *(() if step else (runs.PLOT,))):
+            (self.run / name).unlink(missing_ok=True)
+        self._write_best()
+        about = self._describe()
+        write(self.run / runs.ABOUT, about)
+        write(self.run / runs.RUNNING, runs.this_process())
+        self._say(self._paragraph(about))
+        self.trackers = Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
+
     def _restore(self, state: dict[str, Any]) -> None:
         digest = self.heldout.digest if self.heldout else None
         if state.get("heldout", digest) != digest:
@@ -188,12 +200,14 @@ class Watch:
                 "seconds": progress.seconds,
             }
         )
-        self.bar.note(f"loss {outcome.loss:.3f}  lr {rate:.1e}  {speed:.0f} rows/s")
+        if self.bar is not None:
+            self.bar.note(f"loss {outcome.loss:.3f}  lr {rate:.1e}  {speed:.0f} rows/s")
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.first:
             append(self.run / runs.METRICS, line)
-            self.trackers.log(line, line["step"])
+            if self.trackers is not None:
+                self.trackers.log(line, line["step"])
 
     def _judge(self, progress: Progress) -> bool:
         assert self.heldout is not None
@@ -305,7 +319,10 @@ class Watch:
         write(self.run / runs.BEST, about)
 
     def _say(self, text: str) -> None:
-        self.bar.say(text)
+        if self.bar is not None:
+            self.bar.say(text)
+        elif self.first:
+            print(text, flush=True)
 
 
 def append(file: Path, line: dict[str, Any]) -> None:
