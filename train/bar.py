@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from vlchat.runs import clock
+
 _BETWEEN = 30.0  # seconds between two plain lines
 
 
@@ -53,12 +55,3 @@ class Bar:
     def close(self) -> None:
         if self.drawn is not None:
             self.drawn.close()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 0:42, 12:05, 3:07:00, 2 days 3:00:00."""
-    whole = round(seconds)
-    days, rest = divmod(whole, 86_400)
-    hours, rest = divmod(rest, 3600)
-    text = f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours or days else f"{rest // 60}:{rest % 60:02}"
-    return f"{days} day{'s' if days > 1 else ''} {text}" if days else text
