@@ -69,7 +69,7 @@ class HeldoutConfig:
     generate: int = 64  # rows whose answers are written and scored, besides the loss over all of them
     batch: int = 16  # rows at once
     tokens: int = 60  # longest answer
-    metric: str = "loss"  # what tells the best checkpoint: loss, score, exact, or a term of the objective
+    metric: str = "loss"  # what tells the best checkpoint: loss, exact, score, or a term
     patience: int | None = None  # stop after so many looks without a better one
     least: float = 0.0  # what counts as better: by more than this
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -25,12 +24,14 @@ def draw(run: Path) -> str | None:
     losses = series(lines, "loss")
     if len(losses[0]) < 2:
         return None
-    if importlib.util.find_spec("matplotlib") is None:
-        return f"{run / runs.PLOT} was not drawn: pip install matplotlib, or 'vlchat[train]'. The figures are kept."
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return f"{run / runs.PLOT} is not drawn: pip install matplotlib, or 'vlchat[train]'. The figures are kept."
     try:
         _figure(run, lines, losses)
-    except OSError as error:
-        return f"{run / runs.PLOT} could not be written: {error.strerror}."
+    except Exception as error:  # no run ends for a drawing of it: a full disk, a font that is broken
+        return f"{run / runs.PLOT} could not be drawn: {type(error).__name__}: {error}"
     return None
 
 
@@ -89,11 +90,13 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     _losses(axes[0], lines, losses)
     best = runs.read_json(run / runs.BEST)
     if isinstance(best, dict) and isinstance(best.get("step"), int):
+        late = best["step"] > 0.6 * lines[-1]["step"]  # its name is then written on the left
         for axis in axes[:-1]:
             axis.axvline(best["step"], color=_GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         axes[0].annotate(
-            f"best, step {best['step']:,}", (best["step"], 1.0), xycoords=("data", "axes fraction"), xytext=(4, -11),
-            textcoords="offset points", fontsize=8, color=_GREY,
+            f"best, step {best['step']:,}", (best["step"], 1.0), xycoords=("data", "axes fraction"),
+            xytext=(-4 if late else 4, -11), ha="right" if late else "left", textcoords="offset points", fontsize=8,
+            color=_GREY,
         )  # fmt: skip
     if shown:
         _scores(axes[1], shown)
@@ -105,7 +108,8 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     axes[-1].set_yticks([0, peak] if peak else [0], ["0", f"{peak:.2g}"] if peak else ["0"])
     _head(axes[-1], "learning rate")
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes[-1].set_xlim(0, max(line["step"] for line in lines))
+    reached = max(line["step"] for line in lines)
+    axes[-1].set_xlim(-0.006 * reached, 1.006 * reached)
     for axis in axes:
         axis.grid(axis="y", color=_GRID, linewidth=0.8)
         axis.set_axisbelow(True)
@@ -115,7 +119,6 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
             spine.set_color(_GRID)
     about = runs.read_json(run / runs.ABOUT)
     planned = about.get("steps") if isinstance(about, dict) else None
-    reached = max(line["step"] for line in lines)
     of = f" of {planned:,}" if isinstance(planned, int) else ""
     axes[-1].set_xlabel(f"step   (now {reached:,}{of})", color=_GREY, fontsize=9)
     title = run.absolute().name.replace("$", r"\$")  # a pair of them is a formula to matplotlib
@@ -134,7 +137,7 @@ def _losses(axis: Any, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     held = series(lines, "heldout_loss")
     if held[0]:
         label = f"held out  {held[1][-1]:.3g}"
-        axis.plot(*held, color=_HELD, linewidth=1.6, marker="o", markersize=4, label=label)
+        axis.plot(*held, color=_HELD, linewidth=1.6, marker="o", markersize=4, label=label, zorder=3)
     # The first steps of a run may be many times higher than all that follows, which is what people come to see.
     later = [*smooth[len(smooth) // 10 :], *held[1][1:]]
     top, low = max(later), min([*values, *held[1]])
@@ -153,7 +156,7 @@ def _scores(axis: Any, shown: dict[str, tuple[list[int], list[float]]]) -> None:
             marker=None if dense else "o", markersize=4, alpha=0.75 if dense else 1,
         )  # fmt: skip
         top = max(top, *values)
-    axis.set_ylim(0, min(1.0, math.ceil(top * 11) / 10) + 0.02)
+    axis.set_ylim(0, min(1.0, max(0.1, math.ceil(top * 11) / 10)) + 0.02)
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     _head(axis, "scores, %")
 

@@ -5,7 +5,6 @@ Looking changes nothing of the training: no gradient, no draw from its random ge
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from train.heldout import Heldout
+from train.ranks import alone, exchange
 from vlchat.chat import Chat
 from vlchat.data import Example
 from vlchat.data.formats import text_of
 from vlchat.evaluate import evaluate
 from vlchat.evaluate.metrics import exact_match
-from vlchat.evaluate.tasks import ExamplesTask
+from vlchat.evaluate.tasks import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
 
 _SEED = 20260  # of every look: whatever an objective draws is drawn the same at each
 Term = tuple[int, str, float, float, float]  # first row, name, total, count, weight
@@ -35,9 +34,10 @@ class Looked:
     """What a look at the held-out rows found.
 
     Attributes:
-        scores: `loss`, the objective's terms by name where there are several, and of written answers `score` and
-            `exact`.
-        answers: the written answers: id, question, reply, reference, score, exact.
+        scores: `loss`, the objective's terms by name where there are several, and of the written answers `exact`, the
+            share that is right after the VQA challenge's normalisation, and over rows with the answers of several
+            people `score`, their VQA soft accuracy.
+        answers: the written answers: id, question, reply, reference, exact and perhaps score.
         losses: which of the scores are better when they are lower.
     """
 
@@ -94,20 +94,19 @@ def look(
     mine, processes = accelerator.process_index, accelerator.num_processes
     terms: list[Term] = []
     replies: list[dict[str, Any]] = []
-    with unmoved(objective), accelerator.autocast():
-        for number, start in enumerate(range(0, len(heldout), batch)):
-            if number % processes == mine:
-                terms += _terms(objective, heldout.examples[start : start + batch], start, accelerator.device)
-        if generate:
-            asked = spread(heldout.examples, generate)
-            for start in range(mine * batch, len(asked), processes * batch):
-                replies += _answers(objective, asked[start : start + batch], start, tokens)
-    shares = gathered(accelerator, {"terms": terms, "replies": replies})
+    with unmoved(objective), accelerator.autocast(), alone():
+        for rows in pieces(len(heldout), batch)[mine::processes]:
+            terms += _terms(objective, heldout.examples[rows.start : rows.stop], rows.start, accelerator.device)
+        asked = chosen(heldout.examples, generate)
+        for rows in pieces(len(asked), batch)[mine::processes]:
+            replies += _answers(objective, asked[rows.start : rows.stop], rows.start, tokens)
+    shares = exchange({"terms": terms, "replies": replies})
     looked = averages(sorted((tuple(term) for share in shares for term in share["terms"]), key=lambda term: term[0]))
     looked.answers = sorted((one for share in shares for one in share["replies"]), key=lambda one: one.pop("place"))
-    for name in ("score", "exact"):
-        if looked.answers:
-            looked.scores[name] = math.fsum(one[name] for one in looked.answers) / len(looked.answers)
+    for name in ("exact", "score"):
+        found = [one[name] for one in looked.answers if name in one]
+        if found:
+            looked.scores[name] = math.fsum(found) / len(found)
     return looked
 
 
@@ -127,20 +126,17 @@ def averages(terms: Sequence[Any]) -> Looked:
     return Looked(scores, losses={"loss", *losses})
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """`count` of the examples, evenly from first to last; all of them where there are no more."""
-    count = min(count, len(examples))
-    return [examples[number * len(examples) // count] for number in range(count)]
+def pieces(rows: int, most: int) -> list[range]:
+    """0 .. rows - 1 in pieces of nearly one length: none is left with a single row, which a contrast cannot take."""
+    count = -(-rows // most)
+    return [range(rows * number // count, rows * (number + 1) // count) for number in range(count)]
 
 
-def gathered(accelerator: Any, value: Any) -> list[Any]:
-    """`value` of every process, in their order. It travels as JSON: a pickle would be able to run code."""
-    if accelerator.num_processes == 1:
-        return [value]
-    own = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=accelerator.device)
-    lengths = accelerator.gather(torch.tensor([len(own)], device=accelerator.device)).tolist()
-    rows = accelerator.gather(functional.pad(own, (0, max(lengths) - len(own))).unsqueeze(0)).cpu()
-    return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths, strict=True)]
+def chosen(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` of the examples, the same at every look; all of them where there are no more."""
+    if count >= len(examples):
+        return list(examples)
+    return [examples[number] for number in sorted(random.Random("answers").sample(range(len(examples)), count))]
 
 
 def _terms(objective: Any, rows: list[Example], start: int, device: torch.device) -> list[Term]:
@@ -178,8 +174,8 @@ def _answers(objective: Any, rows: list[Example], start: int, tokens: int) -> li
             "question": text_of(item.messages[-1]),
             "reply": reply["reply"],
             "reference": item.reference,
-            "score": reply["score"],
             "exact": exact_match(reply["reply"], item.answers),
         }
+        | ({"score": reply["score"]} if len(item.answers) >= PEOPLE_FOR_SOFT_ACCURACY else {})
         for number, (item, reply) in enumerate(zip(task.items(), result.replies, strict=True))
     ]
