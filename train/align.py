@@ -47,6 +47,7 @@ class AlignObjective(Conversations):
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
+        augment: vary the pictures, `{crop, flip, color, rotate}` of `vlchat.data.augment.Augment`.
         tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes
             `[[height, width], ...]`; null shows them in one piece.
     """
@@ -72,6 +73,7 @@ class AlignObjective(Conversations):
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        augment: dict[str, Any] | None = None,
         tiles: int | list[list[int]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -94,6 +96,7 @@ class AlignObjective(Conversations):
             tiles=tiles,
         )
         self.attend(attention)
+        self.vary(augment)
         self.processor = VLChatProcessor.from_backbones(
             image_processor_of(vision, self.model.config.image_grid_pinpoints),
             tokenizer,

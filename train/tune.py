@@ -30,7 +30,7 @@ class TuneObjective(Conversations):
         lora: `{r, alpha, dropout}` and optionally `targets`; null trains without an adapter.
         cells: as in stage 1.
         quantize: "nf4" or "int8" for the language model.
-        attention: as in stage 1.
+        attention, augment: as in stage 1.
     """
 
     name = "tune"
@@ -45,6 +45,7 @@ class TuneObjective(Conversations):
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        augment: dict[str, Any] | None = None,
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -64,6 +65,7 @@ class TuneObjective(Conversations):
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
+        self.vary(augment)
         if cells:
             self.measure_maps()
         if lora is not None:
