@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from train import checkpoint
 from train.batches import Batch, Plan, stream
@@ -18,7 +19,7 @@ from train.checkpoint import Progress
 from train.config import RunConfig
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
-from train.ranks import Heartbeat, exchange, join
+from train.ranks import exchange, join
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
 from train.terms import Term, add
@@ -81,7 +82,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
             return resume
         _refuse_mixing(run, resume, progress)
     else:
-        torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+        set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     if accelerator.is_main_process:
         _open_run(run, config, resume)
     accelerator.wait_for_everyone()
@@ -91,7 +92,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     started = time.monotonic() - progress.seconds
     written = resume
     stop = Stop()
-    with Heartbeat().beating(), stop.listening(), Watch(config, objective, steps, accelerator, progress) as watch:
+    with stop.listening(), Watch(config, objective, steps, accelerator, progress) as watch:
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
