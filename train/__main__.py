@@ -7,8 +7,9 @@ from pathlib import Path
 import transformers
 from accelerate.utils import set_seed
 
-from train import checkpoint, ranks
+from train import checkpoint, ranks, trackers
 from train.config import RunConfig, construct, load_runs
+from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
 from train.stopping import Interrupted
@@ -69,6 +70,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
     """
     # 1. What to do.
+    trackers.check(config.trackers)
     run = Path(config.run)
     resume = _resume(run, resume_from)
 
@@ -81,6 +83,8 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         if path is not None and Path(path).resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"objective.{part} lies in {run}, where this run is to write. Add run=OTHER/FOLDER.")
 
+    heldout = hold_out(objective, config)
+
     # 3. How long.
     if config.loop.steps is None and not hasattr(objective, "steps"):
         raise ConfigError(f"loop.steps is missing: {objective.name} draws its rows as it goes and has no epochs.")
@@ -92,7 +96,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
             print(f"So few steps teach little: try loop.steps={_FEW * 3}.")
 
     # 4. Train.
-    last = fit(objective, config, steps, resume)
+    last = fit(objective, config, steps, resume, heldout)
     print(f"Done: {last}")
     return last
 

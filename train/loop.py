@@ -17,6 +17,7 @@ from train import checkpoint
 from train.batches import Batch, Plan, stream
 from train.checkpoint import Progress
 from train.config import RunConfig
+from train.heldout import Heldout
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
 from train.ranks import exchange, join
@@ -50,7 +51,9 @@ class Objective(Protocol):
     def save(self, folder: Path, extra: Callable[[Path], None]) -> None: ...
 
 
-def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = None) -> Path:
+def fit(
+    objective: Any, config: RunConfig, steps: int, resume: Path | None = None, heldout: Heldout | None = None
+) -> Path:
     """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
 
     Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin. Several processes,
@@ -92,7 +95,8 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     started = time.monotonic() - progress.seconds
     written = resume
     stop = Stop()
-    with stop.listening(), Watch(config, objective, steps, accelerator, progress) as watch:
+    watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
+    with stop.listening(), watching as watch:
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
@@ -122,17 +126,18 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
                     break  # the rows of this step come anew, in smaller pieces
                 progress = Progress(progress.step + 1, progress.samples + loop.batch, seconds)
                 asked = next((one["signal"] for one in told if one["signal"]), None)
-                final = progress.step == steps or done >= 1.0 or asked is not None
-                early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], final)
-                final = final or early
-                if progress.step % loop.save_every == 0 or final:
+                over = progress.step == steps or done >= 1.0
+                early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], over, asked is not None)
+                final = over or early or asked is not None
+                if progress.step % loop.save_every == 0 or final or watch.best_step == progress.step:
                     written = _save(run, progress, watch, objective, optimizer, config, accelerator)
+                    watch.saved(written)
                 if asked is not None:
                     name = {2: "SIGINT", 15: "SIGTERM"}.get(asked, f"signal {asked}")
                     watch.stopped(name, progress)
                     raise Interrupted(f"Stopped by {name}; --resume auto goes on from {written}.", 128 + asked)
                 if final:
-                    watch.stopped("early" if early else "done", progress)
+                    watch.stopped("done" if over else "early", progress)
                     assert written is not None
                     return written
     raise AssertionError("a run ends with its last step")

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import distributed
 
 from vlchat.errors import VLChatError
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # of this thread: signs of life go on
 _BUCKET = 1 << 25  # bytes of gradients that are summed at once
 _BEAT = 2.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds without one before a process counts as gone
@@ -28,13 +30,30 @@ class RankLost(VLChatError):
     """A process of the run has died or stands still."""
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this thread's process counts as the only one: rows are compared with its own, and nothing is exchanged.
+
+    For looking at rows while the other processes look at others, and at another number of them.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def world_size() -> int:
     """How many processes train together."""
+    if _ALONE.get():
+        return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0; the first one writes and prints."""
+    if _ALONE.get():
+        return 0
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 

@@ -215,8 +215,31 @@ def bring_in(arguments: argparse.Namespace) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """`vlchat info`: what a model is."""
+    """`vlchat info`: what a model is, and how far a run is."""
     quiet()
+    from vlchat import runs
+
+    folder = Path(arguments.model) if arguments.model else None
+    if folder is not None and folder.is_dir() and runs.is_run(folder):
+        return _info_of_run(arguments, folder)
+    _print_model(arguments)
+    return 0
+
+
+def _info_of_run(arguments: argparse.Namespace, folder: Path) -> int:
+    from vlchat.run_info import describe
+
+    try:
+        _print_model(arguments)
+        print()
+    except VLChatError as error:  # a run that has saved nothing yet, or whose newest save is damaged
+        print(f"{'model':>12}  {error}\n")
+    for name, text in describe(folder):
+        print(f"{name:>12}  {text}")
+    return 0
+
+
+def _print_model(arguments: argparse.Namespace) -> None:
     from vlchat import checkpoint, hub
 
     about = checkpoint.describe(arguments.model, arguments.revision)
@@ -225,7 +248,6 @@ def info(arguments: argparse.Namespace) -> int:
     about["base"] = about["base"] and {key: found or "the embedded model" for key, found in about["base"].items()}
     for name, value in about.items():
         print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
-    return 0
 
 
 def push(arguments: argparse.Namespace) -> int:
