@@ -87,7 +87,8 @@ def answers(model: Any, batch: dict[str, Any]) -> Answers:
         body = bare.model(**inputs, return_dict=True)
         states = body.last_hidden_state
         wanted, following = wanted.to(states.device), following.to(states.device)
-        config, head = bare.config.text_config, bare.lm_head
+        config: Any = bare.config.text_config
+        head = bare.lm_head
 
         def logits(states: torch.Tensor) -> torch.Tensor:
             return finish_logits(head(states), config).float()
