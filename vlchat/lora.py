@@ -59,8 +59,8 @@ def add_lora(
 
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ConfigError(
-            f"LoRA with r = {r}, alpha = {alpha}, dropout = {dropout} learns nothing: r must be at least 1, alpha above "
-            "0, dropout from 0 to below 1."
+            f"LoRA with r = {r}, alpha = {alpha}, dropout = {dropout} learns nothing: r must be at least 1, alpha "
+            "above 0, dropout from 0 to below 1."
         )
     if is_lora(model):
         raise ConfigError(
