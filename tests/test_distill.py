@@ -113,6 +113,16 @@ def test_a_model_does_not_diverge_from_itself(tune: Callable[..., TuneObjective]
     assert tune()(tune().batch(range(8)))["distill"].total.item() > 1.0
 
 
+def test_a_teacher_stored_in_half_precision_says_nearly_the_same(tune: Callable[..., TuneObjective]) -> None:
+    objective = tune()
+    batch = objective.batch(range(8))
+    expected = objective(batch)["distill"].total.item()
+    objective._teacher[0].model.bfloat16()
+    found = objective(batch)["distill"].total
+    assert found.dtype == torch.float32 and found.item() != expected
+    assert found.item() == pytest.approx(expected, rel=0.05)
+
+
 def test_only_the_student_learns_and_the_teacher_is_no_part_of_it(tune: Callable[..., TuneObjective]) -> None:
     objective = tune()
     taught = objective._teacher[0]
@@ -198,6 +208,7 @@ def test_a_run_comes_closer_to_its_teacher_and_says_who_that_was(
     for stored in (step_12 / "trained.safetensors", step_12 / "training_state" / "trained.safetensors"):
         with safe_open(stored, "pt") as tensors:
             assert not any("teacher" in name or "qformer" in name for name in tensors.keys())  # noqa: SIM118
+    assert checkpoint.describe(tmp_path / "run")["trained_on"] == "rows.json, taught by teacher"
     # The teacher may go: what it taught is in the student.
     (tmp_path / "teacher").rename(tmp_path / "gone")
     checkpoint.load(tmp_path / "run")

@@ -12,15 +12,18 @@ import torch
 import yaml
 from families import FAMILIES
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 from tuning import opened, same, step, write_base, write_rows
 
 from train.__main__ import main
+from train.align import AlignObjective
 from train.config import OptimConfig
 from train.optim import parameter_groups
 from train.tune import TuneObjective
-from vlchat import checkpoint
+from vlchat import VLChatForConditionalGeneration, checkpoint
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.export import export
+from vlchat.towers import clip_image_processor
 
 ADAPTERS: dict[str, dict | None] = {
     "none": None,
@@ -38,6 +41,18 @@ def data(tmp_path: Path, picture: Any) -> list[dict[str, Any]]:
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> str:
     return str(write_base(tmp_path / "base", tiny_model(), tiny_tokenizer))
+
+
+@pytest.fixture
+def wide(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> str:
+    """Wide enough for bitsandbytes' blocks."""
+    torch.manual_seed(6)
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tiny_tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    ))  # fmt: skip
+    model = VLChatForConditionalGeneration.from_backbones(tiny_clip, llama, {"type": "mlp"}, tokenizer=tiny_tokenizer)
+    return str(write_base(tmp_path / "wide", model, tiny_tokenizer))
 
 
 @pytest.fixture
@@ -139,23 +154,12 @@ def test_recomputed_activations_of_other_makers_models(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_quantized_model_learns_on_after_its_sample_answers(
-    kind: str, tune: Callable[..., TuneObjective], tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any
+    kind: str, tune: Callable[..., TuneObjective], wide: str
 ) -> None:
     pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from vlchat import VLChatForConditionalGeneration
-
-    torch.manual_seed(6)
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-    ))  # fmt: skip
-    model = VLChatForConditionalGeneration.from_backbones(tiny_clip, llama, {"type": "mlp"}, tokenizer=tiny_tokenizer)
-    wide = write_base(tmp_path / "wide", model, tiny_tokenizer)
 
     def third(sampled: bool) -> dict[str, torch.Tensor]:
-        objective = tune(model=str(wide), quantize=kind, lora=ADAPTERS["lora"], sample_tokens=2, checkpointing=True)
+        objective = tune(model=wide, quantize=kind, lora=ADAPTERS["lora"], sample_tokens=2, checkpointing=True)
         learning = opened(objective, "lora_", "connector")
         optimizer = torch.optim.SGD(learning.values(), 0.1)
         for number in range(3):
@@ -167,7 +171,7 @@ def test_a_quantized_model_learns_on_after_its_sample_answers(
                 objective.train()
         return gradients
 
-    bare = tune(model=str(wide), quantize=kind)
+    bare = tune(model=wide, quantize=kind)
     parameter_groups(bare, bare.default_trainable(), OptimConfig())
     assert all(parameter.requires_grad == ("connector" in name) for name, parameter in bare.named_parameters())
     without, after = third(False), third(True)
@@ -203,19 +207,37 @@ def test_what_trains_by_default_in_other_makers_models(name: str, tmp_path: Path
         assert any("lora_" in part for part in trains) == (lora is not None)
 
 
+def test_stage_1_trains_the_connector_and_its_own_heads_by_default(
+    tmp_path: Path, data: list[dict[str, Any]], tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    for name, part in {"clip": [tiny_clip, clip_image_processor(24)], "llama": [tiny_llama, tiny_tokenizer]}.items():
+        for one in part:
+            one.save_pretrained(tmp_path / name)
+    objective = AlignObjective(
+        str(tmp_path / "clip"), str(tmp_path / "llama"), {"type": "mlp"}, data, template="chatml"
+    )
+    parameter_groups(objective, objective.default_trainable(), OptimConfig())
+    for name, parameter in objective.named_parameters():
+        assert parameter.requires_grad == (".connector." in name or not name.startswith("model.")), name
+    assert objective.logit_scale.requires_grad
+
+
 # A run
 
 
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
 @pytest.mark.parametrize("adapter", ["lora", "dora", "rslora"])
 def test_a_run_is_saved_resumed_loaded_and_exported(
-    adapter: str, base: str, data: list[dict[str, Any]], tmp_path: Path, capsys: Any
+    adapter: str, quantize: str | None, wide: str, data: list[dict[str, Any]], tmp_path: Path, capsys: Any
 ) -> None:
+    if quantize:
+        pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
     config = {
         "run": str(tmp_path / "run"),
-        "objective": {"type": "tune", "model": base, "lora": ADAPTERS[adapter], "sample_tokens": 2, "packing": True,
-                      "checkpointing": True},
+        "objective": {"type": "tune", "model": wide, "lora": ADAPTERS[adapter], "sample_tokens": 2, "packing": True,
+                      "checkpointing": True, "quantize": quantize},
         "data": data,
-        "loop": {"steps": 4, "batch": 4, "micro_batch": 2, "workers": 0, "save_every": 2, "sample_every": 9},
+        "loop": {"steps": 4, "batch": 4, "micro_batch": 2, "workers": 0, "save_every": 2, "sample_every": 1},
     }  # fmt: skip
     file = tmp_path / "tune.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -234,8 +256,8 @@ def test_a_run_is_saved_resumed_loaded_and_exported(
     settings = json.loads((tmp_path / "run" / "step-4" / "adapter" / "adapter_config.json").read_text())
     assert (settings["use_dora"], settings["use_rslora"]) == (adapter == "dora", adapter == "rslora")
 
-    tuned, processor = checkpoint.load(tmp_path / "run")
-    before, _ = checkpoint.load(base)
+    tuned, processor = checkpoint.load(tmp_path / "run", quantize=quantize)
+    before, _ = checkpoint.load(wide, quantize=quantize)
     out = export(str(tmp_path / "run"), tmp_path / "out", dtype="float32")
     merged, _ = checkpoint.load(out)
     batch = processor.apply_chat_template(
@@ -243,7 +265,8 @@ def test_a_run_is_saved_resumed_loaded_and_exported(
     )
     with torch.no_grad():
         expected = tuned(**batch).logits
-        torch.testing.assert_close(merged(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+        difference = (merged(**batch).logits - expected).norm() / expected.norm()
+        assert difference < (0.25 if quantize else 1e-5)  # a run on a quantized base is merged into the plain one
         assert not torch.equal(before(**batch).logits, expected)
 
 

@@ -16,7 +16,7 @@ from train.likelihood import Answers, answers, summed, supervised
 from vlchat import checkpoint, foreign
 from vlchat.data import Collator, Example
 from vlchat.errors import ConfigError, DataError
-from vlchat.folders import weights_digest
+from vlchat.folders import title, weights_digest
 from vlchat.places import locate
 
 PREFIX = "teacher_"  # of the teacher's tensors in a batch
@@ -68,6 +68,12 @@ class Teacher:
         self.shared = shared_tokens(tokenizer, self.processor.tokenizer, config.teacher)
         self._known = set(self.shared.tolist())
 
+    @property
+    def name(self) -> str:
+        """What to call it to people."""
+        place, _ = locate(self.config.teacher)
+        return title(place) if isinstance(place, Path) else str(place)
+
     def describe(self) -> dict[str, Any]:
         """For the manifest of what the student becomes: which weights taught it, and how."""
         place, revision = locate(self.config.teacher)
@@ -109,9 +115,11 @@ class Teacher:
             student: what the student says to the same rows; gradients go to it alone.
             batch: of `tensors`, names without `PREFIX`.
         """
-        model, shared = self.model, self.shared.to(student.states.device)
+        shared, stored = self.shared.to(student.states.device), self.model.dtype
         with torch.no_grad():
-            teacher = answers(model, batch)
+            teacher = answers(
+                self.model, {name: one.to(stored) if one.is_floating_point() else one for name, one in batch.items()}
+            )
         heat = self.config.temperature
 
         def part(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

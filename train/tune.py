@@ -93,6 +93,7 @@ class TuneObjective(Conversations):
         if taught is not None:
             self._teacher = [Teacher(taught, self.processor.tokenizer)]
             self.notes = {"teacher": self._teacher[0].describe()}
+            self.trained_on += f", taught by {self._teacher[0].name}"
 
     def default_trainable(self) -> dict[str, float]:
         """LoRA and the connector, else the language model and the connector; of a quantized one the connector alone.
