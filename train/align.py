@@ -126,6 +126,10 @@ class AlignObjective(Conversations):
         )
         return super().tensors(examples) | {f"caption_{key}": captions[key] for key in ("input_ids", "attention_mask")}
 
+    def default_trainable(self) -> dict[str, float]:
+        """The connector and the objective's own heads, at the rate of LLaVA-1.5's first stage."""
+        return {r"\.connector\.|^(?!model\.)": 1e-3}
+
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         labels = batch["labels"]
         rows = float(len(labels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +68,10 @@ def fit(
         DataError: a row cannot be used.
     """
     loop, run = config.loop, Path(config.run)
-    groups, table = parameter_groups(objective, config.trainable, config.optim)
+    if config.trainable is None:
+        chosen: Any = getattr(objective, "default_trainable", None)
+        config = replace(config, trainable=chosen() if chosen else {".*": 1e-3})
+    groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
     accelerator = _accelerator(_precision(loop.precision, objective))
     plan = Plan.of(
         loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
