@@ -4,7 +4,7 @@
 
 An unbroken run of the embedded model (LoRA and connector, drawn and augmented pictures, dropout) saves every step.
 Then the same run is killed: some time after its first step, while a checkpoint is being written, or while an old one is
-being removed. After each kill `--resume auto` must go on, and every checkpoint that it goes on from, and the last one, must
+being removed. After each kill `--resume auto` must go on, and every checkpoint that is there, and the last one, must
 hold the same bits as the unbroken run's: weights, optimizer and random generators. Exit code 1 where one does not.
 
 Children are forked from a process that has loaded the libraries, so that fifty starts take minutes.
