@@ -20,7 +20,8 @@ from vlchat.errors import ConfigError, nearest
 LOSSES = ("infonce", "sigmoid", "triplet")
 FORMS = ("local", "full")
 NEGATIVES = ("hardest", "all")
-_PIECE = 2**24  # similarities at once in the local form: 64 MiB
+_PIECE = 2**24  # similarities at once in the local form, at most: 64 MiB
+_PIECES = 4  # pieces of the local form, at least
 _SCALE = 1 / 0.07  # where CLIP's inverse temperature begins
 
 # (similarities of some rows with everything (rows, batch), the column of each row's own pair (rows,)) -> their sum
@@ -234,7 +235,7 @@ def _in_pieces(
         return loss(similarity(images, texts[rows]).T, rows)
 
     queries = images.shape[1] if images.ndim == 3 else 1
-    at_once = max(1, _PIECE // (len(texts) * queries))
+    at_once = max(1, min(-(-len(own) // _PIECES), _PIECE // (len(texts) * queries)))
     return torch.stack(
         [
             checkpoint(piece, images, texts, rows, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
