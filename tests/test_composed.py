@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from train.align import AlignObjective
+from train.terms import loss_of
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
 from vlchat.errors import ConfigError
 from vlchat.towers import clip_image_processor, load_image_processor
@@ -189,8 +190,9 @@ def test_stage_1_trains_on_a_composed_tower_and_its_save_loads(
     )  # fmt: skip
     objective.model.requires_grad_(False)
     objective.model.model.connector.requires_grad_(True)
-    loss, _ = objective.forward(objective.batch(0, 4))
-    loss.backward()
+    batch = objective.batch(range(4))
+    counts = objective.counts(batch)
+    loss_of(objective.forward(batch), counts).backward()
     torch.optim.SGD(objective.model.model.connector.parameters(), 0.1).step()
     assert all(p.grad.abs().sum() > 0 for p in objective.model.model.connector.parameters())
     objective.save(folder / "saved", lambda stage: None)

@@ -12,6 +12,7 @@ from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
 
 from train.align import AlignObjective
+from train.terms import loss_of
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
 from vlchat.data import Collator, Example
 from vlchat.errors import ConfigError, VLChatError
@@ -149,10 +150,10 @@ def test_rows_with_tiles_train_and_every_part_learns(
     )  # fmt: skip
     objective.model.requires_grad_(False)
     connector = objective.model.model.connector.requires_grad_(True)
-    batch = objective.batch(0, 4)
+    batch = objective.batch(range(4))
     assert sorted(batch["image_sizes"].tolist()) == [[24, 24], [30, 90], [50, 60], [77, 31]]
-    loss, _ = objective.forward(batch)
-    loss.backward()
+    counts = objective.counts(batch)
+    loss_of(objective.forward(batch), counts).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in connector.parameters())
     torch.optim.SGD(connector.parameters(), 0.1).step()
     objective.save(tmp_path / "saved", lambda stage: None)

@@ -1,17 +1,19 @@
 """`vlchat train CONFIG.yaml [key=value ...]`: a run, told as a story."""
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 import transformers
 
-from train import checkpoint
+from train import checkpoint, ranks
 from train.config import RunConfig, construct, load_runs
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from train.stopping import Interrupted
 from vlchat.arguments import Parser
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 _FEW = 50  # steps
 
@@ -30,38 +32,44 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)  # key=value may follow --resume auto
 
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
+    ranks.join()
+    if ranks.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
 
-    runs = load_runs(arguments.config, arguments.overrides)
-    if len(runs) > 1 and arguments.resume not in (None, "auto"):
-        raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each of them.")
-    for config in runs:  # before the first of them takes its hours
-        _resume(Path(config.run), arguments.resume, arguments.overwrite)
-    for config in runs:
-        try:
-            train(config, arguments.resume, arguments.overwrite)
-        except KeyboardInterrupt:
-            found = checkpoint.saved(Path(config.run))
-            rest = f"--resume auto goes on from {found[-1]}" if found else "no checkpoint yet, see loop.save_every"
-            print(f"\nStopped; {rest}.", file=sys.stderr)
-            return 130
+    try:
+        runs = load_runs(arguments.config, arguments.overrides)
+        if len(runs) > 1 and arguments.resume not in (None, "auto"):
+            raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each.")
+        for config in runs:  # before the first of them takes its hours
+            _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
+        for config in runs:
+            train(config, arguments.resume)
+    except Interrupted as error:
+        _complain(str(error))
+        return error.code
+    except KeyboardInterrupt:
+        _complain("Stopped before the first step; nothing was changed.")
+        return 130
+    except VLChatError:
+        if ranks.rank() > 0:
+            return 2  # the first process says why
+        raise
     return 0
 
 
-def train(config: RunConfig, resume_from: str | None = None, overwrite: bool = False) -> Path:
+def train(config: RunConfig, resume_from: str | None = None) -> Path:
     """One run, from its configuration to its last checkpoint, whose folder is returned.
 
     Args:
-        resume_from: "auto", the newest checkpoint of the run's folder if there is one, or the folder of a checkpoint.
-        overwrite: start anew where the run's folder holds checkpoints.
+        resume_from: "auto", the newest whole checkpoint of the run's folder if there is one, or the folder of a
+            checkpoint; None starts anew, and what is in the folder goes.
 
     Raises:
         VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
     """
     # 1. What to do.
     run = Path(config.run)
-    resume = _resume(run, resume_from, overwrite)
-    if resume_from == "auto" and resume is None:
-        print(f"There is no checkpoint in {run} yet: the run begins at step 0.")
+    resume = _resume(run, resume_from)
 
     # 2. The model and its loss.
     torch.manual_seed(config.seed)
@@ -88,18 +96,37 @@ def train(config: RunConfig, resume_from: str | None = None, overwrite: bool = F
     return last
 
 
-def _resume(run: Path, wanted: str | None, overwrite: bool) -> Path | None:
+def _refuse_overwriting(run: Path, wanted: str | None, overwrite: bool) -> None:
     found = checkpoint.saved(run)
+    if wanted is None and found and not overwrite:
+        raise ConfigError(
+            f"{run} already holds checkpoints, the newest {found[-1].name}. "
+            "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER."
+        )
+
+
+def _resume(run: Path, wanted: str | None) -> Path | None:
     if wanted is None:
-        if found and not overwrite:
-            raise ConfigError(
-                f"{run} already holds checkpoints, the newest {found[-1].name}. "
-                "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER."
-            )
         return None
     if wanted != "auto":
         return Path(wanted)
-    return found[-1] if found else None
+    problem, found = None, None
+    if ranks.rank() == 0:
+        try:
+            found = checkpoint.newest_whole(run)
+        except VLChatError as error:
+            problem = str(error)
+        if found is None and problem is None:
+            print(f"There is no whole checkpoint in {run} yet: the run begins at step 0.")
+    told = ranks.exchange({"found": str(found) if found else None, "problem": problem})[0]
+    if told["problem"]:
+        raise CheckpointError(told["problem"])
+    return Path(told["found"]) if told["found"] else None
+
+
+def _complain(text: str) -> None:
+    if ranks.rank() == 0:
+        print(f"\n{text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from train.contrastive import clip_loss, recall
 from train.conversations import SHAPE_STEP, Conversations
 from train.reader import MapReader
+from train.terms import Term
 from vlchat.data import Example
+from vlchat.data.collate import IGNORED
 from vlchat.errors import ConfigError
 from vlchat.folders import newest
 from vlchat.model import VLChatForConditionalGeneration
@@ -100,6 +102,9 @@ class AlignObjective(Conversations):
             instruction_length=instruction_length if self.model.model.connector.uses_instructions else None,
         )
         self.reader = MapReader(self.processor.tokenizer)
+        if cells:
+            self.measure_maps()
+        self.whole_batch = bool(itc)
         hidden = self.model.config.text_config.hidden_size
         self.image_projection = nn.Linear(hidden, projection)
         self.text_projection = nn.Linear(hidden, projection)
@@ -121,8 +126,18 @@ class AlignObjective(Conversations):
         )
         return super().tensors(examples) | {f"caption_{key}": captions[key] for key in ("input_ids", "attention_mask")}
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        model = self.model
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        labels = batch["labels"]
+        rows = float(len(labels))
+        shown = max(1, round(self.itg_share * len(labels)))
+        counts = {"itg": float(torch.ne(labels[:shown, 1:], IGNORED).sum()), "itc": rows}
+        if "cell_sides" in batch:
+            counts["cells"] = float(self.cell_weights(batch["cell_sides"]).sum())
+        return counts
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
+        model, counts = self.model, self.counts(batch)
+        batch.pop("positions")
         captions, caption_mask = batch.pop("caption_input_ids"), batch.pop("caption_attention_mask")
         maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
         beside = {key: batch.pop(key) for key in _BESIDE_PICTURES if key in batch}  # for some connectors, and for tiles
@@ -130,12 +145,10 @@ class AlignObjective(Conversations):
         rows = max(1, round(self.itg_share * len(captions)))  # one picture a row
         told = type(features)(pooler_output=features.pooler_output[:rows])
         out = model(**{key: value[:rows] for key, value in batch.items()}, mm_encoder_outputs={"image": told})
-        metrics = {"itg": out.loss.item()}
-        loss = self.itg * out.loss
+        terms = {"itg": Term(out.loss * counts["itg"], counts["itg"], self.itg)}
         if maps:
             cells = self.cells_loss(torch.cat(features.pooler_output), *maps)
-            metrics["cells"] = cells.item()
-            loss = loss + self.cells * cells
+            terms["cells"] = Term(cells, counts["cells"], self.cells)
         if self.itc:
             pooled = torch.stack([tokens.mean(0) for tokens in features.pooler_output])  # (images, hidden)
             with torch.no_grad():
@@ -146,6 +159,8 @@ class AlignObjective(Conversations):
             text = functional.normalize(self.text_projection(words), dim=-1)
             itc = clip_loss(image, text, self.logit_scale.exp().clamp(max=100.0))
             forward, backward = recall(image.detach(), text.detach())
-            metrics |= {"itc": itc.item(), "image_to_text": forward, "text_to_image": backward}
-            loss = loss + self.itc * itc
-        return loss, metrics
+            pairs = counts["itc"]
+            terms["itc"] = Term(itc * pairs, pairs, self.itc)
+            for name, share in {"image_to_text": forward, "text_to_image": backward}.items():
+                terms[name] = Term(torch.tensor(share * pairs), pairs, 0.0)
+        return terms

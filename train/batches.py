@@ -1,47 +1,101 @@
 """Batches as a pure function of (seed, step): a resumed run sees what it would have seen."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlchat.errors import VLChatError
+from vlchat.errors import ConfigError, VLChatError
+
+Batch = dict[str, Any]
 
 
 class BatchSource(Protocol):
-    """Makes the batch of one step."""
+    """Makes the rows at some positions of a run's endless row order into tensors."""
 
-    def batch(self, step: int) -> dict[str, Any]: ...
+    def batch(self, positions: Sequence[int]) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who takes which rows of a step.
+
+    Attributes:
+        batch: rows of one optimizer step, over all processes.
+        micro: rows at once on one process.
+        rank, processes: which process this is, of how many.
+    """
+
+    batch: int
+    micro: int
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def of(cls, batch: int, micro: int | None, rank: int, processes: int, whole: bool) -> Plan:
+        """The plan of a run, checked.
+
+        Args:
+            micro: None takes all rows of a process at once.
+            whole: the objective compares the rows of a batch with each other, so that it can't come in pieces.
+
+        Raises:
+            ConfigError: fewer rows than processes, or pieces of a batch that is to be whole.
+        """
+        if batch < processes:
+            raise ConfigError(f"loop.batch is {batch}, for {processes} processes: give each at least one row.")
+        most = -(-batch // processes)
+        if whole and micro is not None and micro < most:
+            raise ConfigError(
+                f"loop.micro_batch is {micro}, and the objective compares all {batch} rows of a batch with each other: "
+                "taken in pieces it would compare fewer. Leave loop.micro_batch out and lower loop.batch, or train on "
+                "more processes, whose rows are compared with each other."
+            )
+        return cls(batch, min(micro or most, most), rank, processes)
+
+    def halved(self) -> Plan:
+        """Half as many rows at once."""
+        return Plan(self.batch, (self.micro + 1) // 2, self.rank, self.processes)
+
+    def micro_batches(self, step: int) -> list[range]:
+        """The positions of this process's rows of a step, in pieces."""
+        first, last = (step * self.batch + self.batch * r // self.processes for r in (self.rank, self.rank + 1))
+        return [range(start, min(start + self.micro, last)) for start in range(first, last, self.micro)]
 
 
 class _Steps(Dataset):
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
+    def __init__(self, source: BatchSource, plan: Plan) -> None:
+        self.source, self.plan = source, plan
 
-    def __getitem__(self, step: int) -> dict[str, Any] | VLChatError:
+    def __getitem__(self, step: int) -> list[Batch] | VLChatError:
         try:
-            return self.source.batch(step)
+            return [self.source.batch(positions) for positions in self.plan.micro_batches(step)]
         except VLChatError as error:  # raised in a worker, its sentence would come with that worker's traceback
             return error
 
 
 def _stand_back(worker: int) -> None:
     """A worker takes one core, and only what the training leaves: a step whose threads wait for each other is slow."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the run ends them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
         os.nice(10)
 
 
-def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator[dict[str, Any]]:
-    """The batches of steps start .. stop - 1, made ahead in `workers` processes.
+def stream(source: BatchSource, plan: Plan, start: int, stop: int, workers: int) -> Iterator[list[Batch] | VLChatError]:
+    """The micro-batches of steps start .. stop - 1, made ahead in `workers` processes.
 
-    Raises:
-        VLChatError: what a row of the batch that is due has wrong with it.
+    In place of a step's micro-batches comes the error of a row that has something wrong with it.
     """
     loader: DataLoader = DataLoader(
-        _Steps(source),
+        _Steps(source, plan),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
@@ -49,7 +103,4 @@ def stream(source: BatchSource, start: int, stop: int, workers: int) -> Iterator
         worker_init_fn=_stand_back,
         generator=torch.Generator(),  # its seed for workers is not drawn from the training's own randomness
     )
-    for batch in loader:
-        if isinstance(batch, VLChatError):
-            raise batch
-        yield batch
+    yield from loader

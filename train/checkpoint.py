@@ -1,39 +1,90 @@
-"""A run's checkpoints: staged, flushed, renamed. Safetensors and JSON only; no pickle is written or read."""
+"""A run's checkpoints: staged, hashed, flushed, renamed. Safetensors and JSON only; no pickle is written or read."""
 
+from __future__ import annotations
+
+import base64
 import json
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from train import ranks
 from train.config import RunConfig
-from vlchat.errors import CheckpointError
-from vlchat.folders import steps
+from train.step import random_state, set_random_state
+from vlchat.errors import CheckpointError, IncompleteCheckpointError
+from vlchat.folders import read_manifest, refuse_pickles, steps, verify
 
 STATE = "training_state"
+_FILES = ("trained.safetensors", "optimizer.safetensors", "progress.json")
+_DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """How far a run is.
+
+    Attributes:
+        step, samples: optimizer steps made, and rows seen in them.
+        seconds: of training, over all its sittings.
+        watch: what the run's watch remembers (`train.watch`), such as the best score.
+    """
 
     step: int = 0
     samples: int = 0
     seconds: float = 0.0
+    watch: dict[str, Any] = field(default_factory=dict)
+
+
+def generators(device: torch.device) -> dict[str, Any]:
+    """The states of this process's random generators, as JSON."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": [base64.b64encode(bytes(state.tolist())).decode() for state in random_state(device)],
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+    }
+
+
+def set_generators(told: dict[str, Any], device: torch.device) -> None:
+    """Puts `generators` back."""
+    states = [torch.tensor(list(base64.b64decode(state)), dtype=torch.uint8) for state in told["torch"]]
+    set_random_state(states, device)
+    version, numbers, gauss = told["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = told["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
 
 
 def write(
-    run: Path, progress: Progress, objective: Any, optimizer: torch.optim.Optimizer, config: RunConfig, keep: int
+    run: Path,
+    progress: Progress,
+    objective: Any,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    random_states: list[dict[str, Any]],
+    scaler: Any = None,
+    spared: int | None = None,
 ) -> Path:
     """Save as RUN/step-N a folder to chat with, tune or evaluate, with the training state inside.
 
     It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); the oldest goes only when it is whole.
+
+    Args:
+        random_states: `generators` of every process.
+        scaler: of fp16's gradients, where there is one.
+        spared: a step whose checkpoint is not rotated away.
+
+    Raises:
+        CheckpointError: it could not be written, on a full disk for instance; those that were there still are.
     """
 
     def state(stage: Path) -> None:
@@ -41,48 +92,129 @@ def write(
         folder.mkdir()
         save_file(_trained(objective), folder / "trained.safetensors")
         save_file(_optimizer_tensors(objective, optimizer), folder / "optimizer.safetensors")
-        save_file({"torch": torch.get_rng_state()}, folder / "rng.safetensors")
-        version, numbers, gauss = random.getstate()
-        numbers_and_rng = {
-            **progress.__dict__,
-            "python_rng": [version, list(numbers), gauss],
-            "numpy_rng": _numpy_state(),
+        told = {
+            **asdict(progress),
+            "random": random_states,
+            "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        (folder / "progress.json").write_text(json.dumps(numbers_and_rng))
+        (folder / "progress.json").write_text(json.dumps(told))
         (stage / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
         if (run / "metrics.jsonl").is_file():
             shutil.copyfile(run / "metrics.jsonl", stage / "metrics.jsonl")
 
+    broken = [n for n, p in objective.named_parameters() if p.requires_grad and not p.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"After step {progress.step}, {broken[0]} holds numbers that are not finite, so that nothing was saved. "
+            f"Lower the learning rate. {_newest(run)}"
+        )
     final = run / f"step-{progress.step}"
-    objective.save(final, state)
-    for old in saved(run)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        objective.save(final, state)
+    except (OSError, SafetensorError) as error:
+        full = "StorageFull" in str(error)  # as safetensors says it
+        reason = "no space is left on the device" if full else getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{final} could not be written: {reason}. {_newest(run)}") from error
+    spare = {final, run / f"step-{spared}"}
+    for old in [folder for folder in saved(run) if folder not in spare][: -(config.loop.keep - 1) or None]:
+        remove(old)
     return final
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint. Renamed first: killed half-way, it is no checkpoint any more rather than half of one."""
+    trash = folder.with_name(f".{folder.name}.trash")
+    shutil.rmtree(trash, ignore_errors=True)
+    folder.rename(trash)
+    shutil.rmtree(trash)
+
+
+def tidy(run: Path) -> None:
+    """Removes what a killed run left half-written or half-removed."""
+    for pattern in (".step-*.partial-*", ".step-*.old-*", ".step-*.trash"):
+        for left in run.glob(pattern):
+            shutil.rmtree(left)
 
 
 def clear(run: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for old in steps(run):
-        shutil.rmtree(old)
-    (run / "metrics.jsonl").unlink(missing_ok=True)
+        remove(old)
+    for name in ("metrics.jsonl", "quarantine.jsonl", "stopped.json", "best.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def saved(run: Path) -> list[Path]:
-    """The run's whole checkpoints, oldest first."""
+    """The run's complete checkpoints, oldest first. Their hashes are not looked at."""
     return [folder for folder in steps(run) if (folder / STATE / "progress.json").is_file()]
 
 
-def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put weights, optimizer and random generators back as they were when `folder` was written.
+def newest_whole(run: Path, say: Any = print) -> Path | None:
+    """The newest checkpoint whose files all have the hashes that they were written with, or None where none is.
+
+    A damaged one that is newer is named and renamed to `damaged-step-N`.
 
     Raises:
-        CheckpointError: a file is missing, or the parameters that train are not those of the checkpoint, or not of
-            their shapes.
+        UnsafeCheckpointError: a checkpoint holds a pickle.
     """
+    for folder in reversed(steps(run)):
+        try:
+            whole(folder)
+            return folder
+        except IncompleteCheckpointError as error:
+            say(f"{error} It is left aside.")
+        except CheckpointError as error:
+            if type(error) is not CheckpointError:
+                raise
+            say(f"{error} It is left aside.")
+        aside = folder.with_name(f"{_DAMAGED}{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    return None
+
+
+def whole(folder: Path) -> None:
+    """Whether a checkpoint can be resumed from, to the last bit.
+
+    Raises:
+        UnsafeCheckpointError: it holds a pickle.
+        IncompleteCheckpointError: it has no state of the optimizer or of the random generators.
+        CheckpointError: a file is missing or is not as it was written.
+    """
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        raise CheckpointError(f"{folder} is not a checkpoint of a run.")
     state = folder / STATE
-    for name in ("trained.safetensors", "optimizer.safetensors", "rng.safetensors", "progress.json"):
+    for place in (folder, state):
+        if place.is_dir():
+            refuse_pickles(place)
+    for name in _FILES:
         if not (state / name).is_file():
-            raise CheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+            raise IncompleteCheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+    verify(folder, manifest)
+
+
+def read(
+    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, scaler: Any = None
+) -> Progress:
+    """Put weights, optimizer, scaler and random generators back as they were when `folder` was written.
+
+    Raises:
+        CheckpointError: as `whole`; the parameters that train are not those of the checkpoint, or not of their shapes;
+            or it was written by another number of processes, and the model draws random numbers while it trains.
+    """
+    whole(folder)
+    state = folder / STATE
+    told = json.loads((state / "progress.json").read_text())
+    if not isinstance(told.get("random"), list):
+        raise IncompleteCheckpointError(f"{folder} cannot be resumed: it holds no state of the random generators.")
+    processes = len(told["random"])
+    if processes != ranks.world_size() and _draws(objective):
+        raise CheckpointError(
+            f"{folder} was written by {processes} processes, and {ranks.world_size()} would go on from it. "
+            "The model has dropout, whose random numbers belong to each process, so that the run would not be the "
+            f"same. Start {processes}, or begin a new run."
+        )
     restore: Any = getattr(objective, "restore", None)
     if restore is not None:
         restore(folder)
@@ -104,18 +236,29 @@ def read(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -
         for name, tensor in trained.items():
             tensor.copy_(weights[name])
     _restore_optimizer(folder, objective, optimizer)
-    torch.set_rng_state(load_file(state / "rng.safetensors")["torch"])
-    progress = json.loads((state / "progress.json").read_text())
-    version, numbers, gauss = progress["python_rng"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = progress["numpy_rng"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    return Progress(progress["step"], progress["samples"], progress["seconds"])
+    if scaler is not None and told.get("scaler"):
+        scaler.load_state_dict(told["scaler"])
+    if processes == ranks.world_size():
+        set_generators(told["random"][ranks.rank()], device)
+    return Progress(told["step"], told["samples"], told["seconds"], told.get("watch") or {})
 
 
-def _numpy_state() -> list[Any]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return [kind, np.asarray(keys).tolist(), *rest]
+def _draws(objective: nn.Module) -> bool:
+    """Whether a forward pass in training draws random numbers."""
+    if getattr(objective, "draws", False):
+        return True
+    for module in objective.modules():
+        rates = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            return True
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return True
+    return False
+
+
+def _newest(run: Path) -> str:
+    found = saved(run)
+    return f"The newest checkpoint is {found[-1]}." if found else f"{run} holds no checkpoint yet."
 
 
 def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:

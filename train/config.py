@@ -12,7 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from vlchat.errors import ConfigError, nearest
 
-_LEAST = {"steps": 1, "batch": 1, "workers": 0, "log_every": 1, "sample_every": 1, "save_every": 1, "keep": 1}
+_FROM_ONE = ("steps", "batch", "micro_batch", "log_every", "sample_every", "save_every", "keep")
+_LEAST = {"workers": 0} | dict.fromkeys(_FROM_ONE, 1)
 
 
 @dataclass
@@ -33,7 +34,8 @@ class LoopConfig:
 
     steps: int | None = None  # optimizer steps; None: from epochs
     epochs: float = 1.0
-    batch: int = 32  # rows a step and process
+    batch: int = 32  # rows of an optimizer step, over all processes
+    micro_batch: int | None = None  # rows at once on one process; None: all of its rows
     minutes: float | None = None  # stop early, with the schedule fitted to this wall time
     precision: str = "no"  # "no" | "bf16" | "fp16"
     workers: int = 1

@@ -20,9 +20,12 @@ from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError
 from vlchat.processor import VLChatProcessor
+from vlchat.scenes.rows import generator
+from vlchat.scenes.world import sample_scene
 
 SHAPE_STEP = 32
 _BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
+_MEASURED = 64  # scenes whose maps are measured
 
 
 class Conversations(nn.Module):
@@ -31,6 +34,8 @@ class Conversations(nn.Module):
     model: Any
     processor: Any
     reader: MapReader
+    map_variance: float
+    whole_batch = False
 
     def __init__(
         self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int, cells: float
@@ -52,16 +57,20 @@ class Conversations(nn.Module):
     def steps(self, epochs: float, batch: int) -> int:
         return max(1, round(epochs * len(self.mixture) / batch))
 
-    def examples(self, step: int, rows: int) -> list[Example]:
+    def examples(self, positions: Sequence[int]) -> list[Example]:
+        """The rows at these positions: epoch after epoch, each in its own order."""
         found = []
-        for position in range(step * rows, (step + 1) * rows):
+        for position in positions:
             epoch, index = divmod(position, len(self.mixture))
             self.mixture.set_epoch(epoch)
             found.append(self.mixture[index])
         return found
 
-    def batch(self, step: int, rows: int) -> dict[str, Any]:
-        return self.tensors(self.examples(step, rows))
+    def batch(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The tensors of these rows; `ids` names them, `positions` is (rows,)."""
+        examples = self.examples(positions)
+        names = {"ids": [example.id for example in examples], "positions": torch.tensor(list(positions))}
+        return self.tensors(examples) | names
 
     def tensors(self, examples: list[Example]) -> dict[str, Any]:
         batch = Collator(self.processor, self.max_length, self.model)(examples)
@@ -87,8 +96,21 @@ class Conversations(nn.Module):
         scenes = [scene for example in examples for scene in example.meta["scenes"]]
         return self.reader.tensors([self.reader.cells(scene) for scene in scenes])
 
+    def measure_maps(self) -> None:
+        """The variance of scene maps in the language model's embeddings, before anything trains: `cells_loss`' unit."""
+        scenes = [sample_scene(generator("cells-variance", 0, index)) for index in range(_MEASURED)]
+        words = self.reader.tensors([self.reader.cells(scene) for scene in scenes])
+        with torch.no_grad():
+            target = self.reader.embed(self.model.get_input_embeddings(), *words.values()).flatten(0, 1).float()
+        self.map_variance = target.var(0).mean().item()
+
+    @staticmethod
+    def cell_weights(sides: torch.Tensor) -> torch.Tensor:
+        """How much each cell of scene maps counts, (maps * cells,): the background less."""
+        return torch.where(sides.sum(-1).flatten() > 0, 1.0, _BACKGROUND)
+
     def cells_loss(self, features: torch.Tensor, words: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-        """What the image tokens lack of the scene maps, as a share of their variance; the background counts less.
+        """What the image tokens lack of the scene maps, in units of their variance, summed over cells by weight.
 
         Args:
             features: (maps * cells, hidden), what the connector gives.
@@ -96,14 +118,13 @@ class Conversations(nn.Module):
         """
         with torch.no_grad():
             target = self.reader.embed(self.model.get_input_embeddings(), words, sides).flatten(0, 1).float()
-            weight = torch.where(sides.sum(-1).flatten() > 0, 1.0, _BACKGROUND)
         if features.shape != target.shape:
             raise ConfigError(
                 f"objective.cells needs one image token for each of the {IMAGE_TOKENS} cells of a scene map; this "
                 f"tower and connector give {len(features) // len(words)}. Set objective.cells=0."
             )
         error = (features.float() - target).square().mean(-1)
-        return (weight * error).sum() / weight.sum() / target.var(0).mean()
+        return (self.cell_weights(sides) * error).sum() / self.map_variance
 
     @torch.no_grad()
     def sample(self) -> tuple[dict[str, float], list[str]]:

@@ -7,7 +7,7 @@ trained on questions and answers alone it learns to guess.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.config import transformers_config
 from train.reader import IMAGE_TOKENS, MapReader
+from train.terms import Term
 from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
 from vlchat.folders import writing
@@ -46,6 +47,8 @@ class LanguageObjective(nn.Module):
     """
 
     name = "language"
+    whole_batch = False
+    draws = True  # noise on the maps
 
     def __init__(
         self,
@@ -83,9 +86,13 @@ class LanguageObjective(nn.Module):
         """Take the tokenizer of a checkpoint that is resumed."""
         self.tokenizer = self.reader.tokenizer = saved_tokenizer(folder, len(self.tokenizer))
 
-    def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
-        """input_ids, labels (rows, tokens), cell_words and cell_sides (`MapReader.tensors`) of one step."""
-        return self._padded([self._row(index) for index in range(step * rows, (step + 1) * rows)], self.length)
+    def batch(self, positions: Sequence[int]) -> dict[str, Any]:
+        """input_ids, labels (rows, tokens), cell_words and cell_sides (`MapReader.tensors`) of these rows."""
+        rows = self._padded([self._row(position) for position in positions], self.length)
+        return rows | {"ids": [f"scene-{position}" for position in positions]}
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        return {"answers": float(torch.ne(batch["labels"][:, 1:], _MASKED).sum())}
 
     def _row(self, index: int) -> dict[str, Any]:
         rng = generator("lm-row", self.seed, index)
@@ -158,13 +165,14 @@ class LanguageObjective(nn.Module):
             )
         return embeds
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         # Right padding under a causal mask is never seen by a real token, so no mask is needed.
         hidden = self._body[0](inputs_embeds=self.embed(batch), use_cache=False).last_hidden_state
         labels = batch["labels"][:, 1:]
         asked = torch.ne(labels, _MASKED)  # words are only predicted where they count
         logits = self.model.lm_head(hidden[:, :-1][asked]).float()
-        return functional.cross_entropy(logits, labels[asked]), {}
+        total = functional.cross_entropy(logits, labels[asked], reduction="sum")
+        return {"answers": Term(total, float(asked.sum()))}
 
     def sample(self) -> tuple[dict[str, float], list[str]]:
         scores, shown = {}, []

@@ -1,23 +1,28 @@
 """One loop for every objective: batch, loss, step, with progress, metrics, samples, checkpoints and resume."""
 
+from __future__ import annotations
+
 import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tqdm.auto import tqdm
 
 from train import checkpoint
-from train.batches import stream
+from train.batches import Batch, Plan, stream
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
+from train.ranks import Heartbeat, exchange, join
+from train.step import OutOfMemory, Stepper, TrainingStopped
+from train.stopping import Interrupted, Stop
+from train.terms import Term, add
+from train.watch import Watch
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.folders import step_of
 
@@ -25,143 +30,121 @@ _PRECISIONS = ("no", "bf16", "fp16")
 
 
 class Objective(Protocol):
-    """A model and its loss. Any nn.Module with these methods trains in `fit`."""
+    """A model and its loss. Any nn.Module with these methods trains in `fit`.
 
-    def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]: ...
-    def __call__(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]: ...
+    Attributes:
+        whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
+    """
+
+    whole_batch: bool
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The tensors of the rows at these positions of the run's endless order, with `ids`, the rows' names."""
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """How much each term of the loss is averaged over in this batch, from the batch alone."""
+
+    def __call__(self, batch: Batch) -> dict[str, Term]: ...
     def sample(self) -> tuple[dict[str, float], list[str]]: ...
     def save(self, folder: Path, extra: Callable[[Path], None]) -> None: ...
-
-
-class TrainingStopped(VLChatError):
-    """A run that cannot go on, such as one whose loss is no number any more."""
-
-
-class _Rows:
-    """The batches of an objective, `rows` rows a step."""
-
-    def __init__(self, objective: Any, rows: int) -> None:
-        self.objective, self.rows = objective, rows
-
-    def batch(self, step: int) -> dict[str, Any]:
-        return self.objective.batch(step, self.rows)
 
 
 def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = None) -> Path:
     """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
 
-    Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin.
+    Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin. Several processes,
+    as `torchrun` and `accelerate launch` start them, share the rows of each step; their gradients are added.
 
     Raises:
-        TrainingStopped: the loss is not finite; the last checkpoint is from before.
-        ConfigError: an unknown precision, or a rule that matches no parameter.
+        TrainingStopped: the loss or its gradient is not finite; the last checkpoint is from before.
+        Interrupted: the run was asked to stop, and has saved.
+        ConfigError: an unknown precision, a rule that matches no parameter, a batch that can't be split as asked.
         CheckpointError: `resume` is incomplete or from another configuration, or the run has checkpoints beyond it.
+        DataError: a row cannot be used.
     """
     loop, run = config.loop, Path(config.run)
-    if loop.precision not in _PRECISIONS:
-        raise ConfigError(f'loop.precision is "{loop.precision}"; use {", ".join(_PRECISIONS)}.')
     groups, table = parameter_groups(objective, config.trainable, config.optim)
-    precision = _precision(loop.precision, objective)
-    AcceleratorState._reset_state()  # a process may train several runs, each in its precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    accelerator = _accelerator(_precision(loop.precision, objective))
+    plan = Plan.of(
+        loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
+    )
     accelerator.print(table)
+    objective.to(accelerator.device)
     optimizer: Any = optimizer_of(groups, config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    progress = checkpoint.read(resume, objective, optimizer) if resume else Progress()
+    progress = Progress()
     if resume:
+        progress = checkpoint.read(resume, objective, optimizer, accelerator.device, accelerator.scaler)
         accelerator.print(f"Resuming {resume}: step {progress.step:,} of {steps:,}, {progress.samples:,} samples seen.")
-        if loop.minutes is not None and progress.seconds >= 60 * loop.minutes:
-            accelerator.print(f"It has had its {loop.minutes:g} minutes; raise loop.minutes to go on.")
+        if reason := _over(progress, steps, loop.minutes):
+            accelerator.print(reason)
             return resume
-        if progress.step >= steps:
-            accelerator.print("It has made all its steps; raise loop.steps or loop.epochs to go on.")
-            return resume
-        beyond = [folder.name for folder in checkpoint.saved(run) if step_of(folder) > progress.step]
-        if beyond:
-            raise CheckpointError(
-                f"{run} has checkpoints after step {progress.step}: {', '.join(beyond)}. Add run=OTHER/FOLDER to go on "
-                f"from {resume} beside them."
-            )
+        _refuse_mixing(run, resume, progress)
     else:
-        checkpoint.clear(run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    bare = accelerator.unwrap_model(objective)
+        torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+    if accelerator.is_main_process:
+        _open_run(run, config, resume)
+    accelerator.wait_for_everyone()
+
+    stepper = Stepper(objective, optimizer, accelerator, config.optim.clip)
     share = schedule(config.optim)
     started = time.monotonic() - progress.seconds
-    last, counted = time.monotonic(), progress.step  # since when, and since which step, the rate is taken
-    with tqdm(
-        total=steps, initial=progress.step, dynamic_ncols=True, mininterval=2, disable=not accelerator.is_main_process
-    ) as bar:
+    written = resume
+    stop = Stop()
+    with Heartbeat().beating(), stop.listening(), Watch(config, objective, steps, accelerator, progress) as watch:
         objective.train()
-        for step, batch in enumerate(
-            stream(_Rows(bare, loop.batch), progress.step, steps, loop.workers), start=progress.step
-        ):
-            done = step / steps
-            if loop.minutes is not None:
-                done = max(done, (time.monotonic() - started) / 60 / loop.minutes)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * share(done)
-            batch = {
-                key: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            with accelerator.autocast():
-                loss, metrics = objective(batch)
-            if not math.isfinite(loss.item()):
-                raise TrainingStopped(
-                    f"The loss of step {step + 1} is {loss.item()}. Nothing of it was saved; lower the learning "
-                    f"rate or look at the rows of this batch. Checkpoints in {run}: {len(checkpoint.saved(run))}."
+        while progress.step < steps:
+            for batches in stream(objective, plan, progress.step, steps, loop.workers):
+                told = exchange(
+                    {
+                        "counts": {} if isinstance(batches, VLChatError) else add(map(objective.counts, batches)),
+                        "error": str(batches) if isinstance(batches, VLChatError) else None,
+                        "signal": stop.signal,
+                        "seconds": time.monotonic() - started,
+                    }
                 )
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            progress = Progress(
-                step + 1, progress.samples + loop.batch * accelerator.num_processes, time.monotonic() - started
-            )
-            final = progress.step == steps or done >= 1.0
-            bar.update()
-            if loop.minutes is not None:
-                bar.total = min(steps, round(progress.step / min(1.0, progress.seconds / 60 / loop.minutes)))
-            if progress.step % loop.log_every == 0 or final:
-                now = time.monotonic()
-                rate = loop.batch * (progress.step - counted) / (now - last)
-                last, counted = now, progress.step
-                line = {
-                    "step": progress.step,
-                    "loss": loss.item(),
-                    **metrics,
-                    "grad_norm": float(norm),
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "rows_per_second": rate,
-                    "seconds": progress.seconds,
-                }
-                bar.set_postfix_str(f"loss {loss.item():.3f} lr {line['lr']:.1e} {rate:.0f} rows/s")
-                if accelerator.is_main_process:
-                    _log(run, line)
-            if progress.step % loop.sample_every == 0 or final:
-                bare.eval()
-                with accelerator.autocast():
-                    scores, shown = bare.sample()
-                objective.train()
-                last, counted = time.monotonic(), progress.step
-                if accelerator.is_main_process:
-                    _log(run, {"step": progress.step, **scores})
-                    bar.write(
-                        "\n".join(
-                            [
-                                f"step {progress.step}  " + "  ".join(f"{k} {v:.3f}" for k, v in scores.items()),
-                                *(f"    {text}" for text in shown),
-                            ]
-                        )
-                    )
-            if (progress.step % loop.save_every == 0 or final) and accelerator.is_main_process:
-                written = checkpoint.write(run, progress, bare, optimizer, config, loop.keep)
-            if final:
-                break
-    return written
+                if isinstance(batches, VLChatError):
+                    raise batches
+                for one in told:  # another process's row: all end together
+                    if one["error"]:
+                        raise TrainingStopped(one["error"])
+                seconds = told[0]["seconds"]  # one clock for all
+                done = progress.step / steps
+                if loop.minutes is not None:
+                    done = max(done, seconds / 60 / loop.minutes)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * share(done)
+                try:
+                    outcome = stepper(progress.step, batches, add(one["counts"] for one in told))
+                except OutOfMemory:
+                    plan = _smaller(plan, accelerator)
+                    break  # the rows of this step come anew, in smaller pieces
+                progress = Progress(progress.step + 1, progress.samples + loop.batch, seconds)
+                asked = next((one["signal"] for one in told if one["signal"]), None)
+                final = progress.step == steps or done >= 1.0 or asked is not None
+                early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], final)
+                final = final or early
+                if progress.step % loop.save_every == 0 or final:
+                    written = _save(run, progress, watch, objective, optimizer, config, accelerator)
+                if asked is not None:
+                    name = {2: "SIGINT", 15: "SIGTERM"}.get(asked, f"signal {asked}")
+                    watch.stopped(name, progress)
+                    raise Interrupted(f"Stopped by {name}; --resume auto goes on from {written}.", 128 + asked)
+                if final:
+                    watch.stopped("early" if early else "done", progress)
+                    assert written is not None
+                    return written
+    raise AssertionError("a run ends with its last step")
+
+
+def _accelerator(precision: str) -> Accelerator:
+    if precision not in _PRECISIONS:
+        raise ConfigError(f'loop.precision is "{precision}"; use {", ".join(_PRECISIONS)}.')
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("loop.precision is fp16, which needs a GPU; use bf16.")
+    join()
+    AcceleratorState._reset_state()  # a process may train several runs, each in its precision
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
 def _precision(wanted: str, objective: Any) -> str:
@@ -172,7 +155,72 @@ def _precision(wanted: str, objective: Any) -> str:
     return "fp16" if torch.cuda.is_available() and torch.float16 in stored else "bf16"
 
 
-def _log(run: Path, line: dict[str, Any]) -> None:
-    rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
-    with (run / "metrics.jsonl").open("a") as handle:
-        handle.write(json.dumps(rounded) + "\n")
+def _over(progress: Progress, steps: int, minutes: float | None) -> str | None:
+    """Why a checkpoint has nothing left to train, if so."""
+    if minutes is not None and progress.seconds >= 60 * minutes:
+        return f"It has had its {minutes:g} minutes; raise loop.minutes to go on."
+    if progress.step >= steps:
+        return "It has made all its steps; raise loop.steps or loop.epochs to go on."
+    return None
+
+
+def _refuse_mixing(run: Path, resume: Path, progress: Progress) -> None:
+    beyond = [folder.name for folder in checkpoint.saved(run) if step_of(folder) > progress.step]
+    if beyond:
+        raise CheckpointError(
+            f"{run} has checkpoints after step {progress.step}: {', '.join(beyond)}. Add run=OTHER/FOLDER to go on "
+            f"from {resume} beside them."
+        )
+
+
+def _open_run(run: Path, config: RunConfig, resume: Path | None) -> None:
+    if resume is None:
+        checkpoint.clear(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoint.tidy(run)
+        (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+    except OSError as error:
+        raise ConfigError(f"The run cannot be written to {run}: {error.strerror}. Add run=OTHER/FOLDER.") from error
+
+
+def _smaller(plan: Plan, accelerator: Accelerator) -> Plan:
+    if plan.micro == 1:
+        raise TrainingStopped(
+            "There is too little memory for a single row. Quantize the model (objective.quantize=nf4), shorten the "
+            "rows (objective.max_length), train less of it, or take a larger machine."
+        )
+    smaller = plan.halved()
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    accelerator.print(
+        f"Out of memory with {plan.micro} rows at once: going on with {smaller.micro}; the {plan.batch} rows of a step "
+        f"stay. loop.micro_batch={smaller.micro} begins so."
+    )
+    return smaller
+
+
+def _save(
+    run: Path,
+    progress: Progress,
+    watch: Watch,
+    objective: Any,
+    optimizer: Any,
+    config: RunConfig,
+    accelerator: Accelerator,
+) -> Path:
+    states = exchange(checkpoint.generators(accelerator.device))
+    folder = run / f"step-{progress.step}"
+    problem = None
+    if accelerator.is_main_process:
+        kept = Progress(progress.step, progress.samples, progress.seconds, watch.state())
+        try:
+            checkpoint.write(
+                run, kept, objective, optimizer, config, states, accelerator.scaler, spared=watch.best_step
+            )
+        except VLChatError as error:
+            problem = str(error)
+    problem = exchange({"problem": problem})[0]["problem"]  # no process goes on with a run that cannot be saved
+    if problem:
+        raise CheckpointError(problem)
+    return folder

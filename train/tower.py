@@ -1,6 +1,6 @@
 """Stage 0, vision: a CLIP from nothing on drawn scenes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from train.checkpoint import STATE
 from train.config import transformers_config
 from train.contrastive import clip_loss, recall
+from train.terms import Term
 from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
 from vlchat.folders import newest, writing
@@ -45,6 +46,7 @@ class TowerObjective(nn.Module):
     """
 
     name = "clip"
+    whole_batch = True
     word_ids: torch.Tensor
     word_mask: torch.Tensor
 
@@ -133,9 +135,9 @@ class TowerObjective(nn.Module):
         self.tokenizer = saved_tokenizer(folder, len(self.tokenizer))
         self._fix_words()
 
-    def batch(self, step: int, rows: int) -> dict[str, torch.Tensor]:
-        """Pictures, captions and labelled cells of one step."""
-        rngs = [generator("tower", self.seed, step * rows + row) for row in range(rows)]
+    def batch(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Pictures, captions and labelled cells of the rows at these positions."""
+        rngs = [generator("tower", self.seed, position) for position in positions]
         scenes = [sample_scene(rng, texts=self.texts) for rng in rngs]
         pictures = [picture_of(scene, rng, self.side) for scene, rng in zip(scenes, rngs, strict=True)]
         # Fixed lengths: every new shape costs the CPU a freshly compiled kernel.
@@ -152,7 +154,7 @@ class TowerObjective(nn.Module):
         }
         if self.cells:
             batch |= self._cell_batch(scenes, rngs[0])
-        return batch
+        return batch | {"ids": [f"scene-{position}" for position in positions]}
 
     def _cell_batch(self, scenes: list[Scene], rng: Random) -> dict[str, torch.Tensor]:
         codes = torch.tensor([cell.codes() for scene in scenes for cell in scene_map(scene)])  # (rows * cells, fields)
@@ -169,26 +171,30 @@ class TowerObjective(nn.Module):
         )
         return {"cell_index": index, "cell_codes": codes[index]}
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-        model = self.model
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        """Rows, and for each field the labelled cells."""
+        cells = {f"cell_{field}": float(len(batch["cell_index"])) for field in FIELDS} if "cell_index" in batch else {}
+        return {"itc": float(len(batch["pixel_values"]))} | cells
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
+        model, rows = self.model, float(len(batch["pixel_values"]))
         vision = model.vision_model(batch["pixel_values"])
         image = functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)  # (batch, projection)
         text = self._text(batch["caption_input_ids"], batch["caption_attention_mask"])
         scale = model.logit_scale.exp().clamp(max=100.0)
-        loss = clip_loss(image, text, scale)
         forward, backward = recall(image.detach(), text.detach())
-        metrics = {"itc": loss.item(), "image_to_text": forward, "text_to_image": backward, "scale": scale.item()}
+        watched = {"image_to_text": forward, "text_to_image": backward, "scale": scale.item()}
+        terms = {"itc": Term(clip_loss(image, text, scale) * rows, rows)}
+        terms |= {name: Term(torch.tensor(value * rows), rows, 0.0) for name, value in watched.items()}
         if "cell_index" in batch:
             patches = model.vision_model.post_layernorm(vision.last_hidden_state[:, 1:]).flatten(0, 1)[
                 batch["cell_index"]
             ]
-            losses = []
             for number, (field, logits) in enumerate(self._cell_logits(patches).items()):
                 targets = batch["cell_codes"][:, number]
-                losses.append(functional.cross_entropy(scale * logits.float(), targets))
-                metrics[f"cell_{field}"] = losses[-1].item()
-            loss = loss + self.cells_weight * torch.stack(losses).sum()
-        return loss, metrics
+                named = functional.cross_entropy(scale * logits.float(), targets, reduction="sum")
+                terms[f"cell_{field}"] = Term(named, float(len(targets)), self.cells_weight)
+        return terms
 
     def _cell_logits(self, patches: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cosine of each patch (patches, hidden) with each word of each field, (patches, words)."""

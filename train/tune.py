@@ -10,7 +10,9 @@ import torch
 
 from train.conversations import Conversations
 from train.reader import MapReader
+from train.terms import Term
 from vlchat import checkpoint, foreign
+from vlchat.data.collate import IGNORED
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora
@@ -62,14 +64,25 @@ class TuneObjective(Conversations):
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
+        if cells:
+            self.measure_maps()
         if lora is not None:
             self.model = add_lora(self.model, **lora)
             self.adapter = True
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        counts = {"answers": float(torch.ne(batch["labels"][:, 1:], IGNORED).sum())}
+        if len(batch.get("cell_sides", ())):
+            counts["cells"] = float(self.cell_weights(batch["cell_sides"]).sum())
+        return counts
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
+        counts = self.counts(batch)
         maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
+        batch.pop("positions")
         out = self.model(**batch, use_cache=False)
-        if not maps or not len(maps[0]):
-            return out.loss, {}
-        cells = self.cells_loss(out.image_hidden_states, *maps)
-        return out.loss + self.cells * cells, {"answers": out.loss.item(), "cells": cells.item()}
+        terms = {"answers": Term(out.loss * counts["answers"], counts["answers"])}
+        if "cells" in counts:
+            cells = self.cells_loss(out.image_hidden_states, *maps)
+            terms["cells"] = Term(cells, counts["cells"], self.cells)
+        return terms

@@ -44,6 +44,10 @@ class CheckpointError(VLChatError):
     """A checkpoint that cannot be loaded or written."""
 
 
+class IncompleteCheckpointError(CheckpointError):
+    """A checkpoint without all that a run needs to go on from it."""
+
+
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint whose format can run code when it is read."""
 

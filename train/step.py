@@ -1,0 +1,158 @@
+"""One optimizer step: micro-batches in, summed over processes, checked, and applied or refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from train.batches import Batch
+from train.ranks import exchange, sum_gradients
+from train.terms import Term, add, loss_of
+from vlchat.errors import VLChatError
+
+_NAMED = 8  # rows in a message
+
+
+class TrainingStopped(VLChatError):
+    """A run that cannot go on, such as one whose loss is no number any more."""
+
+
+class OutOfMemory(Exception):
+    """Some process had too little memory for a micro-batch. Weights and random generators are as before the step."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step was: its loss, each term as a mean over the whole batch, and the norm of its gradient."""
+
+    loss: float
+    terms: dict[str, float]
+    norm: float
+
+
+class Stepper:
+    """Makes optimizer steps.
+
+    The loss is each term's sum over all micro-batches and processes, divided by its count over all of them: it does
+    not depend on how the batch is split.
+
+    Args:
+        objective: see `train.loop.Objective`; its parameters are on the accelerator's device.
+        clip: the gradient's largest norm.
+    """
+
+    def __init__(self, objective: Any, optimizer: Any, accelerator: Accelerator, clip: float) -> None:
+        self.objective, self.optimizer, self.accelerator, self.clip = objective, optimizer, accelerator, clip
+        self.trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+
+    def __call__(self, step: int, batches: Sequence[Batch], counts: dict[str, float]) -> Outcome:
+        """Step number `step` (from 0).
+
+        Args:
+            batches: this process's micro-batches; their `ids` name the rows.
+            counts: of the whole batch, by term.
+
+        Raises:
+            TrainingStopped: the loss or its gradient is no number, on any process. Nothing was changed.
+            OutOfMemory: see there.
+        """
+        before = random_state(self.accelerator.device)
+        terms: dict[str, list[float]] = {}
+        broken: list[dict[str, Any]] = []
+        short = False
+        try:
+            for batch in batches:
+                ids = batch["ids"]
+                found = self._backward(batch, counts)
+                for name, (total, count, weight) in found.items():
+                    sums = terms.setdefault(name, [0.0, 0.0, weight])
+                    sums[0] += total
+                    sums[1] += count
+                if not all(math.isfinite(total) for total, _, weight in found.values() if weight):
+                    broken.append({"ids": ids, "terms": {name: total for name, (total, _, _) in found.items()}})
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if self.objective.whole_batch or not _is_memory(error):
+                raise
+            short = True
+        told = exchange({"short": short, "broken": broken[:1], "terms": terms})
+        if any(one["short"] for one in told):
+            self.optimizer.zero_grad(set_to_none=True)
+            set_random_state(before, self.accelerator.device)
+            raise OutOfMemory
+        for number, one in enumerate(told):
+            for bad in one["broken"]:
+                figures = ", ".join(f"{name} {value}" for name, value in bad["terms"].items())
+                raise TrainingStopped(
+                    f"The loss of step {step + 1} is no finite number on process {number}: {figures}. "
+                    f"{_rows(bad['ids'])} Nothing of this step was saved; look at these rows, or lower the learning "
+                    "rate."
+                )
+        norm = self._apply(step, batches)
+        totals = add({name: sums[0] for name, sums in one["terms"].items()} for one in told)
+        tries = add({name: sums[1] for name, sums in one["terms"].items()} for one in told)
+        weights = {name: sums[2] for one in told for name, sums in one["terms"].items()}
+        means = {name: total / (counts.get(name, tries[name]) or 1.0) for name, total in totals.items()}
+        return Outcome(sum(weights[name] * value for name, value in means.items()), means, norm)
+
+    def _backward(self, batch: Batch, counts: dict[str, float]) -> dict[str, tuple[float, float, float]]:
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            terms: dict[str, Term] = self.objective(
+                {
+                    key: value.to(device) if isinstance(value, torch.Tensor) else value
+                    for key, value in batch.items()
+                    if key != "ids"
+                }
+            )
+        self.accelerator.backward(loss_of(terms, counts))
+        return {name: (term.total.item(), float(term.count), term.weight) for name, term in terms.items()}
+
+    def _apply(self, step: int, batches: Sequence[Batch]) -> float:
+        sum_gradients(list(self.trained.values()))
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip))
+        if scaler is not None:  # a gradient that overflows is left out, and the scale lowered, by the scaler
+            scaler.step(self.optimizer)
+            scaler.update()
+            if scaler.get_scale() < 1e-6:
+                raise TrainingStopped(f"The gradient of step {step + 1} overflows at any scale. Train with bf16.")
+        elif math.isfinite(norm):
+            self.optimizer.step()
+        else:
+            bad = [n for n, p in self.trained.items() if p.grad is not None and not p.grad.isfinite().all()]
+            rows = [name for one in exchange({"ids": [n for b in batches for n in b["ids"]]}) for name in one["ids"]]
+            raise TrainingStopped(
+                f"The gradient of step {step + 1} is no finite number, first in {bad[0] if bad else 'its norm'}. "
+                f"{_rows(rows)} Nothing of this step was saved; look at these rows, or lower the learning rate."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def _rows(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return f"Rows: {', '.join(ids[:_NAMED])}{more}."
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """torch's random generators of this process: the CPU's, and the device's where it has its own."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_state(states: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Puts `random_state` back."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
