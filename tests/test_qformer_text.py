@@ -166,14 +166,18 @@ def _changed(batch: dict[str, torch.Tensor], place: int) -> dict[str, torch.Tens
     return {**batch, "input_ids": ids}
 
 
+def _write(text: QFormerText, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return text.write(batch["features"], batch["input_ids"])
+
+
 @torch.no_grad()
 def test_a_changed_token_changes_no_query_and_nothing_before_it(
     text: QFormerText, batch: dict[str, torch.Tensor]
 ) -> None:
-    queries, states = text.write(**batch)
+    queries, states = _write(text, batch)
     torch.testing.assert_close(queries, text.queries(batch["features"]))
     for place in range(1, 4):
-        other_queries, other_states = text.write(**_changed(batch, place))
+        other_queries, other_states = _write(text, _changed(batch, place))
         assert torch.equal(other_queries, queries)
         assert torch.equal(other_states[:, :place], states[:, :place])
         after = (other_states[:, place:] - states[:, place:]).abs().amax(-1)
@@ -184,12 +188,12 @@ def test_a_changed_token_changes_no_query_and_nothing_before_it(
 def test_the_text_that_is_written_sees_the_picture_and_padding_changes_nothing(
     text: QFormerText, batch: dict[str, torch.Tensor]
 ) -> None:
-    _, states = text.write(**batch)
-    _, elsewhere = text.write(**{**batch, "features": batch["features"].flip(0)})
+    _, states = _write(text, batch)
+    _, elsewhere = _write(text, {**batch, "features": batch["features"].flip(0)})
     assert bool(((elsewhere - states).abs().amax(-1) > 1e-4).all())
     for place in (4, 5):
         other = _changed(batch, place)
-        torch.testing.assert_close(text.write(**other)[1][1, :4], states[1, :4])
+        torch.testing.assert_close(_write(text, other)[1][1, :4], states[1, :4])
         matched = text.match(**other)
         assert torch.equal(matched[1], text.match(**batch)[1])
         assert not torch.equal(matched[0], text.match(**batch)[0])

@@ -121,19 +121,16 @@ class QFormerText(nn.Module):
         sees = there[:, None].expand(-1, there.shape[1], -1)
         return self._encode(states, sees, features, queries.shape[1])[:, : queries.shape[1]]
 
-    def write(
-        self, features: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, features: torch.Tensor, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The queries' states (rows, queries, hidden) and the text's (rows, tokens, hidden) as it is written: its first
-        token is [DEC], and each token sees the queries and the text up to itself."""
+        token is [DEC], and each token sees the queries and the text up to itself, so never the padding after it."""
         queries = self._queries(features)
         count, tokens = queries.shape[1], input_ids.shape[1]
         first = torch.full_like(input_ids[:, :1], self.words + _WRITE)
         states = torch.cat([queries, self._embed(torch.cat([first, input_ids[:, 1:]], dim=1))], dim=1)
         sees = torch.ones(count + tokens, count + tokens, dtype=torch.bool, device=states.device).tril()
         sees[:count, :count] = True
-        there = functional.pad(attention_mask.bool(), (count, 0), value=True)
-        states = self._encode(states, sees & there[:, None], features, count)
+        states = self._encode(states, sees.expand(len(states), -1, -1), features, count)
         return states[:, :count], states[:, count:]
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -145,7 +142,7 @@ class QFormerText(nn.Module):
         self, features: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, int]:
         """The sum over the texts' tokens, [SEP] included, of their negative log-likelihood, and their number."""
-        _, states = self.write(features, input_ids, attention_mask)
+        _, states = self.write(features, input_ids)
         asked = attention_mask[:, 1:].bool()
         logits = self.logits(states[:, :-1][asked])  # only where a token follows
         targets = input_ids[:, 1:][asked]
