@@ -14,7 +14,7 @@ from processes import together
 
 from train import contrastive
 from train.config import typed
-from train.contrastive import Contrast, ContrastConfig, hits, info_nce, recall, sigmoid, triplet
+from train.contrastive import Contrast, ContrastConfig, hits, info_nce, sigmoid, triplet
 from vlchat.errors import ConfigError
 
 FORMS = ("local", "full")
@@ -131,7 +131,6 @@ def test_recall_counts_both_directions() -> None:
     text = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.9, 0.1]])
     forward, backward, count = hits(image, text)
     assert (int(forward), int(backward), count) == (3, 2, 3)
-    assert recall(image, text) == pytest.approx((1.0, 2 / 3))
 
 
 @pytest.mark.parametrize(
@@ -149,24 +148,24 @@ def test_a_wrong_setting_is_told_in_a_sentence(spec: dict, message: str) -> None
 
 
 def test_a_batch_of_one_row_is_refused() -> None:
-    with pytest.raises(ConfigError, match="one row has nothing to tell it from. Set loop.batch to 2 or more"):
+    with pytest.raises(ConfigError, match="one row has too little to tell it from. Set loop.batch to 2 or more"):
         info_nce(_unit(1, 4, 0), _unit(1, 4, 1), torch.tensor(1.0))
 
 
 def _step(loss: str, form: str, queries: int, rank: int, ranks: int) -> dict[str, torch.Tensor]:
-    """Losses and gradients of this process's share of a batch of eight rows behind trained projections."""
-    own = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+    """Losses and gradients of this process's share of a batch of nine rows behind trained projections."""
+    own = slice(rank * 9 // ranks, (rank + 1) * 9 // ranks)  # 4 rows and 5
     weights = {"image": _unit(5, 5, 20).requires_grad_(), "text": _unit(5, 5, 21).requires_grad_()}
     contrast = Contrast(ContrastConfig(loss=loss, form=form, smoothing=0.1)).double()
-    image = torch.nn.functional.normalize(_unit(8, 5, 22, queries)[own] @ weights["image"], dim=-1)
-    text = torch.nn.functional.normalize(_unit(8, 5, 23)[own] @ weights["text"], dim=-1)
+    image = torch.nn.functional.normalize(_unit(9, 5, 22, queries)[own] @ weights["image"], dim=-1)
+    text = torch.nn.functional.normalize(_unit(9, 5, 23)[own] @ weights["text"], dim=-1)
     total, count = contrast(image, text)
-    (total / 8).backward()
+    (total / 9).backward()
     found = {name: weight.grad for name, weight in weights.items()}
     found |= {name: parameter.grad for name, parameter in contrast.named_parameters()}
     counted = dict(zip(("to_text", "to_image", "rows"), hits(image, text), strict=True))
     found |= {name: torch.as_tensor(value, dtype=torch.float64) for name, value in counted.items()}
-    return {"loss": total.detach() / 8, "count": torch.tensor(float(count)), **found}
+    return {"loss": total.detach() / 9, "count": torch.tensor(float(count)), **found}
 
 
 def _all_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
@@ -180,7 +179,7 @@ def _all_steps(rank: int, ranks: int) -> dict[str, torch.Tensor]:
     for form in FORMS if ranks > 1 else ():
         for queries in (0, 4):
             found[f"peak-{form}-{queries}"] = torch.tensor(contrast_memory.peak("infonce", form, 64, 8, queries))
-        with pytest.raises(ConfigError, match="one row a process has nothing to tell it from. Set loop.batch to 4"):
+        with pytest.raises(ConfigError, match="one row a process has too little to tell it from. Set loop.batch to 4"):
             info_nce(_unit(1, 4, 0), _unit(1, 4, 1), torch.tensor(1.0))
     return found
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from train.contrastive import clip_loss, recall
+from train.contrastive import hits, info_nce
 from train.conversations import SHAPE_STEP, Conversations
 from train.reader import MapReader
 from train.terms import Term
@@ -157,10 +157,7 @@ class AlignObjective(Conversations):
                 words = (states * mask).sum(1) / mask.sum(1)  # (images, hidden)
             image = functional.normalize(self.image_projection(pooled), dim=-1)
             text = functional.normalize(self.text_projection(words), dim=-1)
-            itc = clip_loss(image, text, self.logit_scale.exp().clamp(max=100.0))
-            forward, backward = recall(image.detach(), text.detach())
-            pairs = counts["itc"]
-            terms["itc"] = Term(itc * pairs, pairs, self.itc)
-            for name, share in {"image_to_text": forward, "text_to_image": backward}.items():
-                terms[name] = Term(torch.tensor(share * pairs), pairs, 0.0)
+            terms["itc"] = Term(*info_nce(image, text, self.logit_scale.exp().clamp(max=100.0)), self.itc)
+            forward, backward, pairs = hits(image, text)
+            terms |= {"image_to_text": Term(forward, pairs, 0.0), "text_to_image": Term(backward, pairs, 0.0)}
         return terms

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from train.gather import gather, gather_with_gradients, processes
+from train.gather import gather, gather_with_gradients, own_places, sizes_of
 from vlchat.errors import ConfigError, nearest
 
 LOSSES = ("infonce", "sigmoid", "triplet")
@@ -136,14 +136,11 @@ def sigmoid(
 def hits(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
     """How many of this process's pictures find their own text among all texts, how many texts their picture, of how
     many. Shapes as in `info_nce`."""
-    image, text = _precise(image), _precise(text)
-    own = _own_columns(text)
-    images, texts = gather(image), gather(text)
-    return (
-        similarity(image, texts).argmax(1).eq(own).sum(),
-        similarity(images, text).argmax(0).eq(own).sum(),
-        len(text),
-    )
+    image, text, sizes = _precise(image), _precise(text), sizes_of(text)
+    own = own_places(text, sizes)
+    images, texts = gather(image, sizes), gather(text, sizes)
+    forward = similarity(image, texts).argmax(1).eq(own).sum()
+    return forward.float(), similarity(images, text).argmax(0).eq(own).sum().float(), len(text)
 
 
 class Contrast(nn.Module):
@@ -177,26 +174,22 @@ def _precise(features: torch.Tensor) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-def _own_columns(rows: torch.Tensor) -> torch.Tensor:
-    rank, _ = processes()
-    return torch.arange(rank * len(rows), (rank + 1) * len(rows), device=rows.device)
-
-
 def _everybody(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both sides of all processes, and the columns of this process's rows among them."""
-    rows, (_, world) = len(text), processes()
-    if rows < 2:
-        whole = "one row" if world == 1 else "one row a process"
+    sizes = sizes_of(text)
+    if min(sizes) < 2:  # on all processes alike
+        alone = "one row" if len(sizes) == 1 else "one row a process"
         raise ConfigError(
-            f"A contrastive batch of {whole} has nothing to tell it from. Set loop.batch to {2 * world} or more, or "
-            "objective.itc=0."
+            f"A contrastive batch of {alone} has too little to tell it from. Set loop.batch to {2 * len(sizes)} or "
+            "more, or objective.itc=0."
         )
-    if world == 1:
-        return image, text, _own_columns(text)
+    own = own_places(text, sizes)
+    if len(sizes) == 1:
+        return image, text, own
     sides = image if image.ndim == 3 else image[:, None]
-    both = gather_with_gradients(torch.cat([sides, text[:, None]], dim=1))  # one message for both
+    both = gather_with_gradients(torch.cat([sides, text[:, None]], dim=1), sizes)  # one message for both
     images, texts = both[:, :-1], both[:, -1]
-    return images if image.ndim == 3 else images[:, 0], texts, _own_columns(text)
+    return images if image.ndim == 3 else images[:, 0], texts, own
 
 
 def _both_ways(loss: _RowLoss, image: torch.Tensor, text: torch.Tensor, form: str) -> tuple[torch.Tensor, int]:
@@ -242,15 +235,3 @@ def _in_pieces(
             for rows in own.split(at_once)
         ]
     ).sum()
-
-
-def clip_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """The mean of `info_nce`."""
-    total, count = info_nce(image, text, scale, smoothing)
-    return total / count
-
-
-def recall(image: torch.Tensor, text: torch.Tensor) -> tuple[float, float]:
-    """Retrieval accuracy inside the batch: image -> text and text -> image, as shares."""
-    forward, backward, count = hits(image, text)
-    return forward.item() / count, backward.item() / count
