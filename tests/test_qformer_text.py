@@ -74,7 +74,7 @@ def reference(text: QFormerText) -> Blip2ForImageTextRetrieval:
     with torch.no_grad():
         model.query_tokens.copy_(connector.query_tokens)
         words = text.embeddings.word_embeddings.weight
-        model.embeddings.word_embeddings.weight.copy_(torch.cat([words, text.marks.weight]))
+        model.embeddings.word_embeddings.weight.copy_(torch.cat([words, text.mark_embeddings.weight]))
         model.embeddings.position_embeddings.weight.copy_(text.embeddings.position_embeddings.weight)
     model.qformer.layernorm.load_state_dict(connector.qformer.layernorm.state_dict())
     model.qformer.encoder.load_state_dict(text.encoder.state_dict())
@@ -90,7 +90,7 @@ def test_contrast_and_matching_are_those_of_transformers_blip2(
     pixels = torch.zeros(2, 3, 24, 24)
     with torch.no_grad():
         contrast = model(pixels, **batch, use_image_text_matching_head=False, return_dict=False)
-        image = torch.nn.functional.normalize(model.vision_projection(text.queries(features)), dim=-1)
+        image = torch.nn.functional.normalize(model.vision_projection(text._connector[0].read(features)), dim=-1)
         words = torch.nn.functional.normalize(model.text_projection(text(**batch)), dim=-1)
         torch.testing.assert_close(similarity(image, words), contrast[0], atol=1e-5, rtol=1e-5)
         matching = model(pixels, **batch, use_image_text_matching_head=True, return_dict=False)
@@ -98,16 +98,12 @@ def test_contrast_and_matching_are_those_of_transformers_blip2(
         torch.testing.assert_close(ours, matching[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_queries_alone_are_the_connectors(text: QFormerText, batch: dict[str, torch.Tensor]) -> None:
-    connector = text._connector[0]
-    torch.testing.assert_close(connector.projection(text.queries(batch["features"])), connector(batch["features"]))
-
-
 def test_writing_is_the_formula_of_the_paper(text: QFormerText, batch: dict[str, torch.Tensor]) -> None:
     """Post-norm BERT layers (arXiv 1810.04805) in float64, token by token, with BLIP-2's multimodal causal mask."""
     w = {name: value.double().numpy() for name, value in text.state_dict().items()}
     shared = {name: value.double().numpy() for name, value in text._connector[0].state_dict().items()}
-    table = np.concatenate([text.embeddings.word_embeddings.weight.detach().double().numpy(), w["marks.weight"]])
+    words = text.embeddings.word_embeddings.weight.detach().double().numpy()
+    table = np.concatenate([words, w["mark_embeddings.weight"]])
     places = text.embeddings.position_embeddings.weight.detach().double().numpy()
 
     def linear(x: Any, name: str) -> Any:
@@ -175,7 +171,7 @@ def test_a_changed_token_changes_no_query_and_nothing_before_it(
     text: QFormerText, batch: dict[str, torch.Tensor]
 ) -> None:
     queries, states = _write(text, batch)
-    torch.testing.assert_close(queries, text.queries(batch["features"]))
+    torch.testing.assert_close(queries, text._connector[0].read(batch["features"]))
     for place in range(1, 4):
         other_queries, other_states = _write(text, _changed(batch, place))
         assert torch.equal(other_queries, queries)
@@ -225,7 +221,7 @@ def test_what_is_shared_is_shared_and_the_rest_is_the_texts_own(text: QFormerTex
     shared = {id(parameter) for parameter in connector.parameters()}
     own = sorted(name for name, parameter in text.named_parameters() if id(parameter) not in shared)
     if connector.uses_instructions:
-        assert own == ["bias", "marks.weight", "transform.0.bias", "transform.0.weight", "transform.2.bias",
+        assert own == ["bias", "mark_embeddings.weight", "transform.0.bias", "transform.0.weight", "transform.2.bias",
                        "transform.2.weight"]  # fmt: skip
     else:
         assert sum(".intermediate." in name or ".output.dense" in name for name in own) == 3 * 4
@@ -256,5 +252,7 @@ def test_an_instructed_qformer_with_fewer_words_than_the_tokenizer_is_refused(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     connector = QFormerConnector(12, 20, 2, 16, 1, 2, text_vocab_size=100)
-    with pytest.raises(ConfigError, match=f"text_vocab_size is 100.*Set it to {len(tiny_tokenizer)} or more"):
-        QFormerText(connector, tiny_tokenizer)
+    text = QFormerText(connector, tiny_tokenizer)
+    words = len(tiny_tokenizer)
+    with pytest.raises(ConfigError, match=f"text_vocab_size is 100.*has {words} tokens. Set it to {words}"):
+        text.tokens(["The blue square"], ["1"])

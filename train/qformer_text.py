@@ -38,10 +38,9 @@ class QFormerText(nn.Module):
         connector: its queries' half.
         tokenizer: makes the words; [CLS], [DEC] and [SEP] stand behind them in the vocabulary.
         shape_step: texts are padded to a multiple of so many tokens.
-
-    Raises:
-        ConfigError: the connector reads instructions in fewer words than the tokenizer has.
     """
+
+    prefix = "qformer"
 
     def __init__(self, connector: QFormerConnector, tokenizer: Any, shape_step: int = 1) -> None:
         super().__init__()
@@ -51,18 +50,13 @@ class QFormerText(nn.Module):
         self.width = config.hidden_size
         if connector.uses_instructions:
             self.own_embeddings = None
-            if connector.embeddings.word_embeddings.num_embeddings < len(tokenizer):
-                raise ConfigError(
-                    f"objective.connector: text_vocab_size is {connector.embeddings.word_embeddings.num_embeddings}, "
-                    f"and the tokenizer has {len(tokenizer)} tokens. Set it to {len(tokenizer)} or more."
-                )
         else:
             config = copy.deepcopy(config)
             config.use_qformer_text_input, config.vocab_size = True, len(tokenizer)
             self.own_embeddings = Blip2TextEmbeddings(config)
         self.words: int = self.embeddings.word_embeddings.num_embeddings
         self.limit: int = self.embeddings.position_embeddings.num_embeddings
-        self.marks = nn.Embedding(_MARKS, self.width)
+        self.mark_embeddings = nn.Embedding(_MARKS, self.width)
         self.transform = nn.Sequential(
             nn.Linear(self.width, self.width), nn.GELU(), nn.LayerNorm(self.width, eps=config.layer_norm_eps)
         )
@@ -86,6 +80,7 @@ class QFormerText(nn.Module):
 
         Raises:
             DataError: a text longer than the Q-Former has positions.
+            ConfigError: the connector was built for fewer words than the tokenizer has.
         """
         rows = [[self.words + _START, *ids, self.words + _END]
                 for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]  # fmt: skip
@@ -94,6 +89,11 @@ class QFormerText(nn.Module):
                 raise DataError(
                     f'Row "{name}": its caption has {len(row)} tokens and the Q-Former reads at most {self.limit}. '
                     "Shorten it, or raise objective.connector.max_instruction_tokens."
+                )
+            if max(row[1:-1], default=0) >= self.words:
+                raise ConfigError(
+                    f"objective.connector: text_vocab_size is {self.words}, and the tokenizer has "
+                    f"{len(self._tokenizer)} tokens. Set it to {len(self._tokenizer)}."
                 )
         longest = max(map(len, rows))
         length = min(self.limit, longest + -longest % self._shape_step)
@@ -106,12 +106,6 @@ class QFormerText(nn.Module):
         """(rows, hidden): texts read by themselves, as their first state."""
         sees = attention_mask.bool()[:, None].expand(-1, attention_mask.shape[1], -1)
         return self._encode(self._embed(input_ids), sees, None, 0)[:, 0]
-
-    def queries(self, features: torch.Tensor) -> torch.Tensor:
-        """(rows, queries, hidden): the queries' states after they have read a picture (rows, patches, vision_dim)."""
-        queries = self._queries(features)
-        every = torch.ones(len(queries), queries.shape[1], queries.shape[1], device=features.device, dtype=torch.bool)
-        return self._encode(queries, every, features, queries.shape[1])
 
     def match(self, features: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(rows, queries, hidden): the queries' states after they have read the picture and the text."""
@@ -135,7 +129,7 @@ class QFormerText(nn.Module):
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """(..., hidden) -> (..., words + 3): BERT's head, tied to the embeddings."""
-        vocabulary = torch.cat([self.embeddings.word_embeddings.weight, self.marks.weight])
+        vocabulary = torch.cat([self.embeddings.word_embeddings.weight, self.mark_embeddings.weight])
         return functional.linear(self.transform(states), vocabulary, self.bias)
 
     def writing_loss(
@@ -154,7 +148,7 @@ class QFormerText(nn.Module):
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         table = self.embeddings
         mark = input_ids >= self.words
-        marks = self.marks(torch.where(mark, input_ids - self.words, 0))
+        marks = self.mark_embeddings(torch.where(mark, input_ids - self.words, 0))
         words = table.word_embeddings(torch.where(mark, 0, input_ids))
         places = table.position_embeddings(torch.arange(input_ids.shape[1], device=input_ids.device))
         return torch.where(mark[..., None], marks, words) + places
