@@ -117,10 +117,13 @@ def _json(file: Path) -> list[Any]:
 def _parse(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        at = f"byte {error.start + 1} (0x{text[error.start]:02x})"
+        raise DataError(f"{where} is not UTF-8: {at}. Save the file as UTF-8.", kind="bad_encoding") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not valid JSON: {error}", kind="not_json") from error
     except RecursionError as error:
-        raise DataError(f"{where} is nested too deeply to be a data row") from error
+        raise DataError(f"{where} is nested too deeply to be a data row", kind="not_json") from error
 
 
 def _csv(file: Path, delimiter: str) -> list[dict[str, Any]]:
