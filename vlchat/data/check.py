@@ -80,34 +80,38 @@ class Report:
             "histograms": [histogram.to_dict() for histogram in self.histograms],
         }
 
-    def render(self, most: int | None = None, *, bars: bool = False) -> str:
-        """The report as text.
+    def headline(self) -> str:
+        """What the source holds, in a line."""
+        formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.most_common()) or "none"
+        of_files = f" in {self.files:,} files" if 0 < self.files != self.images else ""
+        return _clean(
+            f"{self.name}: {self.rows:,} rows, {self.images:,} images{of_files}, {self.text_only:,} rows without an "
+            f"image, {self.turns:,} answers; format {formats}"
+        )
+
+    def bars(self) -> str:
+        """How answers, pictures and tokens are spread, as bars of text."""
+        return "\n\n".join(histogram.render() for histogram in self.histograms if histogram.count)
+
+    def verdict(self, most: int | None = None) -> str:
+        """What is wrong, and whether the rows can be used.
 
         Args:
             most: at most so many faults are listed, and so many notes; None lists all.
-            bars: the histograms as well.
         """
-        formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.most_common()) or "none"
-        of_files = f" in {self.files:,} files" if 0 < self.files != self.images else ""
-        lines = [
-            f"{self.name}: {self.rows:,} rows, {self.images:,} images{of_files}, {self.text_only:,} rows without an "
-            f"image, {self.turns:,} answers; format {formats}"
-        ]
-        if bars:
-            lines += [f"\n{histogram.render()}" for histogram in self.histograms if histogram.count]
-            lines.append("")
+        lines = []
         if self.notes:
-            lines += [f"{_rows(self.notes)} worth a look, which can be used:", *_listed(self.notes, most)]
+            lines += [f"{_rows(self.notes)} worth a look, which can be used:", *_listed(self.notes, most), ""]
         if self.ok:
             lines.append("Every row can be used.")
         else:
             lines += [f"{_rows(self.bad)} of {self.rows:,} cannot be used:", *_listed(self.bad, most)]
             lines += [advice] if (advice := faults.advice(self.bad, self.folders)) else []
-        return "\n".join(line.translate(_CONTROLS) for line in lines)
+        return "\n".join(map(_clean, lines))
 
-
-# Everything a terminal would act on rather than show; line breaks stay.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) != "\n"}
+    def render(self, most: int | None = None) -> str:
+        """The report as text, at most `most` faults and `most` notes listed in full."""
+        return f"{self.headline()}\n{self.verdict(most)}"
 
 
 def check(
@@ -118,6 +122,8 @@ def check(
     workers: int | None = None,
     cache: Cache | None = None,
     answers: bool = True,
+    processor: Any = None,
+    max_length: int | None = None,
 ) -> Report:
     """Reads every row, and opens every picture once.
 
@@ -128,6 +134,9 @@ def check(
         workers: processes that decode; None takes a few, and none for a small source.
         cache: of what was found about files earlier; None keeps none.
         answers: the rows are there to learn answers from.
+        processor: of the model to train: counts the tokens of every row that can be used otherwise. Of pictures it is
+            given the sizes, which only `decode` knows to be upright.
+        max_length: the most tokens of a row; None sets no limit.
 
     Raises:
         DataError: the source itself cannot be opened. Faults of rows are in the report, not raised.
@@ -162,6 +171,16 @@ def check(
         folders=[str(root) for root in source.roots],
     )
     report.add(found.faults)
+    spread: list[Histogram] = []
+    if processor is not None:
+        from vlchat.data import lesson  # torch and transformers take seconds to import
+
+        usable = found.usable()
+        shown = counted(len(usable), "tokens") if progress else range(len(usable))
+        more, spread = lesson.budget(
+            source, (usable[place] for place in shown), found.sizes(verdicts), processor, max_length
+        )
+        report.add(more)
     sizes = [verdict.size for verdict in verdicts.values() if verdict.size is not None]
     report.histograms = [
         Histogram("words of an answer", found.answers),
@@ -170,8 +189,14 @@ def check(
         Histogram("width of a picture, pixels", [width for width, _ in sizes]),
         Histogram("height of a picture, pixels", [height for _, height in sizes]),
         Histogram("width / height of a picture", [width / height for width, height in sizes]),
+        *spread,
     ]
     return report
+
+
+def _clean(line: str) -> str:
+    """Without what a terminal would act on rather than show."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
 def _rows(found: Sequence[BadRow]) -> str:

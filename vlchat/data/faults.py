@@ -152,30 +152,37 @@ def advice(bad: Iterable[BadRow], folders: Sequence[str] = ()) -> str:
     return ""
 
 
-def quarantine(path: Path, faults: Iterable[BadRow]) -> int:
+def quarantine(path: Path, faults: Iterable[BadRow], *, anew: bool = False) -> int:
     """Adds faults to a quarantine file: JSON lines of `source`, `row`, `id`, `field`, `kind`, `reason`.
 
-    What the file has already is not written again, so a run that resumes adds nothing twice.
+    What the file has already is not written again, so a run that resumes adds nothing twice. The file is replaced as a
+    whole, so that whoever reads it, or is stopped, never has half a line. One process at a time may write it.
+
+    Args:
+        anew: leave out what the file had.
 
     Returns:
-        How many were added.
+        How many were written.
 
     Raises:
         DataError: the file holds something else, or cannot be written.
     """
-    try:
-        known = _known(path)
-        wanted = dict.fromkeys(faults)
-        added = [fault for fault in wanted if fault not in known]
-        if added:
+    known = _known(path)
+    written = [fault for fault in dict.fromkeys(faults) if anew or fault not in known]
+    if written or anew:
+        lines = (json.dumps(asdict(fault)) + "\n" for fault in ([] if anew else [*known]) + written)
+        beside = path.with_name(f"{path.name}.tmp")
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write("".join(json.dumps(asdict(fault), ensure_ascii=True) + "\n" for fault in added))
+            with beside.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
-    except OSError as error:
-        raise DataError(f"The quarantine file {path} cannot be written: {error.strerror}. Name another.") from error
-    return len(added)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise DataError(f"The quarantine file {path} cannot be written: {error.strerror}. Name another.") from error
+    return len(written)
 
 
 def read_quarantine(path: Path) -> list[BadRow]:
@@ -190,10 +197,12 @@ def read_quarantine(path: Path) -> list[BadRow]:
 
 
 def _known(path: Path) -> dict[BadRow, None]:
-    if not path.exists():
-        return {}
     found: dict[BadRow, None] = {}
-    for line in path.read_bytes().split(b"\n"):
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise DataError(f"The quarantine file {path} cannot be read: {error.strerror}. Name another.") from error
+    for line in lines:
         if line.strip():
             try:
                 found[BadRow(**json.loads(line))] = None

@@ -53,6 +53,17 @@ class Findings:
                     self.faults.append(BadRow(self.source, row, row_id, of, verdict.kind, verdict.told(name)))
         self.faults.sort(key=lambda fault: fault.row)
 
+    def usable(self) -> list[int]:
+        """Once settled: the positions (from 0) of the rows without an error."""
+        bad = {fault.row for fault in self.faults if fault.is_error}
+        return [row for row in range(self.rows) if row + 1 not in bad]
+
+    def sizes(self, verdicts: Mapping[Any, Verdict]) -> dict[int, list[tuple[int, int] | None]]:
+        """(width, height) of the pictures of each position that shows any, where they are known."""
+        return {
+            row - 1: [verdicts[key].size for key, of, _ in files if of == "image"] for row, _, files in self.shown
+        }
+
 
 def examine(source: Source, ask: Ask, *, answers: bool = True, numbers: Iterable[int] | None = None) -> Findings:
     """Reads every row once.
