@@ -11,7 +11,7 @@ from vlchat import foreign, images, prompt, video
 from vlchat.data.faults import BadRow
 from vlchat.data.formats import Example, Message
 from vlchat.data.formats import has_answer as has_answer
-from vlchat.data.lengths import Tokens, image_token_id, measure, shorten
+from vlchat.data.lengths import Tokens, measure, picture_tokens, shorten
 from vlchat.errors import ConfigError, DataError, EmptySupervisionError, ImageError, TooLongError, VLChatError, nearest
 from vlchat.processor import VLChatProcessor
 
@@ -140,7 +140,7 @@ class Collator:
     ) -> list[tuple[int, list[Message]]]:
         """The rows that wait without those that are too long, or with what of them fits."""
         limit = self.max_length or 0
-        pictures = batch["input_ids"] == image_token_id(self.processor)
+        pictures = picture_tokens(self.processor, batch["input_ids"])
         kept = []
         for place, (number, messages) in enumerate(waiting):
             own = batch["attention_mask"][place].bool()

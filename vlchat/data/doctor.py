@@ -151,7 +151,8 @@ def _write(
 
         try:
             (report / _REPORT).write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
-            showing.histogram_picture(found.headline(), found.histograms).save(report / "histograms.png")
+            facts = found.headline().removeprefix(f"{found.name}: ")
+            showing.histogram_picture(found.name, facts, found.histograms).save(report / "histograms.png")
             if shown is not None:
                 showing.sample_picture(shown).save(report / "sample.png")
         except OSError as error:

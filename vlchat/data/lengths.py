@@ -85,17 +85,14 @@ def measure(processor: Any, messages: Sequence[Message]) -> Tokens:
     else:
         batch, mask = foreign.lesson(processor, [conversation])
         ids, learned = batch["input_ids"][0], mask[0]
-    return Tokens(ids, learned.bool(), ids == image_token_id(processor))
+    return Tokens(ids, learned.bool(), picture_tokens(processor, ids))
 
 
-def image_token_id(processor: Any) -> int:
-    """The token that stands for a part of a picture, or -1 where the processor names none."""
-    found = getattr(processor, "image_token_id", None)
-    if isinstance(found, int):
-        return found
-    name = getattr(processor, "image_token", None)
-    known = processor.tokenizer.convert_tokens_to_ids(str(name)) if name is not None else None
-    return known if isinstance(known, int) and known != processor.tokenizer.unk_token_id else -1
+def picture_tokens(processor: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Whether each of `ids` stands for a part of a picture; none does where the processor names no such token."""
+    named = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
+    known = [token for token in named if isinstance(token, int)]
+    return torch.isin(ids, torch.tensor(known, dtype=ids.dtype))
 
 
 def blank(width: int, height: int) -> Image.Image:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from vlchat import foreign, images, interop, places, video
 from vlchat.data.collate import decode_images
@@ -23,6 +23,7 @@ from vlchat.errors import DataError, ImageError, VLChatError
 from vlchat.folders import adapter_base, is_adapter, read_manifest, refuse_pickles
 from vlchat.foreign.pictures_only import load_processor
 from vlchat.interop import original_llava
+from vlchat.interop.processors import read_processor
 from vlchat.processor import VLChatProcessor
 from vlchat.reading import reading
 
@@ -79,14 +80,19 @@ def open_processor(model: str | Path | None, revision: str | None = None) -> tup
     with reading(place, "configuration"):
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False)
     if not isinstance(processor, VLChatProcessor):
-        shape: Any = SimpleNamespace(config=config)
-        if config.model_type in interop.FAMILIES:  # whose processors may become ours, by what the model is made of
-            with torch.device("meta"):
-                shape = AutoModelForImageTextToText.from_config(config)
-        processor = interop.settle(shape, processor)[1]
+        processor = _settled(processor, config)
         foreign.require_template(processor)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return processor, context if isinstance(context, int) and context > 0 else None
+
+
+def _settled(processor: Any, config: Any) -> Any:
+    """What `vlchat.interop.settle` makes of a processor beside its model, from the model's configuration alone."""
+    usual = {"blip-2": "blip2", "instructblip": "instructblip"}.get(config.model_type)
+    if usual is None or not config.use_decoder_only_language_model:
+        return interop.settle(SimpleNamespace(config=config), processor)[1]
+    facts: Any = SimpleNamespace(image_seq_length=config.num_query_tokens, image_token_id=config.image_token_id)
+    return read_processor(processor, facts, None, usual=usual)
 
 
 def budget(
@@ -163,7 +169,8 @@ def _pieces(tokens: Tokens, tokenizer: Any) -> list[tuple[str, str]]:
         if end < len(kinds) and kinds[end] == kinds[begin]:
             continue
         if kinds[begin] == PICTURE:
-            text = f"{tokenizer.convert_ids_to_tokens(ids[begin])} x {end - begin:,}"
+            usual = Counter(ids[begin:end]).most_common(1)[0][0]  # around it stand tokens that begin and end a picture
+            text = f"{tokenizer.convert_ids_to_tokens(usual)} x {end - begin:,}"
         else:
             text = _text(tokenizer, ids, begin, end)
         found.append((text, kinds[begin]))

@@ -72,18 +72,19 @@ def sample_picture(sample: Sample, width: int = 1100) -> Image.Image:
     return canvas
 
 
-def histogram_picture(name: str, histograms: Sequence[Histogram]) -> Image.Image:
-    """All histograms of a report on one page, two beside each other."""
+def histogram_picture(name: str, facts: str, histograms: Sequence[Histogram]) -> Image.Image:
+    """All histograms of a report on one page, two beside each other, under a title and a line of facts."""
     shown = [histogram for histogram in histograms if histogram.count]
     wide, margin, bar, head = 560, 28, 20, 58
     columns = 2
     heights = [head + bar * max(1, len(histogram.bars)) + 26 for histogram in shown]
     rows = [max(heights[start : start + columns]) for start in range(0, len(heights), columns)]
-    canvas = Image.new("RGB", (columns * wide + 2 * margin, sum(rows) + 2 * margin + 40), "white")
+    canvas = Image.new("RGB", (columns * wide + 2 * margin, sum(rows) + 2 * margin + 64), "white")
     draw = ImageDraw.Draw(canvas)
     font, small = _font(17), _font(13)
-    draw.text((margin, margin), _printable(name), fill=_INK, font=_font(21))
-    y = margin + 40
+    draw.text((margin, margin), _printable(name)[:90], fill=_INK, font=_font(21))
+    draw.text((margin, margin + 32), _printable(facts), fill=_GREY, font=small)
+    y = margin + 64
     for number, histogram in enumerate(shown):
         x = margin + number % columns * wide
         _bars(draw, histogram, (x, y), wide - margin, bar, font, small)
