@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 import transformers
+from accelerate.utils import set_seed
 
 from train import checkpoint, ranks, trackers
 from train.config import RunConfig, construct, load_runs
@@ -43,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each.")
         for config in runs:  # before the first of them takes its hours
             _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
-        for config in runs:
-            train(config, arguments.resume)
+        with ranks.Heartbeat().beating():
+            for config in runs:
+                train(config, arguments.resume)
     except Interrupted as error:
         _complain(str(error))
         return error.code
@@ -74,7 +75,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
     resume = _resume(run, resume_from)
 
     # 2. The model and its loss.
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)
     given = {"data": config.data} if config.data else {}
     objective = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, **given)
 

@@ -95,12 +95,15 @@ class HeldoutConfig:
 
 @dataclass
 class RunConfig:
-    """One run. `trainable` maps regexes to learning rates: the first match wins, what nothing matches is frozen."""
+    """One run. `trainable` maps regexes to learning rates: the first match wins, what nothing matches is frozen.
+
+    None leaves it to the objective (`default_trainable`), else everything trains.
+    """
 
     run: str
     objective: dict[str, Any]
     data: list[dict[str, Any]] = field(default_factory=list)
-    trainable: dict[str, float] = field(default_factory=lambda: {".*": 1e-3})
+    trainable: dict[str, float] | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)

@@ -48,6 +48,7 @@ class Conversations(nn.Module):
         self.max_length, self.sample_tokens = max_length, sample_tokens
         self.base: dict[str, str | Path | None] = {}
         self.adapter = False
+        self.notes: dict[str, Any] = {}  # for the manifest
         self.trained_on = ", ".join(source.name for source in self.mixture.sources)
 
     def attend(self, attention: str | None) -> None:
@@ -180,5 +181,6 @@ class Conversations(nn.Module):
             trained=[name for name in trains if "lora_" not in name],
             adapter=self.adapter,
             trained_on=self.trained_on,
+            notes=self.notes,
             extra=extra,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from train import checkpoint
 from train.batches import Batch, Plan, stream
@@ -19,7 +21,7 @@ from train.config import RunConfig
 from train.heldout import Heldout
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
-from train.ranks import Heartbeat, exchange, join
+from train.ranks import exchange, join
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
 from train.terms import Term, add
@@ -66,7 +68,10 @@ def fit(
         DataError: a row cannot be used.
     """
     loop, run = config.loop, Path(config.run)
-    groups, table = parameter_groups(objective, config.trainable, config.optim)
+    if config.trainable is None:
+        chosen: Any = getattr(objective, "default_trainable", None)
+        config = replace(config, trainable=chosen() if chosen else {".*": 1e-3})
+    groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
     accelerator = _accelerator(_precision(loop.precision, objective))
     plan = Plan.of(
         loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
@@ -84,7 +89,7 @@ def fit(
             return resume
         _refuse_mixing(run, resume, progress)
     else:
-        torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+        set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     if accelerator.is_main_process:
         _open_run(run, config, resume)
     accelerator.wait_for_everyone()
@@ -95,7 +100,7 @@ def fit(
     written = resume
     stop = Stop()
     watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
-    with Heartbeat().beating(), stop.listening(), watching as watch:
+    with stop.listening(), watching as watch:
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):

@@ -120,6 +120,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self._over = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
+        self._answered = time.monotonic()  # when the store last did
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[Heartbeat]:
@@ -129,8 +130,9 @@ class Heartbeat:
             return
         store = distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # a connection of its own
         store.set_timeout(timedelta(seconds=10))
-        thread = threading.Thread(target=self._beat, args=(store,), daemon=True)
-        thread.start()
+        self._answered = time.monotonic()
+        for work in (self._beat, self._watch_store):
+            threading.Thread(target=work, args=(store,), daemon=True).start()
         try:
             yield self
             store.set(f"vlchat/{rank()}", "done")
@@ -152,14 +154,26 @@ class Heartbeat:
                 silent = self._silent(store)
             except (RuntimeError, distributed.DistError):  # the store's own process, the first one, is gone
                 silent = 0
-            if silent is not None and not self._over.is_set():
-                print(
-                    f"Process {silent} of {world_size()} has died or stands still: process {rank()} has had no sign of "
-                    "life from it. The run ends. --resume auto goes on from the newest checkpoint.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # the main thread waits for that process and cannot be woken
+            self._answered = time.monotonic()
+            if silent is not None:
+                self._end(silent)
+
+    def _watch_store(self, store: Any) -> None:
+        """A store whose process stands still takes connections and never answers."""
+        while not self._over.wait(_BEAT):
+            if time.monotonic() - self._answered > _SILENCE:
+                self._end(0)
+
+    def _end(self, silent: int) -> None:
+        if self._over.is_set():
+            return
+        print(
+            f"\nProcess {silent} of {world_size()} has died or stands still: process {rank()} has had no sign of life "
+            "from it. The run ends. --resume auto goes on from the newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread waits for that process and cannot be woken
 
     def _silent(self, store: Any) -> int | None:
         now = time.monotonic()

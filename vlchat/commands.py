@@ -141,19 +141,17 @@ def models(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """`vlchat check`: every row of a dataset."""
-    from vlchat import data
+    from vlchat.data import SourceConfig, doctor
 
     _known_format(arguments.format)
-    source = data.SourceConfig(
-        arguments.data,
-        format=arguments.format,
-        images=arguments.images,
-        split=arguments.split,
-        limit=arguments.limit,
+    source = _named(arguments, "format", "images", "split", "limit")
+    return doctor.run(
+        SourceConfig(arguments.data, **source),
+        **_named(
+            arguments, "decode", "workers", "model", "revision", "max_length", "sample", "quarantine", "clean", "report"
+        ),
+        as_json=arguments.json,
     )
-    report = data.check(source, progress=sys.stderr.isatty())
-    print(report.render())
-    return 0 if report.ok else 1
 
 
 def _known_format(name: str | None) -> None:
