@@ -30,7 +30,8 @@ _PRECISIONS = ("no", "bf16", "fp16")
 
 
 class Objective(Protocol):
-    """A model and its loss. Any nn.Module with these methods trains in `fit`.
+    """A model and its loss. Any nn.Module with these methods trains in `fit`. It may have `begin()`, which is called
+    before the first step of a new run, and `restore(folder)`, before a checkpoint's weights are read.
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -81,6 +82,8 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
             return resume
         _refuse_mixing(run, resume, progress)
     else:
+        if hasattr(objective, "begin"):
+            objective.begin()
         torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     if accelerator.is_main_process:
         _open_run(run, config, resume)
