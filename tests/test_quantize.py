@@ -170,6 +170,55 @@ def test_gradients_through_the_quantized_model_survive_an_evaluation(
     assert torch.nn.functional.cosine_similarity(before, gradients(None)[0], dim=0) > 0.95
 
 
+@pytest.mark.parametrize("origin", ["quantized on loading", "stored quantized"])
+@pytest.mark.parametrize("adapter", [None, {}, {"dora": True}], ids=["connector", "lora", "dora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_third_step_is_the_same_with_and_without_an_evaluation_before_it(
+    kind: str, adapter: dict | None, origin: str, tmp_path: Path, llama_folder: Path, tiny_clip: Any,
+    tiny_processor: Any, picture: Any,
+) -> None:  # fmt: skip
+    plain = VLChatForConditionalGeneration.from_backbones(
+        tiny_clip, llama_folder, {"type": "mlp"}, tokenizer=tiny_processor.tokenizer
+    )
+    save_full(tmp_path / "full", plain, tiny_processor, trained_on="")
+    if origin == "stored quantized":
+        load(tmp_path / "full", quantize=kind, trainable=True)[0].save_pretrained(tmp_path / "small")
+        tiny_processor.save_pretrained(tmp_path / "small")
+    batch = question(tiny_processor, picture)
+
+    def third_step(evaluate: bool) -> dict[str, torch.Tensor]:
+        if origin == "stored quantized":
+            model, _ = load(tmp_path / "small", trainable=True)
+        else:
+            model, _ = load(tmp_path / "full", quantize=kind, trainable=True)
+        check_only_the_language_model(model, kind)
+        torch.manual_seed(0)
+        model = model if adapter is None else add_lora(model, r=4, dropout=0.0, **adapter)
+        learning = {}
+        for name, parameter in model.named_parameters():
+            if "connector" in name or "lora_" in name:
+                parameter.data = parameter.data.float()
+                learning[name] = parameter.requires_grad_(True)
+            else:
+                parameter.requires_grad_(False)
+        optimizer = torch.optim.SGD(learning.values(), 0.1)
+        for step in range(3):
+            model.train().zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                model(**batch, labels=batch["input_ids"]).loss.backward()
+            if step < 2:
+                optimizer.step()
+                if evaluate:
+                    with torch.no_grad():
+                        model.eval().generate(**batch, max_new_tokens=2, do_sample=False)
+                        model(**batch)
+        return {name: parameter.grad.clone() for name, parameter in learning.items()}
+
+    without, after = third_step(False), third_step(True)
+    for name, gradient in without.items():
+        assert gradient.any() and torch.equal(gradient, after[name]), name
+
+
 def test_names_of_layers_to_keep_are_full(tiny_model: Any) -> None:
     model = tiny_model()
     assert language_model_prefix(model) == "model.language_model"

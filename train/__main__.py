@@ -4,11 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 import transformers
+from accelerate.utils import set_seed
 
-from train import checkpoint, ranks
+from train import checkpoint, ranks, trackers
 from train.config import RunConfig, construct, load_runs
+from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
 from train.stopping import Interrupted
@@ -42,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each.")
         for config in runs:  # before the first of them takes its hours
             _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
-        for config in runs:
-            train(config, arguments.resume)
+        with ranks.Heartbeat().beating():
+            for config in runs:
+                train(config, arguments.resume)
     except Interrupted as error:
         _complain(str(error))
         return error.code
@@ -68,17 +70,20 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
     """
     # 1. What to do.
+    trackers.check(config.trackers)
     run = Path(config.run)
     resume = _resume(run, resume_from)
 
     # 2. The model and its loss.
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)
     given = {"data": config.data} if config.data else {}
     objective = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, **given)
 
     for part, path in getattr(objective, "base", {}).items():
         if path is not None and Path(path).resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"objective.{part} lies in {run}, where this run is to write. Add run=OTHER/FOLDER.")
+
+    heldout = hold_out(objective, config)
 
     # 3. How long.
     if config.loop.steps is None and not hasattr(objective, "steps"):
@@ -91,7 +96,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
             print(f"So few steps teach little: try loop.steps={_FEW * 3}.")
 
     # 4. Train.
-    last = fit(objective, config, steps, resume)
+    last = fit(objective, config, steps, resume, heldout)
     print(f"Done: {last}")
     return last
 

@@ -64,6 +64,7 @@ class AlignObjective(Conversations):
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
+        augment: vary the pictures, `{crop, flip, color, rotate}` of `vlchat.data.augment.Augment`.
         tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes
             `[[height, width], ...]`; null shows them in one piece.
     """
@@ -94,6 +95,7 @@ class AlignObjective(Conversations):
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        augment: dict[str, Any] | None = None,
         tiles: int | list[list[int]] | None = None,
         seed: int = 0,
     ) -> None:
@@ -120,6 +122,7 @@ class AlignObjective(Conversations):
             tiles=tiles,
         )
         self.attend(attention)
+        self.vary(augment)
         self.processor = VLChatProcessor.from_backbones(
             image_processor_of(vision, self.model.config.image_grid_pinpoints),
             tokenizer,
@@ -201,6 +204,10 @@ class AlignObjective(Conversations):
         for side in {id(side): side for side in (self.text_side, self.qformer_text) if side is not None}.values():
             batch |= side.tokens(captions, names)
         return batch
+
+    def default_trainable(self) -> dict[str, float]:
+        """The connector and the objective's own heads, at the rate of LLaVA-1.5's first stage."""
+        return {r"\.connector\.|^(?!model\.)": 1e-3}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         rows = len(batch["positions"])

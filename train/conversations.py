@@ -16,6 +16,7 @@ from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
 from vlchat.attention import ATTENTION, set_attention
 from vlchat.data import Collator, Example
+from vlchat.data.augment import Augment
 from vlchat.data.collate import decode_images, has_answer
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError
@@ -36,6 +37,7 @@ class Conversations(nn.Module):
     reader: MapReader
     map_variance: float
     whole_batch = False
+    augment: Augment | None = None
 
     def __init__(
         self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int, cells: float
@@ -46,6 +48,7 @@ class Conversations(nn.Module):
         self.max_length, self.sample_tokens = max_length, sample_tokens
         self.base: dict[str, str | Path | None] = {}
         self.adapter = False
+        self.notes: dict[str, Any] = {}  # for the manifest
         self.trained_on = ", ".join(source.name for source in self.mixture.sources)
 
     def attend(self, attention: str | None) -> None:
@@ -53,6 +56,15 @@ class Conversations(nn.Module):
         if attention is not None and attention not in ATTENTION:
             raise ConfigError(f'objective.attention is "{attention}"; use one of {", ".join(ATTENTION)}.')
         set_attention(self.model, attention)
+
+    def vary(self, augment: dict[str, Any] | None) -> None:
+        """Vary the pictures that are trained on, as `vlchat.data.augment` says; null leaves them as they are."""
+        self.augment = Augment.of(augment)
+        if self.cells and self.augment is not None and self.augment.moves:
+            raise ConfigError(
+                "objective.augment: crop, flip and rotate move what the scene maps of objective.cells say. Leave them "
+                "out, or set objective.cells=0."
+            )
 
     def steps(self, epochs: float, batch: int) -> int:
         return max(1, round(epochs * len(self.mixture) / batch))
@@ -63,7 +75,8 @@ class Conversations(nn.Module):
         for position in positions:
             epoch, index = divmod(position, len(self.mixture))
             self.mixture.set_epoch(epoch)
-            found.append(self.mixture[index])
+            example = self.mixture[index]
+            found.append(self.augment.example(example, self.mixture.seed, epoch, index) if self.augment else example)
         return found
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
@@ -168,5 +181,6 @@ class Conversations(nn.Module):
             trained=[name for name in trains if "lora_" not in name],
             adapter=self.adapter,
             trained_on=self.trained_on,
+            notes=self.notes,
             extra=extra,
         )

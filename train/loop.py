@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 
 from train import checkpoint
 from train.batches import Batch, Plan, stream
 from train.checkpoint import Progress
 from train.config import RunConfig
+from train.heldout import Heldout
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
-from train.ranks import Heartbeat, exchange, join
+from train.ranks import exchange, join
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
 from train.terms import Term, add
@@ -50,7 +53,9 @@ class Objective(Protocol):
     def save(self, folder: Path, extra: Callable[[Path], None]) -> None: ...
 
 
-def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = None) -> Path:
+def fit(
+    objective: Any, config: RunConfig, steps: int, resume: Path | None = None, heldout: Heldout | None = None
+) -> Path:
     """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
 
     Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin. Several processes,
@@ -64,7 +69,10 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
         DataError: a row cannot be used.
     """
     loop, run = config.loop, Path(config.run)
-    groups, table = parameter_groups(objective, config.trainable, config.optim)
+    if config.trainable is None:
+        chosen: Any = getattr(objective, "default_trainable", None)
+        config = replace(config, trainable=chosen() if chosen else {".*": 1e-3})
+    groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
     accelerator = _accelerator(_precision(loop.precision, objective))
     plan = Plan.of(
         loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
@@ -84,7 +92,7 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     else:
         if hasattr(objective, "begin"):
             objective.begin()
-        torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs between processes
+        set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     if accelerator.is_main_process:
         _open_run(run, config, resume)
     accelerator.wait_for_everyone()
@@ -94,7 +102,8 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
     started = time.monotonic() - progress.seconds
     written = resume
     stop = Stop()
-    with Heartbeat().beating(), stop.listening(), Watch(config, objective, steps, accelerator, progress) as watch:
+    watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
+    with stop.listening(), watching as watch:
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
@@ -124,17 +133,18 @@ def fit(objective: Any, config: RunConfig, steps: int, resume: Path | None = Non
                     break  # the rows of this step come anew, in smaller pieces
                 progress = Progress(progress.step + 1, progress.samples + loop.batch, seconds)
                 asked = next((one["signal"] for one in told if one["signal"]), None)
-                final = progress.step == steps or done >= 1.0 or asked is not None
-                early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], final)
-                final = final or early
-                if progress.step % loop.save_every == 0 or final:
+                over = progress.step == steps or done >= 1.0
+                early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], over, asked is not None)
+                final = over or early or asked is not None
+                if progress.step % loop.save_every == 0 or final or watch.best_step == progress.step:
                     written = _save(run, progress, watch, objective, optimizer, config, accelerator)
+                    watch.saved(written)
                 if asked is not None:
                     name = {2: "SIGINT", 15: "SIGTERM"}.get(asked, f"signal {asked}")
                     watch.stopped(name, progress)
                     raise Interrupted(f"Stopped by {name}; --resume auto goes on from {written}.", 128 + asked)
                 if final:
-                    watch.stopped("early" if early else "done", progress)
+                    watch.stopped("done" if over else "early", progress)
                     assert written is not None
                     return written
     raise AssertionError("a run ends with its last step")

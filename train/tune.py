@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from train.conversations import Conversations
+from train.config import typed
+from train.conversations import SHAPE_STEP, Conversations
+from train.distill import PREFIX, DistillConfig, Teacher
+from train.likelihood import supervised, token_losses
 from train.reader import MapReader
 from train.terms import Term
 from vlchat import checkpoint, foreign
-from vlchat.data.collate import IGNORED
+from vlchat.data import Example
+from vlchat.data.packing import check_packing, pack
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora
 from vlchat.models import resolve
+from vlchat.quantize import is_quantized, language_model_prefix
 
-_LORA = ("r", "alpha", "dropout", "targets")
+_LORA: dict[str, Any] = {
+    "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
+}  # fmt: skip
+_CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
+_APART = ("positions", "cell_words", "cell_sides")  # of a batch, not for the model
 
 
 class TuneObjective(Conversations):
@@ -27,10 +35,16 @@ class TuneObjective(Conversations):
     Args:
         model: any vlchat folder, run, short name or Hub id of an image-text-to-text model; null is the embedded model.
         revision: branch, tag or commit of a Hub id; the run remembers it.
-        lora: `{r, alpha, dropout}` and optionally `targets`; null trains without an adapter.
+        lora: `{r, alpha, dropout}` and optionally `targets`, `dora`, `rslora`, all as of `vlchat.lora.add_lora`; null
+            trains without an adapter.
         cells: as in stage 1.
         quantize: "nf4" or "int8" for the language model.
-        attention: as in stage 1.
+        distill: `{teacher, weight, temperature, quantize}`, as of `train.distill.DistillConfig`: learn from a larger
+            model as well; null learns from the rows alone.
+        packing: the rows that are taken at once stand one after another in one, without padding.
+        checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
+            memory, a third more time.
+        attention, augment: as in stage 1.
     """
 
     name = "tune"
@@ -41,18 +55,20 @@ class TuneObjective(Conversations):
         model: str | None = None,
         lora: dict[str, Any] | None = None,
         quantize: str | None = None,
+        distill: dict[str, Any] | None = None,
+        packing: bool = False,
+        checkpointing: bool = False,
         cells: float = 0.0,
         max_length: int | None = 2048,
         sample_tokens: int = 60,
         attention: str | None = None,
+        augment: dict[str, Any] | None = None,
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells)
-        for key in lora or {}:
-            if key not in _LORA:
-                hint = nearest(key, _LORA) or f"; known: {', '.join(_LORA)}."
-                raise ConfigError(f'Unknown key "{key}" in objective.lora{hint}')
+        options = _lora_options(lora)
+        taught = None if distill is None else typed(DistillConfig, distill, "objective.distill")
         model = resolve(model)
         path = str(newest(Path(model))) if model else None
         self.model, self.processor = checkpoint.load(
@@ -64,25 +80,87 @@ class TuneObjective(Conversations):
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
+        self.vary(augment)
         if cells:
             self.measure_maps()
-        if lora is not None:
-            self.model = add_lora(self.model, **lora)
+        if options is not None:
+            self.model = add_lora(self.model, **options)
             self.adapter = True
+        self.packing = packing
+        if packing:
+            check_packing(self.model)
+        if checkpointing:
+            recompute_language_model(self.model)
+        self._teacher: list[Teacher] = []  # not a submodule
+        if taught is not None:
+            self._teacher = [Teacher(taught, self.processor.tokenizer)]
+            self.notes = {"teacher": self._teacher[0].describe()}
+            self.trained_on += f", taught by {self._teacher[0].name}"
+
+    def default_trainable(self) -> dict[str, float]:
+        """LoRA and the connector, else the language model and the connector; of a quantized one the connector alone.
+
+        The rates are LLaVA-1.5's (arXiv:2310.03744, scripts/v1_5/finetune_lora.sh and finetune.sh).
+        """
+        if self.adapter:
+            return {"lora_": 2e-4, _CONNECTORS: 2e-5}
+        if is_quantized(self.model):
+            return {_CONNECTORS: 2e-5}
+        return {rf"{re.escape(language_model_prefix(self.model))}\.|lm_head|{_CONNECTORS}": 2e-5}
+
+    def tensors(self, examples: list[Example]) -> dict[str, Any]:
+        batch = super().tensors(examples)
+        for teacher in self._teacher:
+            batch |= teacher.tensors(examples, batch["labels"])
+        return pack(batch, self.processor.tokenizer.pad_token_id, SHAPE_STEP) if self.packing else batch
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
-        counts = {"answers": float(torch.ne(batch["labels"][:, 1:], IGNORED).sum())}
+        counts = {"answers": float(supervised(batch["labels"]).sum())}
+        if self._teacher:
+            counts["distill"] = counts["answers"]
         if len(batch.get("cell_sides", ())):
             counts["cells"] = float(self.cell_weights(batch["cell_sides"]).sum())
         return counts
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         counts = self.counts(batch)
-        maps = [batch.pop(key) for key in ("cell_words", "cell_sides") if key in batch]
-        batch.pop("positions")
-        out = self.model(**batch, use_cache=False)
-        terms = {"answers": Term(out.loss * counts["answers"], counts["answers"])}
+        inputs = {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        found = token_losses(self.model, inputs)
+        terms = {"answers": Term(found.total, found.count)}
+        for teacher in self._teacher:
+            shown = {name.removeprefix(PREFIX): batch[name] for name in batch if name.startswith(PREFIX)}
+            divergence = teacher.divergence(found.answers, shown)
+            terms["distill"] = Term(divergence, found.count, teacher.config.weight)
         if "cells" in counts:
-            cells = self.cells_loss(out.image_hidden_states, *maps)
+            features = found.answers.image_hidden_states
+            assert features is not None
+            cells = self.cells_loss(features, batch["cell_words"], batch["cell_sides"])
             terms["cells"] = Term(cells, counts["cells"], self.cells)
         return terms
+
+
+def recompute_language_model(model: Any) -> None:
+    """Activation checkpointing in the language model alone: a frozen tower that is hooked gets a backward pass.
+
+    Raises:
+        ConfigError: the language model does not know it.
+    """
+    decoder = model.get_decoder()
+    name = "activation_checkpointing_enable"  # before transformers 5.23 gradient_checkpointing_enable
+    enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
+    try:
+        # The reentrant kind passes gradients only where a layer's input has one, and frozen embeddings give none.
+        enable({"use_reentrant": False})
+    except ValueError:
+        raise ConfigError(
+            f"The language model, a {type(decoder).__name__}, can't compute its activations again: set "
+            "objective.checkpointing=false."
+        ) from None
+
+
+def _lora_options(lora: dict[str, Any] | None) -> dict[str, Any] | None:
+    for key in lora or {}:
+        if key not in _LORA:
+            hint = nearest(key, _LORA) or f"; known: {', '.join(_LORA)}."
+            raise ConfigError(f'Unknown key "{key}" in objective.lora{hint}')
+    return None if lora is None else {k: typed(_LORA[k], v, f"objective.lora.{k}") for k, v in lora.items()}

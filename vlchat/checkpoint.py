@@ -96,6 +96,7 @@ def load(
     model = lora.merge(model) if merge else model
     if quantize is not None:
         check_only_language_model_is_quantized(model)
+    if quantize is not None or trainable:  # a checkpoint may be stored quantized
         pack_for_cpu(model, not trainable)
     set_attention(model, attn)
     if isinstance(processor, VLChatProcessor) and not bare:

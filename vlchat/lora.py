@@ -16,36 +16,52 @@ from torch import nn
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.fit import refuse_broken, some
 from vlchat.folders import ADAPTER_CONFIG
-from vlchat.quantize import is_quantized, language_model_prefix, pack_for_cpu
+from vlchat.quantize import is_quantized, keep_scales_under_dora, language_model_prefix, pack_for_cpu
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Of attention and feed-forward layers; OPT has out_proj, fc1 and fc2, Phi-3 the joined ones.
+# Of attention and feed-forward layers; OPT has out_proj, fc1 and fc2, Phi-3 the joined ones, GPT-2 those with c_.
 PROJECTIONS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj",
-    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2",
+    "gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_attn", "c_proj", "c_fc",
 )  # fmt: skip
 
 
 def add_lora(
-    model: nn.Module, r: int = 16, alpha: int = 32, dropout: float = 0.05, targets: str | None = None
+    model: nn.Module,
+    r: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: str | None = None,
+    dora: bool = False,
+    rslora: bool = False,
 ) -> PeftModel:
     """Wraps a model so that only low-rank updates of its language model learn (LoRA, arXiv:2106.09685).
 
     Args:
         r: rank of the updates.
         alpha: their scale is `alpha / r`.
+        dropout: share of a layer's inputs that its update does not see in training.
         targets: a regular expression over full module names; by default the attention and feed-forward projections
             of the language model. Bare names such as `q_proj` would land in the vision tower as well.
+        dora: learn the length of each row of a weight apart from its direction (DoRA, arXiv:2402.09353); closer to full
+            fine-tuning at a small rank, slower by the norms that it takes of each weight.
+        rslora: scale by `alpha / sqrt(r)` instead (rsLoRA, arXiv:2312.03732), so that a rank of 64 and more learns as
+            fast as a small one.
 
     Raises:
-        ConfigError: when `targets` matches nothing, or something outside the language model, or when there is an
-            adapter already.
+        ConfigError: when `targets` matches nothing, or something outside the language model, when a number is out of
+            its range, or when there is an adapter already.
     """
     with _quiet():
         from peft import LoraConfig, get_peft_model
 
+    if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ConfigError(
+            f"LoRA with r = {r}, alpha = {alpha}, dropout = {dropout} learns nothing: r must be at least 1, alpha "
+            "above 0, dropout from 0 to below 1."
+        )
     if is_lora(model):
         raise ConfigError(
             "The model has an adapter, and a second one cannot be trained on top of it unmerged. Load it without "
@@ -68,7 +84,12 @@ def add_lora(
             f"begin the expression with {re.escape(prefix)}."
         )
     pack_for_cpu(model, False)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    if dora:
+        keep_scales_under_dora(model)
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", use_dora=dora,
+        use_rslora=rslora,
+    )  # fmt: skip
     with _quiet():
         return get_peft_model(model, config)  # type: ignore[arg-type]
 
@@ -81,6 +102,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # and then it sets it, for GPT-2
         try:
             yield
         finally:
@@ -110,6 +132,9 @@ def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = 
             config.inference_mode = not trainable
             if config.is_prompt_learning:
                 raise CheckpointError(f"{folder} holds an adapter of type {config.peft_type}; LoRA and its like load.")
+            if getattr(config, "use_dora", False):
+                pack_for_cpu(model, False)
+                keep_scales_under_dora(model)
             if is_lora(model):
                 wrapped = model
                 wrapped.add_adapter(name, config)

@@ -99,13 +99,15 @@ def pack_for_cpu(model: nn.Module, allowed: bool) -> None:
     """Allows, or forbids, bitsandbytes' repacking of 4-bit layers when they first answer on a CPU.
 
     Repacked layers answer faster but pass no gradient back, and that silently: a run that evaluates once would learn
-    nothing from then on. So they are packed for answering only.
+    nothing from then on. So they are packed for answering only, and never under DoRA, which reads their weights anew
+    for each answer and cannot read packed ones.
 
     Raises:
         VLChatError: when it is forbidden too late.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         return
+    allowed = allowed and not any(getattr(module, "lora_magnitude_vector", None) for module in model.modules())
     for module in model.modules():
         # By name: asking for the class would import bitsandbytes for models that have nothing of it.
         if module.__class__.__name__ != "Linear4bit":
@@ -116,6 +118,22 @@ def pack_for_cpu(model: nn.Module, allowed: bool) -> None:
         if not allowed and getattr(weight.quant_state, "packing_format_for_cpu", False):
             raise VLChatError("This quantized model has answered already and can't be trained any more: load it anew.")
         module.support_avx512bf16_for_cpu = allowed and has_avx512bf16()  # type: ignore[assignment]
+
+
+def keep_scales_under_dora(model: nn.Module) -> None:
+    """Lets 8-bit layers on a CPU keep their scales under DoRA.
+
+    To read such a weight, peft 0.21 makes a new parameter of it, without the scales that bitsandbytes 0.50 moved into
+    the layer's state; the layer would then take the parameter's scales for newer ones, and have none.
+    """
+
+    def keep(layer: Any, _: Any) -> None:
+        if layer.weight.SCB is None and layer.state.SCB is not None:
+            layer.weight.CB = None
+
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes.") and type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(keep)
 
 
 def is_quantized(model: PreTrainedModel | nn.Module) -> bool:

@@ -30,6 +30,7 @@ def save(
     trained: Iterable[str],
     adapter: bool,
     trained_on: str,
+    notes: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes what training changed, and where the rest comes from, as one folder that `load` takes.
@@ -40,6 +41,7 @@ def save(
         trained: names of the trained parameters that are not LoRA's, as `named_parameters` gives them.
         adapter: whether to write the LoRA adapter.
         trained_on: one line for people.
+        notes: more for the manifest, such as which teacher a student had.
         extra: is called with the staging folder to add files of its own before everything is hashed.
 
     Raises:
@@ -64,6 +66,7 @@ def save(
         "adapter": "adapter" if adapter else None,
         "trained_on": trained_on,
         "parameters": inner.num_parameters(),
+        **(notes or {}),
     }
     with writing(folder, manifest) as stage:
         _write_config(inner, stage)
