@@ -31,6 +31,7 @@ from train.__main__ import main
 from train.contrastive import similarity
 from train.matching import Matching, draw
 from train.qformer_text import QFormerText
+from train.ranks import alone
 from train.terms import add
 from vlchat import checkpoint, connectors
 from vlchat.errors import CheckpointError, ConfigError, DataError
@@ -155,6 +156,10 @@ def _share(folder: str, connector: dict[str, Any], options: dict[str, Any], rank
         found |= {f"{form}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}
         grads = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
         found |= {f"{form}/grad/{name}": grad for name, grad in grads.items()}
+        for _ in range(rank + 1):  # of held-out rows, processes look at different numbers
+            with torch.no_grad(), alone():
+                held = made.eval()(batch | {"pixel_values": batch["pixel_values"].double()})
+        assert {term.count for name, term in held.items() if name == "itc"} == {float(len(batch["ids"]))}
     return found
 
 
