@@ -273,7 +273,9 @@ def test_a_run_is_saved_resumed_loaded_and_exported(
 # Mistakes
 
 
-def test_mistakes_are_sentences(tune: Callable[..., TuneObjective], tmp_path: Path, data: list[dict[str, Any]]) -> None:
+def test_mistakes_are_sentences(
+    tune: Callable[..., TuneObjective], wide: str, tmp_path: Path, data: list[dict[str, Any]]
+) -> None:
     for options, said in [
         ({"lora": {"alfa": 2}}, 'Unknown key "alfa" in objective.lora. Did you mean "alpha"'),
         ({"lora": {"rank": 2}}, 'Unknown key "rank" in objective.lora; known: r, alpha, dropout, targets, dora'),
@@ -287,6 +289,12 @@ def test_mistakes_are_sentences(tune: Callable[..., TuneObjective], tmp_path: Pa
     ]:
         with pytest.raises(VLChatError, match=said):
             tune(**options)
+    pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
+    objective = tune(model=wide, lora={"r": 2})
+    objective.save(tmp_path / "run", lambda stage: None)
+    for lora in (None, {"r": 2}):
+        with pytest.raises(ConfigError, match="The model has an adapter, and a second one cannot be trained"):
+            tune(model=str(tmp_path / "run"), quantize="nf4", lora=lora)
     FAMILIES["qwen2_vl"](tmp_path / "qwen")
     with pytest.raises(ConfigError, match="can't be packed for a Qwen2VL.*Set objective.packing=false"):
         TuneObjective(data, model=str(tmp_path / "qwen"), packing=True)

@@ -18,7 +18,7 @@ from vlchat.data import Example
 from vlchat.data.packing import check_packing, pack
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
-from vlchat.lora import add_lora
+from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
 from vlchat.quantize import is_quantized, language_model_prefix
 
@@ -26,7 +26,7 @@ _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
 }  # fmt: skip
 _CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
-_APART = ("positions", "cell_words", "cell_sides")  # of a batch, not for the model
+_APART = ("ids", "positions", "cell_words", "cell_sides")  # of a batch, not for the model
 
 
 class TuneObjective(Conversations):
@@ -73,6 +73,7 @@ class TuneObjective(Conversations):
         self.model, self.processor = checkpoint.load(
             path, quantize=quantize, revision=revision, merge=quantize is None, trainable=True
         )
+        refuse_adapter(self.model)
         self.base = {"model": f"{path}@{revision}" if revision else path}
         foreign.require_template(self.processor)
         if self.model.config.is_encoder_decoder:
