@@ -100,6 +100,24 @@ def test_packed_is_padded(adapter: str, tune: Callable[..., TuneObjective]) -> N
     same(*found)
 
 
+@pytest.mark.parametrize("name", ["blip-2", "instructblip"])
+def test_packed_is_padded_in_imported_models(name: str, tmp_path: Path, picture: Any) -> None:
+    FAMILIES[name](tmp_path / "base")
+    rows = json.loads(write_rows(tmp_path / "data", picture).read_text())
+    (tmp_path / "data" / "one.json").write_text(json.dumps([row for row in rows if len(row["images"]) == 1]))
+    found, halves = [], []
+    for packing in (False, True):
+        data = [{"path": str(tmp_path / "data" / "one.json")}]
+        objective = TuneObjective(data, model=str(tmp_path / "base"), packing=packing)
+        with torch.no_grad():
+            objective.model.lm_head.weight.mul_(0.3)
+        found.append(step(objective, [range(4)], opened(objective, "connector", "language_model")))
+        with torch.autocast("cpu", torch.bfloat16):
+            halves.append(step(objective, [range(4)], opened(objective, "connector"))[0]["answers"])
+    same(*found)
+    assert halves == pytest.approx([found[0][0]["answers"]] * 2, rel=0.02)
+
+
 @pytest.mark.parametrize("adapter", list(ADAPTERS))
 def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Callable[..., TuneObjective]) -> None:
     words = ("lora_", "connector") if ADAPTERS[adapter] else ("model.model.",)

@@ -15,7 +15,7 @@ from train.reader import MapReader
 from train.terms import Term
 from vlchat import checkpoint, foreign
 from vlchat.data import Example
-from vlchat.data.packing import check_packing, pack
+from vlchat.data.packing import borders, needs_borders, pack
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
@@ -86,8 +86,7 @@ class TuneObjective(Conversations):
             self.model = add_lora(self.model, **options)
             self.adapter = True
         self.packing = packing
-        if packing:
-            check_packing(self.model)
+        self.borders = packing and needs_borders(self.model)
         if checkpointing:
             recompute_language_model(self.model)
         self._teacher: list[Teacher] = []  # not a submodule
@@ -124,6 +123,8 @@ class TuneObjective(Conversations):
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         counts = self.counts(batch)
         inputs = {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        if self.borders:
+            inputs["attention_mask"] = borders(inputs["position_ids"])
         found = token_losses(self.model, inputs)
         terms = {"answers": Term(found.total, found.count)}
         for teacher in self._teacher:
