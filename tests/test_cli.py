@@ -179,7 +179,7 @@ def test_check_names_a_row_whose_tags_differ_from_its_pictures(
 ) -> None:
     assert main(["check", str(mismatched)]) == 1
     told = capsys.readouterr().out
-    assert 'Row "odd": 2 image tags but 1 image' in told and '"fine"' not in told
+    assert 'row 2 (id "odd"), image: 2 image tags but 1 image' in told and '"fine"' not in told
     assert main(["check", str(mismatched), "--limit", "1"]) == 0
 
 
@@ -199,7 +199,7 @@ def test_training_refuses_a_row_whose_tags_differ_from_its_pictures(
     assert main(["train", str(config)]) == 2
     told = capfd.readouterr().err
     assert "Traceback" not in told
-    assert 'Row "odd": 2 image tags but 1 image' in told.partition("vlchat: ")[2].splitlines()[0]
+    assert 'row 2 (id "odd"), image: 2 image tags but 1 image' in told.partition("vlchat: ")[2].splitlines()[0]
 
 
 def test_options_may_stand_between_the_picture_and_the_question(

@@ -150,7 +150,7 @@ def test_long_rows_are_refused_with_both_numbers_and_never_cut(tiny_processor: A
     long = example("long", [("<image>\n" + "What is it? " * 40, "A red circle.")], [picture(0)])
     length = Collator(tiny_processor)([long])["input_ids"].shape[1]
     assert Collator(tiny_processor, max_length=length)([short, long])["input_ids"].shape[1] == length
-    with pytest.raises(TooLongError, match=f'Row "long" has {length} tokens, more than the limit of {length - 1}'):
+    with pytest.raises(TooLongError, match=f'Row "long": needs {length} of {length - 1} tokens; 4 of them are image'):
         Collator(tiny_processor, max_length=length - 1)([short, long])
 
 

@@ -127,7 +127,7 @@ def test_a_missing_file_a_bad_line_and_odd_settings(tmp_path: Path) -> None:
         load_source(SourceConfig(str(tmp_path / "none.json")))
     (tmp_path / "rows.jsonl").write_text(json.dumps(VQA) + "\n{oops\n")
     source = load_source(SourceConfig(str(tmp_path / "rows.jsonl"), images=str(tmp_path)))
-    with pytest.raises(DataError, match=r"rows.jsonl: line 2 is not valid JSON"):
+    with pytest.raises(DataError, match=r"rows.jsonl: row 2, row: line 2 is not valid JSON"):
         source.example(1)
     with pytest.raises(ConfigError, match="limit is 0"):
         load_source(SourceConfig(str(tmp_path / "rows.jsonl"), limit=0))
@@ -161,7 +161,7 @@ def test_paths_out_of_the_image_root_are_refused_with_the_row(folder: Path, valu
     (folder / "linked").symlink_to(folder.parent)
     row = VQA | {"image": value.replace("{tmp}", str(folder.parent)), "id": "row-3"}
     source = load_source(SourceConfig(write(folder / "rows.json", [row])))
-    with pytest.raises(PathEscapeError, match='rows.json: row "row-3"'):
+    with pytest.raises(PathEscapeError, match=r'rows.json: row 1 \(id "row-3"\)'):
         source[0]
 
 
@@ -186,7 +186,7 @@ def test_absolute_paths_inside_links_inside_and_missing_files(folder: Path) -> N
     assert resolve_image("none.png", [folder]) is None
     assert resolve_image(str(folder / "none.png"), [folder, folder / "images"]) is None
     source = load_source(SourceConfig(write(folder / "rows.json", [VQA | {"image": "none.png", "id": "x"}])))
-    with pytest.raises(DataError, match='row "x": image "none.png" was not found in'):
+    with pytest.raises(DataError, match=r'rows.json: row 1 \(id "x"\): "none.png" was not found in'):
         source[0]
 
 

@@ -38,6 +38,8 @@ FLOORS = {
     "vlchat.saving": 1,
     "vlchat.whole": 1,
     "vlchat.folders": 1,
+    "vlchat.runs": 1,
+    "vlchat.run_info": 1,
     "vlchat.data": 1,
 }
 HEAVY = {"bitsandbytes", "gradio", "peft", "datasets", "matplotlib", "playwright"}

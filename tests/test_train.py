@@ -412,7 +412,7 @@ def test_an_instruction_aware_q_former_learns_to_read_the_question(stages: dict[
     objective = {"type": "align", "vision": str(stages["tower"]), "language": str(stages["lm"]), "connector": qformer,
                  "instruction_length": 12, "sample_tokens": 2}  # fmt: skip
     scenes = [{"type": "scenes", "ask": "captions", "rows": 50}]
-    aligned = run(tmp_path, "aware", objective, data=scenes, trainable={"connector": 1e-2})
+    aligned = run(tmp_path, "aware", objective, data=scenes, trainable={"connector|heads": 1e-2})
     for name in ("step-2", "step-4"):
         model, processor = checkpoint.load(aligned.parent / name)
         assert processor.instruction_length == 12

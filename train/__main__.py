@@ -3,16 +3,20 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
 import transformers
+from accelerate.utils import set_seed
 
-from train import checkpoint, ranks
+from train import checkpoint, ranks, trackers
 from train.config import RunConfig, construct, load_runs
+from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from train.quarantine import FILE
 from train.stopping import Interrupted
 from vlchat.arguments import Parser
+from vlchat.data import fingerprint, inspect
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 _FEW = 50  # steps
@@ -42,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each.")
         for config in runs:  # before the first of them takes its hours
             _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
-        for config in runs:
-            train(config, arguments.resume)
+        with ranks.Heartbeat().beating():
+            for config in runs:
+                train(config, arguments.resume)
     except Interrupted as error:
         _complain(str(error))
         return error.code
@@ -68,11 +73,12 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
     """
     # 1. What to do.
+    trackers.check(config.trackers)
     run = Path(config.run)
     resume = _resume(run, resume_from)
 
     # 2. The model and its loss.
-    torch.manual_seed(config.seed)
+    set_seed(config.seed)
     given = {"data": config.data} if config.data else {}
     objective = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, **given)
 
@@ -80,7 +86,11 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         if path is not None and Path(path).resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"objective.{part} lies in {run}, where this run is to write. Add run=OTHER/FOLDER.")
 
-    # 3. How long.
+    # 3. The rows: those that can't be used are left out, some may be held out.
+    rows = _inspect(objective, config, resume)
+    heldout = hold_out(objective, config)
+
+    # 4. How long.
     if config.loop.steps is None and not hasattr(objective, "steps"):
         raise ConfigError(f"loop.steps is missing: {objective.name} draws its rows as it goes and has no epochs.")
     steps = config.loop.steps or objective.steps(config.loop.epochs, config.loop.batch)
@@ -90,10 +100,34 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         if steps < _FEW:
             print(f"So few steps teach little: try loop.steps={_FEW * 3}.")
 
-    # 4. Train.
-    last = fit(objective, config, steps, resume)
+    # 5. Train.
+    last = fit(objective, config, steps, resume, heldout, rows)
     print(f"Done: {last}")
     return last
+
+
+def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str, Any]:
+    """Leaves out the rows that can't be used. Returns what the order of the rows depends on, for the checkpoints.
+
+    Raises:
+        DataError: more than `max_bad` rows can't be used.
+    """
+    mixture = getattr(objective, "mixture", None)
+    order: dict[str, Any] = {"seed": config.seed, "loop.batch": config.loop.batch}
+    if mixture is None:
+        return order
+    first = ranks.rank() == 0
+    file = Path(config.run) / FILE
+    if first and resume is None:
+        file.unlink(missing_ok=True)
+    found = inspect(mixture, max_bad=config.max_bad, quarantine=file if first else None, progress=first)
+    if told := found.summary():
+        print(told)
+    objective.mixture = found.keep(mixture)
+    where = ("path", "images", "name")  # the same rows may lie elsewhere today
+    specs = [{key: value for key, value in spec.items() if key not in where} for spec in config.data]
+    hashes = [fingerprint(spec["path"]) if "path" in spec else None for spec in config.data]
+    return order | {"data": [[spec, sha256] for spec, sha256 in zip(specs, hashes, strict=True)], "bad": found.digest}
 
 
 def _refuse_overwriting(run: Path, wanted: str | None, overwrite: bool) -> None:

@@ -56,6 +56,44 @@ class LoopConfig:
 
 
 @dataclass
+class HeldoutConfig:
+    """Rows that are never trained on: how well they are answered, when to stop, which checkpoint was the best.
+
+    At most one of `rows`, `share` and `data` says which; without any of them nothing is held out.
+    """
+
+    rows: int | None = None  # taken from the training data; rows that share a picture stay together
+    share: float | None = None  # the same, as a share of the training data
+    data: list[dict[str, Any]] = field(default_factory=list)  # sources of their own, as in `data`
+    every: int | None = None  # steps between two looks; None: loop.sample_every
+    generate: int = 64  # rows whose answers are written and scored, besides the loss over all of them
+    batch: int = 16  # rows at once
+    tokens: int = 60  # longest answer
+    metric: str = "loss"  # what tells the best checkpoint: loss, exact, score, or a term
+    patience: int | None = None  # stop after so many looks without a better one
+    least: float = 0.0  # what counts as better: by more than this
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("rows", "share", "data") if getattr(self, name)]
+        if len(given) > 1:
+            raise ConfigError(f"heldout.{given[0]} and heldout.{given[1]} both say what is held out; keep one of them.")
+        if self.share is not None and not 0 < self.share < 1:
+            raise ConfigError(f"heldout.share must lie between 0 and 1, not {self.share:g}.")
+        for name, least in {"rows": 1, "every": 1, "generate": 0, "batch": 1, "tokens": 1, "patience": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"heldout.{name} must be at least {least}, not {value}.")
+        if not self.least >= 0:
+            raise ConfigError(f"heldout.least must be at least 0, not {self.least:g}.")
+        if not given and self.patience is not None:
+            raise ConfigError("heldout.patience needs rows to look at: add heldout.rows, .share or .data.")
+
+    @property
+    def on(self) -> bool:
+        return bool(self.rows or self.share or self.data)
+
+
+@dataclass
 class RunConfig:
     """One run. `trainable` maps regexes to learning rates: the first match wins, what nothing matches is frozen.
 
@@ -68,6 +106,9 @@ class RunConfig:
     trainable: dict[str, float] | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    trackers: list[str] = field(default_factory=list)  # names of `train.trackers.TRACKERS`
+    max_bad: int = 0  # rows that may be unusable before the run refuses to begin, or stops
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

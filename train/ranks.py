@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import distributed
 
 from vlchat.errors import VLChatError
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # of this thread: signs of life go on
 _BUCKET = 1 << 25  # bytes of gradients that are summed at once
 _BEAT = 2.0  # seconds between two signs of life
 _SILENCE = 30.0  # seconds without one before a process counts as gone
@@ -28,13 +30,30 @@ class RankLost(VLChatError):
     """A process of the run has died or stands still."""
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this thread's process counts as the only one: rows are compared with its own, and nothing is exchanged.
+
+    For looking at rows while the other processes look at others, and at another number of them.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def world_size() -> int:
     """How many processes train together."""
+    if _ALONE.get():
+        return 1
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0; the first one writes and prints."""
+    if _ALONE.get():
+        return 0
     return distributed.get_rank() if distributed.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
@@ -101,6 +120,7 @@ class Heartbeat:
     def __init__(self) -> None:
         self._over = threading.Event()
         self._seen: dict[int, tuple[str, float]] = {}
+        self._answered = time.monotonic()  # when the store last did
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[Heartbeat]:
@@ -110,8 +130,9 @@ class Heartbeat:
             return
         store = distributed.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # a connection of its own
         store.set_timeout(timedelta(seconds=10))
-        thread = threading.Thread(target=self._beat, args=(store,), daemon=True)
-        thread.start()
+        self._answered = time.monotonic()
+        for work in (self._beat, self._watch_store):
+            threading.Thread(target=work, args=(store,), daemon=True).start()
         try:
             yield self
             store.set(f"vlchat/{rank()}", "done")
@@ -133,14 +154,26 @@ class Heartbeat:
                 silent = self._silent(store)
             except (RuntimeError, distributed.DistError):  # the store's own process, the first one, is gone
                 silent = 0
-            if silent is not None and not self._over.is_set():
-                print(
-                    f"Process {silent} of {world_size()} has died or stands still: process {rank()} has had no sign of "
-                    "life from it. The run ends. --resume auto goes on from the newest checkpoint.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # the main thread waits for that process and cannot be woken
+            self._answered = time.monotonic()
+            if silent is not None:
+                self._end(silent)
+
+    def _watch_store(self, store: Any) -> None:
+        """A store whose process stands still takes connections and never answers."""
+        while not self._over.wait(_BEAT):
+            if time.monotonic() - self._answered > _SILENCE:
+                self._end(0)
+
+    def _end(self, silent: int) -> None:
+        if self._over.is_set():
+            return
+        print(
+            f"\nProcess {silent} of {world_size()} has died or stands still: process {rank()} has had no sign of life "
+            "from it. The run ends. --resume auto goes on from the newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # the main thread waits for that process and cannot be woken
 
     def _silent(self, store: Any) -> int | None:
         now = time.monotonic()

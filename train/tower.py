@@ -14,7 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from train.checkpoint import STATE
 from train.config import transformers_config
-from train.contrastive import clip_loss, recall
+from train.contrastive import hits, info_nce
 from train.terms import Term
 from train.tokenizer import saved_tokenizer, train_tokenizer
 from vlchat.errors import ConfigError
@@ -182,10 +182,10 @@ class TowerObjective(nn.Module):
         image = functional.normalize(model.visual_projection(vision.pooler_output), dim=-1)  # (batch, projection)
         text = self._text(batch["caption_input_ids"], batch["caption_attention_mask"])
         scale = model.logit_scale.exp().clamp(max=100.0)
-        forward, backward = recall(image.detach(), text.detach())
-        watched = {"image_to_text": forward, "text_to_image": backward, "scale": scale.item()}
-        terms = {"itc": Term(clip_loss(image, text, scale) * rows, rows)}
-        terms |= {name: Term(torch.tensor(value * rows), rows, 0.0) for name, value in watched.items()}
+        forward, backward, _ = hits(image, text)
+        watched = {"image_to_text": forward, "text_to_image": backward, "scale": scale.detach() * rows}
+        terms = {"itc": Term(*info_nce(image, text, scale))}
+        terms |= {name: Term(value, rows, 0.0) for name, value in watched.items()}
         if "cell_index" in batch:
             patches = model.vision_model.post_layernorm(vision.last_hidden_state[:, 1:]).flatten(0, 1)[
                 batch["cell_index"]

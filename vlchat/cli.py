@@ -100,6 +100,28 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--format", help="llava, messages, caption or vqa (default: seen from each row)")
     check.add_argument("--split", help="which split of a Hugging Face dataset")
     check.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    check.add_argument(
+        "--model",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="also count each row's tokens, and show a row, as this model reads it (no name: the embedded one)",
+    )
+    check.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
+    check.add_argument(
+        "--max-length", type=int, metavar="N", help="most tokens of a row, with --model (default: what the model takes)"
+    )
+    check.add_argument("--sample", type=int, metavar="ROW", help="the row that --model shows (default: the first good)")
+    check.add_argument(
+        "--no-decode", dest="decode", action="store_false", help="quick: of each picture only the beginning of its file"
+    )
+    check.add_argument("--workers", type=int, metavar="N", help="processes that decode pictures (default: up to 4)")
+    check.add_argument("--quarantine", type=Path, metavar="FILE", help="write what is wrong, a JSON line a fault")
+    check.add_argument("--clean", type=Path, metavar="FILE", help="write a copy of the data without the bad rows")
+    check.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="write report.json, histograms.png and, with --model, sample.png"
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(run=commands.check)
 
     evaluate = known.add_parser("eval", help="score a model", description="Score a model.")

@@ -141,19 +141,17 @@ def models(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """`vlchat check`: every row of a dataset."""
-    from vlchat import data
+    from vlchat.data import SourceConfig, doctor
 
     _known_format(arguments.format)
-    source = data.SourceConfig(
-        arguments.data,
-        format=arguments.format,
-        images=arguments.images,
-        split=arguments.split,
-        limit=arguments.limit,
+    source = _named(arguments, "format", "images", "split", "limit")
+    return doctor.run(
+        SourceConfig(arguments.data, **source),
+        **_named(
+            arguments, "decode", "workers", "model", "revision", "max_length", "sample", "quarantine", "clean", "report"
+        ),
+        as_json=arguments.json,
     )
-    report = data.check(source, progress=sys.stderr.isatty())
-    print(report.render())
-    return 0 if report.ok else 1
 
 
 def _known_format(name: str | None) -> None:
@@ -215,8 +213,31 @@ def bring_in(arguments: argparse.Namespace) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    """`vlchat info`: what a model is."""
+    """`vlchat info`: what a model is, and how far a run is."""
     quiet()
+    from vlchat import runs
+
+    folder = Path(arguments.model) if arguments.model else None
+    if folder is not None and folder.is_dir() and runs.is_run(folder):
+        return _info_of_run(arguments, folder)
+    _print_model(arguments)
+    return 0
+
+
+def _info_of_run(arguments: argparse.Namespace, folder: Path) -> int:
+    from vlchat.run_info import describe
+
+    try:
+        _print_model(arguments)
+        print()
+    except VLChatError as error:  # a run that has saved nothing yet, or whose newest save is damaged
+        print(f"{'model':>12}  {error}\n")
+    for name, text in describe(folder):
+        print(f"{name:>12}  {text}")
+    return 0
+
+
+def _print_model(arguments: argparse.Namespace) -> None:
     from vlchat import checkpoint, hub
 
     about = checkpoint.describe(arguments.model, arguments.revision)
@@ -225,7 +246,6 @@ def info(arguments: argparse.Namespace) -> int:
     about["base"] = about["base"] and {key: found or "the embedded model" for key, found in about["base"].items()}
     for name, value in about.items():
         print(f"{name.replace('_', ' '):>12}  {_readable(value)}")
-    return 0
 
 
 def push(arguments: argparse.Namespace) -> int:

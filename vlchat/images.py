@@ -11,7 +11,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -100,19 +100,41 @@ def decode(
         raise _too_many_bytes(called, len(data), limits)
     expected = _sniff(data, called)
     _check_mime(mime, expected, called)
+    image = _open(io.BytesIO(data), expected, called, limits)
+    with image:
+        _check_stills(image, data, called)
+        return _pixels(image, called, limits)
+
+
+def header(
+    source: bytes | str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None
+) -> tuple[int, int]:
+    """(width, height) as a file's first bytes state them, before it is turned upright. No pixel is decoded.
+
+    Raises:
+        ImageError: as `decode`, save for what only the pixels, or a second frame, would show.
+    """
+    called = label_of(name if name is not None or isinstance(source, bytes) else str(source))
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, called, limits) as stream:
+        expected = _sniff(stream.read(256), called)
+        stream.seek(0)
+        with _open(stream, expected, called, limits) as image:
+            _check_shape(*image.size, called, limits)
+            return image.size
+
+
+def _open(stream: BinaryIO, expected: str, called: str, limits: ImageLimits) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=[expected])
+        return Image.open(stream, formats=[expected])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{called} has far more than the {limits.max_pixels / 1e6:.0f} million pixels accepted. Make it smaller.",
             code="image_too_large",
             status=413,
+            kind="too_many_pixels",
         ) from error
     except Exception as error:  # decoders raise far more than OSError: SyntaxError, ValueError, struct.error, ...
         raise _damaged(called, expected) from error
-    with image:
-        _check_stills(image, data, called)
-        return _pixels(image, called, limits)
 
 
 def label_of(name: str | None, what: str = "picture") -> str:
@@ -124,7 +146,13 @@ def label_of(name: str | None, what: str = "picture") -> str:
 
 
 def read_file(path: str | Path, called: str, limits: ImageLimits) -> bytes:
-    """The bytes of a file from outside.
+    """The bytes of a file from outside; arguments and errors as of `open_file`."""
+    with open_file(path, called, limits) as file:
+        return file.read(limits.max_bytes + 1)
+
+
+def open_file(path: str | Path, called: str, limits: ImageLimits) -> BinaryIO:
+    """A file from outside, opened for reading.
 
     Args:
         called: what messages call it.
@@ -136,25 +164,25 @@ def read_file(path: str | Path, called: str, limits: ImageLimits) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(f"{called} is not there: no such file. Check the path.") from error
+        raise ImageError(f"{called} is not there: no such file. Check the path.", kind="missing_file") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the path is not valid"
-        raise ImageError(f"{called} cannot be read: {reason}.") from error
+        raise ImageError(f"{called} cannot be read: {reason}.", kind="unreadable_file") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{called} is not a file. Give the path of one picture.")
+            raise ImageError(f"{called} is not a file. Give the path of one picture.", kind="unreadable_file")
         if status.st_size > limits.max_bytes:
             raise _too_many_bytes(called, status.st_size, limits)
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limits.max_bytes + 1)
-    finally:
+        return open(descriptor, "rb")
+    except BaseException:
         os.close(descriptor)
+        raise
 
 
 def _sniff(data: bytes, called: str) -> str:
     if not data:
-        raise ImageError(f"{called} is empty (0 bytes). Save or upload it again.")
+        raise ImageError(f"{called} is empty (0 bytes). Save or upload it again.", kind="empty_file")
     head = data[:16]
     for format_name, signatures in SIGNATURES.items():
         if head.startswith(signatures) and (format_name != "WEBP" or head[8:12] in (b"WEBP", b"")):
@@ -192,31 +220,37 @@ def _check_stills(image: Image.Image, data: bytes, called: str) -> None:
     except Exception as error:  # the second frame of a GIF is looked for here
         raise _damaged(called, str(image.format)) from error
     if moving:
-        raise _unsupported(f"{called} is a moving picture; only stills are accepted. Save one frame as PNG.")
+        message = f"{called} is a moving picture; only stills are accepted. Save one frame as PNG."
+        raise _unsupported(message, "moving_picture")
 
 
 def _pixels(image: Image.Image, called: str, limits: ImageLimits) -> Image.Image:
-    width, height = image.size
+    _check_shape(*image.size, called, limits)
+    try:
+        image.load()
+        return _rgb(_upright(image))
+    except Exception as error:  # as above: the set of exceptions that decoders raise is open
+        raise _damaged(called, image.format or "PIL") from error
+
+
+def _check_shape(width: int, height: int, called: str, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
-        raise ImageError(f"{called} is {width} x {height} pixels: there is nothing to see.")
+        raise ImageError(f"{called} is {width} x {height} pixels: there is nothing to see.", kind="side_ratio")
     if width * height > limits.max_pixels:
         raise ImageError(
             f"{called} is {width} x {height} pixels ({width * height / 1e6:.0f} million); at most "
             f"{limits.max_pixels / 1e6:.0f} million are accepted. Make it smaller.",
             code="image_too_large",
             status=413,
+            kind="too_many_pixels",
         )
     ratio = max(width, height) / min(width, height)
     if ratio > limits.max_side_ratio:
         raise ImageError(
             f"{called} is {width} x {height} pixels, a side ratio of {ratio:.0f}; at most {limits.max_side_ratio:.0f} "
-            "is accepted. Crop it."
+            "is accepted. Crop it.",
+            kind="side_ratio",
         )
-    try:
-        image.load()
-        return _rgb(_upright(image))
-    except Exception as error:  # as above: the set of exceptions that decoders raise is open
-        raise _damaged(called, image.format or "PIL") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -264,8 +298,8 @@ def _damaged(called: str, format_name: str) -> ImageError:
     return ImageError(f"{called} is damaged or cut short: its {format_name} data cannot be decoded. Save it again.")
 
 
-def _unsupported(message: str) -> ImageError:
-    return ImageError(message, code="unsupported_image", status=415)
+def _unsupported(message: str, kind: str = "unsupported_file") -> ImageError:
+    return ImageError(message, code="unsupported_image", status=415, kind=kind)
 
 
 def _too_many_bytes(called: str, size: int, limits: ImageLimits) -> ImageError:
@@ -273,4 +307,5 @@ def _too_many_bytes(called: str, size: int, limits: ImageLimits) -> ImageError:
         f"{called} has {size:,} bytes; at most {limits.max_bytes:,} are accepted. Make it smaller.",
         code="image_too_large",
         status=413,
+        kind="too_many_bytes",
     )

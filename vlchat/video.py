@@ -82,6 +82,7 @@ def frames(
             "PNG are read.",
             code="unsupported_image",
             status=415,
+            kind="unsupported_file",
         ) from error
     except Exception as error:  # decoders raise far more than OSError
         raise ImageError(f"{label} is damaged or cut short: its frames cannot be decoded. Save it again.") from error
@@ -141,7 +142,10 @@ def _container(data: bytes, label: str) -> str:
     if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
         return "avi"
     raise ImageError(
-        f"{label} is not a video in a known format; accepted are {_IN_WORDS}.", code="unsupported_image", status=415
+        f"{label} is not a video in a known format; accepted are {_IN_WORDS}.",
+        code="unsupported_image",
+        status=415,
+        kind="unsupported_file",
     )
 
 
@@ -198,4 +202,4 @@ def _check_work(pixels: int, limits: VideoLimits, label: str) -> None:
 
 
 def _too_large(message: str) -> ImageError:
-    return ImageError(message, code="image_too_large", status=413)
+    return ImageError(message, code="image_too_large", status=413, kind="too_many_bytes")

@@ -80,6 +80,15 @@ class QFormerConnector(Connector):
         instruction_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `Connector.forward`. Raises ConfigError for instructions that this Q-Former was not built to read."""
+        return self.projection(self.read(features, instruction_ids, instruction_mask))
+
+    def read(
+        self,
+        features: torch.Tensor,
+        instruction_ids: torch.Tensor | None = None,
+        instruction_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The queries' states before they go on to the language model, (images, queries, hidden). As `forward`."""
         features = features.to(self.projection.weight.dtype)
         queries = self.query_tokens.expand(features.shape[0], -1, -1)  # (images, queries, hidden)
         num_queries = queries.shape[1]
@@ -94,13 +103,12 @@ class QFormerConnector(Connector):
                 dim=1,
             )
             queries = self.embeddings(input_ids=instruction_ids, query_embeds=queries)
-        output = self.qformer(
+        return self.qformer(
             query_embeds=queries,
             query_length=num_queries,
             attention_mask=attention_mask,
             encoder_hidden_states=features,
-        ).last_hidden_state[:, :num_queries]  # (images, queries, hidden)
-        return self.projection(output)
+        ).last_hidden_state[:, :num_queries]
 
 
 class ResamplerConnector(Connector):

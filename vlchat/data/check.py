@@ -3,159 +3,214 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vlchat import images, video
-from vlchat.data.collate import has_answer
-from vlchat.data.dataset import Source, SourceConfig, load_source, resolve_image
-from vlchat.data.formats import Example, detect
-from vlchat.errors import DataError, ImageError
+from vlchat.data import faults, pictures
+from vlchat.data.dataset import Source, SourceConfig, load_source
+from vlchat.data.decoding import Decoders, default_workers
+from vlchat.data.faults import KINDS, BadRow
+from vlchat.data.histograms import Histogram
+from vlchat.data.inspection import counted
+from vlchat.data.pictures import Cache, Verdict
+from vlchat.data.rows import examine
 
-
-@dataclass(frozen=True)
-class BadRow:
-    """What is wrong with one row. `row` counts from 1; `field` is `id`, `image`, `video`, `answer` or `row`."""
-
-    row: int
-    id: str
-    field: str
-    reason: str
+FEW = 64  # rows for which no process is started
 
 
 @dataclass
 class Report:
-    """What a source holds and what is wrong with it."""
+    """What a source holds and what is wrong with it.
+
+    Attributes:
+        rows, images: pictures shown, a file shown twice counting twice.
+        files: different picture and video files, and pictures in the rows themselves.
+        text_only: rows that can be read and show nothing.
+        turns: answers.
+        duplicate_ids: rows whose id an earlier row has.
+        missing: files that are not there, as the rows spell them, each once, in order.
+        folders: where they were looked for.
+        bad: what makes rows unusable, in the order of the rows.
+        notes: what is worth a look, in rows that can be used.
+        histograms: of answers, turns, pictures, and of tokens where a processor was given.
+    """
 
     name: str
     rows: int = 0
-    images: int = 0  # pictures shown, a file shown twice counting twice
-    text_only: int = 0  # good rows without a picture
-    turns: int = 0  # assistant turns
+    images: int = 0
+    files: int = 0
+    text_only: int = 0
+    turns: int = 0
     formats: Counter[str] = field(default_factory=Counter)
-    duplicate_ids: int = 0  # rows whose id an earlier row has
-    missing: list[str] = field(default_factory=list)  # files that are not there, each once, in order
+    duplicate_ids: int = 0
+    missing: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
+    notes: list[BadRow] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
+        """Whether every row can be used."""
         return not self.bad
 
     @property
     def bad_rows(self) -> int:
-        """How many rows have at least one fault."""
-        return len({problem.row for problem in self.bad})
+        """How many rows cannot be used."""
+        return len({fault.row for fault in self.bad})
+
+    def add(self, found: Sequence[BadRow]) -> None:
+        """Adds what another look found."""
+        for fault in found:
+            (self.bad if fault.is_error else self.notes).append(fault)
+        self.bad.sort(key=lambda fault: fault.row)
+        self.notes.sort(key=lambda fault: fault.row)
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: counts, faults and histograms."""
+        plain = ("name", "rows", "images", "files", "text_only", "turns", "duplicate_ids", "missing", "folders")
         return {
-            "name": self.name,
-            "rows": self.rows,
-            "images": self.images,
-            "text_only": self.text_only,
-            "turns": self.turns,
+            **{name: getattr(self, name) for name in plain},
             "formats": dict(self.formats),
-            "duplicate_ids": self.duplicate_ids,
-            "missing": self.missing,
             "bad_rows": self.bad_rows,
-            "bad": [vars(problem) for problem in self.bad],
+            "kinds": faults.summary([*self.bad, *self.notes]),
+            "bad": [asdict(fault) for fault in self.bad],
+            "notes": [asdict(fault) for fault in self.notes],
+            "histograms": [histogram.to_dict() for histogram in self.histograms],
         }
 
-    def render(self, most: int | None = None) -> str:
-        """The report as text, at most `most` faults listed in full."""
-        formats = ", ".join(f"{name} ({count})" for name, count in self.formats.most_common()) or "none"
-        lines = [
-            f"{self.name}: {self.rows:,} rows, {self.images:,} images, {self.text_only:,} rows without an image, "
-            f"{self.turns:,} answers; format {formats}"
-        ]
-        if self.ok:
-            return f"{lines[0]}\nEvery row can be used."
-        lines.append(
-            f"{self.bad_rows:,} bad rows ({len(self.missing):,} missing files, {self.duplicate_ids:,} duplicate ids):"
+    def headline(self) -> str:
+        """What the source holds, in a line."""
+        formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.most_common()) or "none"
+        of_files = f" in {self.files:,} files" if 0 < self.files != self.images else ""
+        return _clean(
+            f"{self.name}: {self.rows:,} rows, {self.images:,} images{of_files}, {self.text_only:,} rows without an "
+            f"image, {self.turns:,} answers; format {formats}"
         )
-        shown = self.bad if most is None else self.bad[:most]
-        lines += [f'  row {problem.row} (id "{problem.id}"), {problem.field}: {problem.reason}' for problem in shown]
-        if len(shown) < len(self.bad):
-            lines.append(f"  and {len(self.bad) - len(shown):,} more")
-        return "\n".join(lines)
+
+    def bars(self) -> str:
+        """How answers, pictures and tokens are spread, as bars of text."""
+        return "\n\n".join(histogram.render() for histogram in self.histograms if histogram.count)
+
+    def verdict(self, most: int | None = None) -> str:
+        """What is wrong, and whether the rows can be used.
+
+        Args:
+            most: at most so many faults are listed, and so many notes; None lists all.
+        """
+        lines = []
+        if self.notes:
+            lines += [f"{_rows(self.notes)} worth a look, which can be used:", *_listed(self.notes, most), ""]
+        if self.ok:
+            lines.append("Every row can be used.")
+        else:
+            lines += [f"{_rows(self.bad)} of {self.rows:,} cannot be used:", *_listed(self.bad, most)]
+            lines += [advice] if (advice := faults.advice(self.bad, self.folders)) else []
+        return "\n".join(map(_clean, lines))
+
+    def render(self, most: int | None = None) -> str:
+        """The report as text, at most `most` faults and `most` notes listed in full."""
+        return f"{self.headline()}\n{self.verdict(most)}"
 
 
-def check(source: Source | SourceConfig, *, decode: bool = True, progress: bool = False) -> Report:
+def check(
+    source: Source | SourceConfig,
+    *,
+    decode: bool = True,
+    progress: bool = False,
+    workers: int | None = None,
+    cache: Cache | None = None,
+    answers: bool = True,
+    processor: Any = None,
+    max_length: int | None = None,
+) -> Report:
     """Reads every row, and opens every picture once.
 
     Args:
         source: what to look at.
-        decode: also decode each picture; False only looks whether its file is there.
+        decode: also decode each picture; False only looks at the beginning of its file.
         progress: show a progress bar on stderr.
+        workers: processes that decode; None takes a few, and none for a small source.
+        cache: of what was found about files earlier; None keeps none.
+        answers: the rows are there to learn answers from.
+        processor: of the model to train: counts the tokens of every row that can be used otherwise. Of pictures it is
+            given the sizes, which only `decode` knows to be upright.
+        max_length: the most tokens of a row; None sets no limit.
 
     Raises:
         DataError: the source itself cannot be opened. Faults of rows are in the report, not raised.
     """
     if isinstance(source, SourceConfig):
         source = load_source(source)
-    report = Report(source.name, rows=len(source))
-    first_row_of: dict[str, int] = {}
-    verdicts: dict[str, str | None] = {}
-    for index in _counted(len(source), source.name, progress):
-        number = index + 1
-        try:
-            example = source.example(index)
-        except DataError as error:
-            report.bad.append(BadRow(number, f"#{number}", "row", str(error)))
-            continue
-        problems = _problems(source, example, report, verdicts, decode)
-        if example.id in first_row_of:
-            report.duplicate_ids += 1
-            problems.append(("id", f"row {first_row_of[example.id]} has the same id"))
-        first_row_of.setdefault(example.id, number)
-        report.bad += [BadRow(number, example.id, name, reason) for name, reason in problems]
-        report.formats[source.format or detect(source.rows[index])] += 1
-        report.images += len(example.images)
-        report.text_only += not example.images and not example.videos
-        report.turns += sum(message["role"] == "assistant" for message in example.messages)
+    if workers is None:
+        workers = default_workers() if len(source) > FEW else 0
+    numbers = counted(len(source), source.name) if progress else None
+    verdicts: dict[Any, Verdict] = {}
+    if decode:
+        with Decoders(workers, cache) as decoders:
+            found = examine(source, decoders.ask, answers=answers, numbers=numbers)
+        verdicts = decoders.verdicts()
+    else:
+
+        def look(key: Any, file: Any, of: str) -> None:
+            verdicts[key] = pictures.header(file, of)
+
+        found = examine(source, look, answers=answers, numbers=numbers)
+    found.settle(verdicts)
+    report = Report(
+        source.name,
+        rows=found.rows,
+        images=found.images,
+        files=len(verdicts),
+        text_only=found.text_only,
+        turns=sum(found.turns),
+        formats=found.formats,
+        duplicate_ids=sum(fault.kind == "duplicate_id" for fault in found.faults),
+        missing=found.missing,
+        folders=[str(root) for root in source.roots],
+    )
+    report.add(found.faults)
+    spread: list[Histogram] = []
+    if processor is not None:
+        from vlchat.data import lesson  # torch and transformers take seconds to import
+
+        usable = found.usable()
+        shown = counted(len(usable), "tokens") if progress else range(len(usable))
+        more, spread = lesson.budget(
+            source, (usable[place] for place in shown), found.sizes(verdicts), processor, max_length
+        )
+        report.add(more)
+    sizes = [verdict.size for verdict in verdicts.values() if verdict.size is not None]
+    report.histograms = [
+        Histogram("words of an answer", found.answers),
+        Histogram("words of a question", found.questions),
+        Histogram("answers of a row", found.turns),
+        Histogram("width of a picture, pixels", [width for width, _ in sizes]),
+        Histogram("height of a picture, pixels", [height for _, height in sizes]),
+        Histogram("width / height of a picture", [width / height for width, height in sizes]),
+        *spread,
+    ]
     return report
 
 
-def _problems(
-    source: Source, example: Example, report: Report, verdicts: dict[str, str | None], decode: bool
-) -> list[tuple[str, str]]:
-    problems: list[tuple[str, str]] = []
-    shown = [("image", picture) for picture in example.images] + [("video", found) for found in example.videos]
-    for kind, picture in shown:
-        key = picture if isinstance(picture, str) else ""
-        if not key or key not in verdicts:
-            opened: Callable[[Any], Any] = video.frames if kind == "video" else images.decode
-            reason, missing = _picture_fault(source, picture, decode, opened)
-            if missing:
-                report.missing.append(key)
-            verdicts[key] = reason
-        if verdicts[key] is not None:
-            problems.append((kind, str(verdicts[key])))
-    if not has_answer(example):
-        problems.append(("answer", "no assistant turn has any text, so nothing would be learned"))
-    return problems
+def _clean(line: str) -> str:
+    """Without what a terminal would act on rather than show."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
-def _picture_fault(
-    source: Source, picture: Any, decode: bool, open_one: Callable[[Any], Any]
-) -> tuple[str | None, bool]:
-    """(what is wrong or None, whether the file is missing)."""
-    try:
-        found: Path | Any | None = resolve_image(picture, source.roots) if isinstance(picture, str) else picture
-        if found is None:
-            return f"{picture} was not found", True
-        if decode:
-            open_one(found)
-    except (DataError, ImageError) as error:
-        name = f"{picture}: " if isinstance(picture, str) and isinstance(error, ImageError) else ""
-        return f"{name}{error}", False
-    return None, False
+def _rows(found: Sequence[BadRow]) -> str:
+    count = len({fault.row for fault in found})
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
-def _counted(count: int, name: str, progress: bool) -> Any:
-    if not progress:
-        return range(count)
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(range(count), desc=f"checking {name}", unit="row")
+def _listed(found: Sequence[BadRow], most: int | None) -> list[str]:
+    """How many there are of each kind, then each by its row."""
+    kinds = faults.summary(found)
+    width = max(map(len, kinds))
+    lines = [f"  {kind.ljust(width)}  {count:>6,}  {KINDS[kind].about}" for kind, count in kinds.items()]
+    shown = found if most is None else found[:most]
+    lines += [f"  {fault}" for fault in shown]
+    if len(shown) < len(found):
+        lines.append(f"  and {len(found) - len(shown):,} more")
+    return lines

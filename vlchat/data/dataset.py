@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
 
 from vlchat.data import readers
-from vlchat.data.formats import FORMATS, Example, to_example
+from vlchat.data.faults import BadRow
+from vlchat.data.formats import FORMATS, Example, read_row
 from vlchat.errors import ConfigError, DataError, PathEscapeError, nearest
 
 
@@ -78,41 +79,83 @@ class Source:
         """The Example at `index` (from 0), its pictures' paths resolved.
 
         Raises:
-            DataError: the row cannot be used, or a picture's file is missing; names file and row.
+            DataError: the row cannot be used, or a picture's file is missing; names source, row and id.
             PathEscapeError: a picture's path leads out of the image folders.
         """
         example = self.example(index)
-        for part in _named_parts(example):
-            kind = part["type"]
-            try:
-                path = resolve_image(part[kind], self.roots)
-                if path is None:
-                    looked = ", ".join(str(root) for root in self.roots)
-                    raise DataError(f'{kind} "{part[kind]}" was not found in {looked}')
-            except DataError as error:
-                raise type(error)(f'{self.name}: row "{example.id}": {error}') from error
-            part[kind] = path
+        try:
+            for part in named_parts(example):
+                part[part["type"]] = self.find(part[part["type"]], part["type"])
+        except DataError as error:
+            raise error.within(example.called) from error
         return example
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
     def example(self, index: int) -> Example:
-        """The Example at `index` with its pictures' paths as the row spells them."""
+        """The Example at `index` with its pictures' paths as the row spells them.
+
+        Raises:
+            DataError: the row cannot be used; names source, row and id.
+        """
+        found = self.read(index)
+        if isinstance(found, BadRow):
+            raise DataError(f"{self.name}: {found}", kind=found.kind, field=found.field)
+        return found
+
+    def read(self, index: int) -> Example | BadRow:
+        """As `example`, but a row that cannot be used is returned as what is wrong with it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        row_id = f"#{index + 1}"  # people count rows, and editors lines, from 1
         try:
             row = self.rows[index]
-            return to_example(row, self._row_id(row, index), self.format)
+            row_id = self._row_id(row) or row_id
+            return replace(read_row(row, row_id, self.format), source=self.name, row=index + 1)
         except DataError as error:
-            raise type(error)(f"{self.name}: {error}") from error
+            return BadRow(self.name, index + 1, row_id, error.field, error.kind, str(error))
 
-    def _row_id(self, row: Any, index: int) -> str:
+    def find(self, value: str, kind: str = "image") -> Path:
+        """The file of a picture or video that a row names.
+
+        Raises:
+            DataError: there is no such file. PathEscapeError: the path leads out of the image folders.
+        """
+        path = resolve_image(value, self.roots, kind)
+        if path is None:
+            looked = ", ".join(str(root) for root in self.roots)
+            raise DataError(f'"{value}" was not found in {looked}', kind="missing_file", field=kind)
+        return path
+
+    def _row_id(self, row: Any) -> str | None:
         if isinstance(row, dict):
             for key in ("id", "question_id"):
                 if row.get(key) is not None:
                     return str(row[key])
-        return f"#{index + 1}"  # people count rows, and editors lines, from 1
+        return None
+
+
+class Kept:
+    """Some rows of a source, in their order: the others are left out.
+
+    Args:
+        source: where the rows are.
+        rows: the positions (from 0) that stay, in increasing order.
+    """
+
+    def __init__(self, source: Rows, rows: Sequence[int]) -> None:
+        self.source = source
+        self.name = source.name
+        self.rows = numpy.asarray(rows, dtype=numpy.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.source[int(self.rows[index])]
 
 
 def load_source(config: SourceConfig) -> Source:
@@ -135,16 +178,26 @@ def load_source(config: SourceConfig) -> Source:
     return Source(rows, name=config.name or Path(config.path).name, roots=_roots(config), format=config.format)
 
 
-def resolve_image(value: str, roots: Sequence[Path]) -> Path | None:
+def resolve_image(value: str, roots: Sequence[Path], kind: str = "image") -> Path | None:
     """A row's path as a file inside one of `roots`, or None where there is no such file.
+
+    Args:
+        kind: `image` or `video`, for messages.
 
     Raises:
         PathEscapeError: `..` in the path, an absolute path outside of the roots, or a symlink that leads out of them.
     """
+    said = f'the {kind} path "{value[:200]}"'
     parts = re.split(r"[\\/]", value)
-    if ".." in parts or "\0" in value or re.match(r"[A-Za-z]:", value):
-        raise PathEscapeError(f'image path "{value}" leads out of the image folder; name it relative to that folder')
-    escaped = bool(Path(value).is_absolute())
+    if ".." in parts or "\0" in value:
+        message = f"{said} leads out of the {kind} folder; name it relative to that folder"
+        raise PathEscapeError(message, kind="path_leads_up", field=kind)
+    allowed = ", ".join(str(root) for root in roots) or "none"
+    if re.match(r"[A-Za-z]:", value):
+        message = f"{said} leads out of the {kind} folder (allowed: {allowed}); name it relative to that folder"
+        raise PathEscapeError(message, kind="path_absolute", field=kind)
+    absolute = Path(value).is_absolute()
+    escaped = absolute
     for root in roots:
         inside = root.resolve()
         candidate = root / value  # an absolute value replaces the root, and is then held to the same rule
@@ -152,19 +205,21 @@ def resolve_image(value: str, roots: Sequence[Path]) -> Path | None:
             real = candidate.resolve()
             found = candidate.is_file()
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, or no text; a loop of links
-            raise DataError(f'image path "{value[:120]}" cannot be opened: {type(error).__name__}') from error
+            message = f"{said} cannot be opened: {type(error).__name__}"
+            raise DataError(message, kind="unreadable_file", field=kind) from error
         if not real.is_relative_to(inside):
             escaped = True
         elif found:
             return candidate
-        elif Path(value).is_absolute():
+        elif absolute:
             escaped = False  # inside of a root, only missing
             break
     if escaped:
-        allowed = ", ".join(str(root) for root in roots) or "none"
         raise PathEscapeError(
-            f'image path "{value}" leads out of the image folder (allowed: {allowed}); '
-            "name the folder that pictures may be read from as `images`"
+            f"{said} leads out of the {kind} folder (allowed: {allowed}); "
+            "name the folder that pictures may be read from as `images`",
+            kind="path_absolute" if absolute else "path_link_out",
+            field=kind,
         )
     return None
 
@@ -191,6 +246,7 @@ class Mixture:
             if len(source) == 0:
                 raise DataError(f"{source.name} has no rows")
         self.sources = list(sources)
+        self.weights = weights
         self.seed = seed
         self.counts = [max(1, round(weight * len(source))) for source, weight in zip(sources, weights, strict=True)]
         self._epoch = -1
@@ -251,7 +307,7 @@ def _endless_rows(length: int, start: int, count: int, seed: tuple[int, int]) ->
     return numpy.concatenate(drawn)[first : first + count]
 
 
-def _named_parts(example: Example) -> list[dict[str, Any]]:
+def named_parts(example: Example) -> list[dict[str, Any]]:
     """The pictures and videos that are still paths written in the row."""
     parts = [part for message in example.messages for part in message["content"]]
     return [part for part in parts if part["type"] != "text" and isinstance(part[part["type"]], str)]

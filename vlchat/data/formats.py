@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlchat import video
+from vlchat.data.faults import called
 from vlchat.errors import DataError, nearest
 
 IMAGE_TAG = "<image>"
@@ -36,11 +37,20 @@ class Example:
             or `{"type": "image", "image": path | bytes | PIL image}` or `{"type": "video", "video": path | bytes}`,
             which may hold `"frames"`, a number. Pictures and videos are not decoded yet.
         meta: the row's other fields (`answer_type`, `answers`, ...).
+        source: the name of the source that it comes from.
+        row: its number there, from 1; 0 where it comes from no source.
     """
 
     id: str
     messages: list[Message]
     meta: dict[str, Any] = field(default_factory=dict)
+    source: str = field(default="", compare=False)
+    row: int = field(default=0, compare=False)
+
+    @property
+    def called(self) -> str:
+        """How messages name the row, such as `rows.json: row 7 (id "x")`."""
+        return called(self.row, self.id, self.source) if self.row else f'Row "{self.id}"'
 
     @property
     def images(self) -> list[Any]:
@@ -66,6 +76,11 @@ def text_of(message: Message) -> str:
     return "\n".join(part["text"] for part in message["content"] if part["type"] == "text").strip()
 
 
+def has_answer(example: Example) -> bool:
+    """Whether any assistant turn says anything."""
+    return any(text_of(message) for message in example.messages if message["role"] == "assistant")
+
+
 def llava(row: Row, row_id: str) -> Example:
     """LLaVA: `conversations` of `from`/`value`; `image` a path, a list or absent; `<image>` tags in human turns."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -74,7 +89,8 @@ def llava(row: Row, row_id: str) -> Example:
         name = f"conversations[{number}]"
         speaker, value = _field(turn, "from", name), _field(turn, "value", name)
         if not isinstance(speaker, str) or speaker not in roles:
-            raise DataError(f'{name}.from is "{speaker}"; known: {", ".join(roles)}{nearest(str(speaker), roles)}')
+            message = f'{name}.from is "{speaker}"; known: {", ".join(roles)}{nearest(str(speaker), roles)}'
+            raise DataError(message, kind="unknown_role")
         turns.append((roles[speaker], _string(value, f"{name}.value")))
     if row.get("system") is not None:
         turns.insert(0, ("system", _string(row["system"], "system")))
@@ -93,13 +109,15 @@ def messages(row: Row, row_id: str) -> Example:
         name = f"messages[{number}]"
         role, content = _field(turn, "role", name), _field(turn, "content", name)
         if not isinstance(role, str) or role not in roles:
-            raise DataError(f'{name}.role is "{role}"; known: {", ".join(roles)}{nearest(str(role), roles)}')
+            message = f'{name}.role is "{role}"; known: {", ".join(roles)}{nearest(str(role), roles)}'
+            raise DataError(message, kind="unknown_role")
         if isinstance(content, str):
             turns.append((roles[role], content))
         elif isinstance(content, Sequence) and not isinstance(content, bytes):
             turns.append((roles[role], [_part(part, f"{name}.content[{i}]") for i, part in enumerate(content)]))
         else:
-            raise DataError(f"{name}.content must be a string or a list of parts, not {type(content).__name__}")
+            message = f"{name}.content must be a string or a list of parts, not {type(content).__name__}"
+            raise DataError(message, kind="wrong_type")
     return Example(row_id, _place_images(turns, _images(row)), _meta(row, "messages"))
 
 
@@ -107,10 +125,11 @@ def caption(row: Row, row_id: str) -> Example:
     """A picture and its words: `image`, and `caption`, `text`, `name` or `tags`. The words are the assistant's turn."""
     images = _images(row)
     if not images:
-        raise DataError("a caption needs a picture in `image`")
+        raise DataError("a caption needs a picture in `image`", kind="missing_field")
     key = next((key for key in CAPTION_KEYS if row.get(key) is not None), None)
     if key is None:
-        raise DataError(f"no caption: one of {', '.join(CAPTION_KEYS)} is needed; the row has {_keys(row)}")
+        message = f"no caption: one of {', '.join(CAPTION_KEYS)} is needed; the row has {_keys(row)}"
+        raise DataError(message, kind="missing_field")
     words = row[key]
     if isinstance(words, Sequence) and not isinstance(words, str | bytes):
         # Several tags describe one picture together; several captions say the same thing, so the first stands for them.
@@ -132,7 +151,7 @@ def vqa(row: Row, row_id: str) -> Example:
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, Sequence) or not given:
-        raise DataError("answers must be a list with at least one answer")
+        raise DataError("answers must be a list with at least one answer", kind="missing_field")
     answers = [answer_of(answer, f"answers[{i}]") for i, answer in enumerate(given)]
     reference = Counter(answers).most_common(1)[0][0]
     if row.get("answer") is not None:
@@ -161,7 +180,7 @@ def detect(row: Row) -> str:
         DataError: no format fits, or more than one does; the message names the keys seen.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"a row must be an object with named fields, not {type(row).__name__}")
+        raise _not_an_object(row)
     has = {key for key, value in row.items() if value is not None}
     found = [
         name
@@ -180,10 +199,12 @@ def detect(row: Row) -> str:
         return found[0]
     if found:
         several = ", ".join(found)
-        raise DataError(f"the row fits several formats ({several}) with the keys {_keys(row)}. Set the format.")
+        message = f"the row fits several formats ({several}) with the keys {_keys(row)}. Set the format."
+        raise DataError(message, kind="ambiguous_row")
     if "question" in has:
-        raise DataError("the row has a question but neither answer nor answers.")
-    raise DataError(f"no format fits a row with the keys {_keys(row)}. Known formats: {', '.join(FORMATS)}.")
+        raise DataError("the row has a question but neither answer nor answers.", kind="missing_field")
+    known = ", ".join(FORMATS)
+    raise DataError(f"no format fits a row with the keys {_keys(row)}. Known formats: {known}.", kind="unknown_format")
 
 
 def to_example(row: Row, row_id: str, format: str | None = None) -> Example:
@@ -192,15 +213,20 @@ def to_example(row: Row, row_id: str, format: str | None = None) -> Example:
     Raises:
         DataError: an unknown format, or a row that does not fit it; the message begins with the row's id.
     """
+    try:
+        return read_row(row, row_id, format)
+    except DataError as error:
+        raise error.within(f'Row "{row_id}"') from error
+
+
+def read_row(row: Row, row_id: str, format: str | None = None) -> Example:
+    """As `to_example`, its errors without the row's name."""
     if format is not None and format not in FORMATS:
         raise DataError(f'Unknown format "{format}"; known: {", ".join(FORMATS)}{nearest(format, FORMATS)}')
-    try:
-        name = detect(row) if format is None else format
-        if not isinstance(row, Mapping):
-            raise DataError(f"a row must be an object with named fields, not {type(row).__name__}")
-        return FORMATS[name](row, row_id)
-    except DataError as error:
-        raise type(error)(f'Row "{row_id}": {error}') from error
+    name = detect(row) if format is None else format
+    if not isinstance(row, Mapping):
+        raise _not_an_object(row)
+    return FORMATS[name](row, row_id)
 
 
 def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Message]:
@@ -213,13 +239,16 @@ def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Messa
         else:
             parts = content
             if role != "user" and any(part["type"] != "text" for part in parts):
-                raise DataError(f"a picture stands in the turn of the {role}: only the user shows pictures")
+                message = f"a picture stands in the turn of the {role}: only the user shows pictures"
+                raise DataError(message, kind="picture_in_answer")
         result.append({"role": role, "content": [part for part in parts if part["type"] != "text" or part["text"]]})
     holes = [part for message in result for part in message["content"] if part.get("image", "") is None]
     if len(holes) != len(images):
         raise DataError(
             f"{_count(len(holes), 'image tag')} but {_count(len(images), 'image')}: "
-            f"each picture needs one {IMAGE_TAG} tag (or image part) at its place, in order"
+            f"each picture needs one {IMAGE_TAG} tag (or image part) at its place, in order",
+            kind="too_many_tags" if len(holes) > len(images) else "too_few_tags",
+            field="image",
         )
     for part, image in zip(holes, images, strict=True):
         part["image"] = image
@@ -240,7 +269,7 @@ def _split_tags(text: str) -> list[Part]:
 
 def _part(part: Any, name: str) -> Part:
     if not isinstance(part, Mapping):
-        raise DataError(f"{name} must be an object with a type, not {type(part).__name__}")
+        raise DataError(f"{name} must be an object with a type, not {type(part).__name__}", kind="wrong_type")
     kind = part.get("type")
     if kind == "text":
         return _text_part(_string(part.get("text"), f"{name}.text"))
@@ -263,13 +292,13 @@ def _part(part: Any, name: str) -> Part:
             raise DataError(f"{name}.frames is {frames!r}; from 1 to {video.DEFAULT_LIMITS.max_frames} are possible")
         return {"type": "video", "video": found, "frames": frames}
     known = ("text", "image", "image_url", "video")
-    raise DataError(f'{name}.type is "{kind}"; known: {", ".join(known)}{nearest(str(kind), known)}')
+    raise DataError(f'{name}.type is "{kind}"; known: {", ".join(known)}{nearest(str(kind), known)}', kind="wrong_type")
 
 
 def _images(row: Row) -> list[Any]:
     """The pictures of the row's `image` or `images` field, as a list."""
     if row.get("image") is not None and row.get("images") is not None:
-        raise DataError("the row has both `image` and `images`; keep one")
+        raise DataError("the row has both `image` and `images`; keep one", kind="ambiguous_row", field="image")
     key = "images" if row.get("images") is not None else "image"
     value = row.get(key)
     if value is None or (isinstance(value, str) and not value):
@@ -292,15 +321,17 @@ def _image(value: Any, name: str, what: str = "picture") -> Any:
                 raise ValueError("not a base64 data URL")
             return base64.b64decode(body, validate=True)
         except (ValueError, binascii.Error) as error:
-            raise DataError(f"{name}: a {what}'s data URL is not valid base64") from error
+            message = f"{name}: a {what}'s data URL is not valid base64"
+            raise DataError(message, kind="bad_data_url", field="image") from error
     if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        raise DataError(f'{name}: "{value[:120]}" is a URL. Download the {what}s and name them by path.')
+        message = f'{name}: "{value[:120]}" is a URL. Download the {what}s and name them by path.'
+        raise DataError(message, kind="picture_address", field="image")
     if isinstance(value, str) and value:
         return value
     if what == "picture" and hasattr(value, "convert"):  # a PIL image, without importing PIL for every text row
         return value
     kinds = "a path, bytes, a data URL or a PIL image" if what == "picture" else "a path, bytes or a data URL"
-    raise DataError(f"{name}: a {what} must be {kinds}, not {type(value).__name__}")
+    raise DataError(f"{name}: a {what} must be {kinds}, not {type(value).__name__}", kind="wrong_type", field="image")
 
 
 def answer_of(value: Any, name: str) -> str:
@@ -311,32 +342,38 @@ def answer_of(value: Any, name: str) -> str:
 def _string(value: Any, name: str) -> str:
     if isinstance(value, float):  # a column of whole numbers with a gap comes as floats, and the gap as NaN
         if not math.isfinite(value):
-            raise DataError(f"{name} is {value}, an empty cell: fill it or leave the row out")
+            raise DataError(f"{name} is {value}, an empty cell: fill it or leave the row out", kind="empty_cell")
         value = int(value) if value.is_integer() else value
     if isinstance(value, bool | int | float):  # writers of JSON turn the answers "2" and "true" into other types
         return str(value).lower()
     if not isinstance(value, str):
-        raise DataError(f"{name} must be text, not {type(value).__name__}")
+        raise DataError(f"{name} must be text, not {type(value).__name__}", kind="wrong_type")
     return value
 
 
 def _list(row: Row, key: str) -> Sequence[Any]:
     value = row.get(key)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise DataError(f"{key} must be a list with at least one turn; the row's keys are {_keys(row)}")
+        message = f"{key} must be a list with at least one turn; the row's keys are {_keys(row)}"
+        raise DataError(message, kind="missing_field" if not value else "wrong_type")
     return value
 
 
 def _field(mapping: Any, key: str, name: str) -> Any:
     if not isinstance(mapping, Mapping):
-        raise DataError(f"{name} must be an object with the field `{key}`, not {type(mapping).__name__}")
+        message = f"{name} must be an object with the field `{key}`, not {type(mapping).__name__}"
+        raise DataError(message, kind="wrong_type")
     if mapping.get(key) is None:
-        raise DataError(f"{name} has no `{key}`; its keys are {_keys(mapping)}")
+        raise DataError(f"{name} has no `{key}`; its keys are {_keys(mapping)}", kind="missing_field")
     return mapping[key]
 
 
 def _meta(row: Row, *used: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in {"image", "images", *used} and value is not None}
+
+
+def _not_an_object(row: Any) -> DataError:
+    return DataError(f"a row must be an object with named fields, not {type(row).__name__}", kind="not_an_object")
 
 
 def _keys(row: Row) -> str:

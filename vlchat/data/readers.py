@@ -61,6 +61,10 @@ class JsonLines(Sequence[Any]):
         number, line = self._lines[index]
         return _parse(line, f"line {number}")
 
+    def line(self, index: int) -> bytes:
+        """The bytes of a row, as they are."""
+        return self._lines[index][1]
+
 
 class FirstRows(Sequence[Any]):
     """The first `count` rows of `rows`, without reading them."""
@@ -77,7 +81,7 @@ class FirstRows(Sequence[Any]):
         return self._rows[index]
 
 
-class _HubRows(Sequence[Any]):
+class HubRows(Sequence[Any]):
     """A datasets.Dataset whose pictures come as `{"bytes", "path"}`: in Arrow's own format nothing is decoded."""
 
     def __init__(self, dataset: Any) -> None:
@@ -88,6 +92,10 @@ class _HubRows(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._dataset[index].to_pylist()[0]
+
+    def write(self, kept: list[int], file: Path) -> None:
+        """Writes some of the rows as a .parquet file."""
+        self._dataset.with_format(None).select(kept).to_parquet(str(file))
 
 
 def cache_folders() -> list[Path]:
@@ -117,10 +125,13 @@ def _json(file: Path) -> list[Any]:
 def _parse(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        at = f"byte {error.start + 1} (0x{text[error.start]:02x})"
+        raise DataError(f"{where} is not UTF-8: {at}. Save the file as UTF-8.", kind="bad_encoding") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not valid JSON: {error}", kind="not_json") from error
     except RecursionError as error:
-        raise DataError(f"{where} is nested too deeply to be a data row") from error
+        raise DataError(f"{where} is nested too deeply to be a data row", kind="not_json") from error
 
 
 def _csv(file: Path, delimiter: str) -> list[dict[str, Any]]:
@@ -151,7 +162,7 @@ def _cell(column: str, cell: str | None) -> Any:
 def _parquet(file: Path) -> Sequence[Any]:
     datasets = _datasets()
     try:
-        return _HubRows(datasets.load_dataset("parquet", data_files=str(file), split="train"))
+        return HubRows(datasets.load_dataset("parquet", data_files=str(file), split="train"))
     except Exception as error:  # datasets raises whatever its readers raise; the file is the user's
         raise DataError(f"{file} cannot be read as a parquet file: {error}") from error
 
@@ -165,7 +176,7 @@ def _saved_dataset(folder: Path, split: str | None) -> Sequence[Any]:
             dataset = datasets.load_dataset(str(folder))
     except Exception as error:  # datasets raises whatever its readers raise; the folder is the user's
         raise DataError(f"{folder} cannot be read as a dataset folder: {error}") from error
-    return _HubRows(_one_split(dataset, split, str(folder)))
+    return HubRows(_one_split(dataset, split, str(folder)))
 
 
 def _hub_dataset(name: str, split: str | None) -> Sequence[Any]:
@@ -175,7 +186,7 @@ def _hub_dataset(name: str, split: str | None) -> Sequence[Any]:
         dataset = datasets.load_dataset(path, subset or None)
     except Exception as error:  # no network, no such id, a gated one: each has its own exception in its own package
         raise DataError(f"{name} is no local file, and loading it from the Hub failed: {error}") from error
-    return _HubRows(_one_split(dataset, split, name))
+    return HubRows(_one_split(dataset, split, name))
 
 
 def _one_split(dataset: Any, split: str | None, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,47 +85,24 @@ class ScenesTask:
         return None
 
 
-class VqaTask:
-    """Any data file in any format: the last assistant turn is the reference, the turns before it are context.
-
-    Args:
-        data: the file, folder or Hub id, or a full SourceConfig.
-        floor: training data that the question-only floor is read from; None prints no floor.
-        format, images, split, limit: as in SourceConfig, for `data`; `format` and `images` also for `floor`.
+class ExamplesTask:
+    """Examples at hand: the last assistant turn is the reference, the turns before it are context.
 
     Raises:
-        DataError: a row cannot be used; all faults are listed.
+        DataError: an Example whose last answer follows no question.
     """
 
     metric = "score"
 
-    def __init__(
-        self,
-        *,
-        data: str | SourceConfig,
-        floor: str | SourceConfig | None = None,
-        format: str | None = None,
-        images: str | None = None,
-        split: str | None = None,
-        limit: int | None = None,
-    ) -> None:
-        config = data if isinstance(data, SourceConfig) else SourceConfig(data, format, images, split, limit=limit)
-        self._items = [_vqa_item(example) for example in _usable(config)]
+    def __init__(self, examples: Sequence[Example], data: dict[str, Any] | None = None) -> None:
+        self._items = [_vqa_item(example) for example in examples]
         soft = sum(len(item.answers) >= PEOPLE_FOR_SOFT_ACCURACY for item in self._items)
         scoring = {0: "exact match", len(self._items): "VQA soft accuracy"}.get(
             soft, "VQA soft accuracy or exact match"
         )
         self.protocol = f"vlchat-vqa-1 ({scoring} after the VQA challenge's normalisation)"
-        self.data: dict[str, Any] = {"path": config.path, "split": config.split, "sha256": fingerprint(config.path)}
+        self.data: dict[str, Any] = data or {}
         self.notes = [f"{soft:,} rows scored by VQA soft accuracy, {len(self._items) - soft:,} by exact match."]
-        self._floor: QuestionOnlyFloor | None = None
-        if floor is not None:
-            floor_config = floor if isinstance(floor, SourceConfig) else SourceConfig(floor, format, images)
-            self._floor = QuestionOnlyFloor(load_source(floor_config))
-            self.data["floor"] = {"path": floor_config.path, "sha256": fingerprint(floor_config.path)}
-            self.notes.append(
-                "floor: the most frequent answer to the same question text in the floor file, unseen picture."
-            )
 
     def items(self) -> list[Item]:
         return self._items
@@ -138,6 +115,45 @@ class VqaTask:
     def extra_scores(self, item: Item, reply: str) -> dict[str, float]:
         reference = vqa_normalize(item.reference)
         return {"yes/no, by first word": float(yes_no(reply) == reference)} if reference in ("yes", "no") else {}
+
+    def floor(self, item: Item) -> str | None:
+        return None
+
+
+class VqaTask(ExamplesTask):
+    """Any data file in any format, scored as `ExamplesTask` says.
+
+    Args:
+        data: the file, folder or Hub id, or a full SourceConfig.
+        floor: training data that the question-only floor is read from; None prints no floor.
+        format, images, split, limit: as in SourceConfig, for `data`; `format` and `images` also for `floor`.
+
+    Raises:
+        DataError: a row cannot be used; all faults are listed.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: str | SourceConfig,
+        floor: str | SourceConfig | None = None,
+        format: str | None = None,
+        images: str | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        config = data if isinstance(data, SourceConfig) else SourceConfig(data, format, images, split, limit=limit)
+        super().__init__(
+            _usable(config), {"path": config.path, "split": config.split, "sha256": fingerprint(config.path)}
+        )
+        self._floor: QuestionOnlyFloor | None = None
+        if floor is not None:
+            floor_config = floor if isinstance(floor, SourceConfig) else SourceConfig(floor, format, images)
+            self._floor = QuestionOnlyFloor(load_source(floor_config))
+            self.data["floor"] = {"path": floor_config.path, "sha256": fingerprint(floor_config.path)}
+            self.notes.append(
+                "floor: the most frequent answer to the same question text in the floor file, unseen picture."
+            )
 
     def floor(self, item: Item) -> str | None:
         return None if self._floor is None else self._floor.guess(text_of(item.messages[-1]), item.group)

@@ -1,0 +1,285 @@
+"""Early stop and the best checkpoint, and what a run leaves to read: figures, plot, lines, trackers."""
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_runs import base, squares, train
+
+from train import plot
+from train.bar import Bar
+from train.checkpoint import Progress
+from train.config import HeldoutConfig, RunConfig
+from train.heldout import Heldout
+from train.records import append, truncate
+from train.scores import Looked
+from train.watch import Watch
+from vlchat import runs
+from vlchat.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_processor: Any) -> Path:
+    return base(tmp_path, tiny_model, tiny_processor)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return squares(tmp_path / "data")
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    """One figure of a run by its steps."""
+    return {line["step"]: line[name] for line in runs.lines(run / runs.METRICS) if name in line}
+
+
+def ids(rows: Any) -> set[str]:
+    return {rows[index].id for index in range(len(rows))}
+
+
+# -- the best checkpoint and early stop
+
+
+def watch_of(folder: Path, **keys: Any) -> Watch:
+    config = RunConfig(str(folder), {}, heldout=HeldoutConfig(rows=1, **keys))
+    return Watch(config, torch.nn.Linear(1, 1), 100, Accelerator(cpu=True), Progress(), Heldout([], ""))
+
+
+def test_patience_counts_looks_that_are_not_better_by_enough(tmp_path: Path) -> None:
+    watch = watch_of(tmp_path, patience=3, least=0.1)
+    values = [9.0, 5.0, 4.95, math.nan, 4.8, 4.79, 4.78, 4.75, 1.0]
+    decided = []
+    for step, value in enumerate(values):
+        watch._decide(step, Looked({"loss": value}, losses={"loss"}))
+        decided.append((watch.best_step, watch.waited, watch.reason is not None))
+    assert decided[:5] == [(None, 0, False), (1, 0, False), (1, 1, False), (1, 2, False), (4, 0, False)]
+    assert decided[7] == (4, 3, True)
+    assert watch.reason == (
+        "heldout_loss has not become better for 3 looks; the best heldout_loss was 4.8 at step 4, 9 before training."
+    )
+
+
+def test_more_is_better_for_what_is_no_loss(tmp_path: Path) -> None:
+    watch = watch_of(tmp_path, metric="exact")
+    for step, value in enumerate([0.0, 0.2, 0.5, 0.4]):
+        watch._decide(step, Looked({"loss": 1.0, "exact": value}, losses={"loss"}))
+    assert (watch.best_step, watch.best, watch.waited) == (2, 0.5, 1)
+
+
+def test_a_run_that_gets_no_better_stops_and_keeps_its_best(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys: dict[str, Any] = {
+        "heldout": {"rows": 4, "every": 2, "generate": 0, "patience": 3, "least": 1000.0},
+        "loop": {"steps": 40, "save_every": 5, "keep": 1},
+    }  # fmt: skip
+    run = train(tmp_path / "run", model, data, **keys)
+    told = capsys.readouterr().out
+    # The first look is the best by definition; three more are not better by a thousand.
+    assert "Stopped early: heldout_loss has not become better for 3 looks" in told
+    assert sorted(folder.name for folder in run.glob("step-*")) == ["step-2", "step-8"]
+    best = json.loads((run / runs.BEST).read_text())
+    assert (best["step"], best["metric"]) == (2, "heldout_loss")
+    assert best["value"] == pytest.approx(logged(run, "heldout_loss")[2])
+    assert best["before"] == pytest.approx(logged(run, "heldout_loss")[0])
+    stopped = json.loads((run / runs.STOPPED).read_text())
+    assert stopped["step"] == 8 and stopped["reason"].startswith("heldout_loss has not become better for 3 looks")
+
+    # The same run, killed after step 5 with half of a line written, decides the same when it goes on.
+    keys["loop"]["keep"] = 3
+    five = train(tmp_path / "five", model, data, **keys)
+    (five / "step-8").rename(tmp_path / "unbroken")
+    with (five / runs.METRICS).open("a") as handle:
+        handle.write('{"step": 9, "lo')
+    train(five, model, data, "--resume", "auto", **keys)
+    assert json.loads((five / runs.STOPPED).read_text())["step"] == 8
+    saves = (tmp_path / "unbroken", five / "step-8")
+    one, two = (load_file(save / "training_state" / "trained.safetensors") for save in saves)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name in ("loss", "heldout_loss"):
+        assert logged(five, name) == logged(run, name)
+    steps = [line["step"] for line in runs.lines(five / runs.METRICS) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_other_held_out_rows_are_refused_when_a_run_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"heldout": {"rows": 4, "every": 2, "generate": 0}}
+    train(tmp_path / "run", model, data, **keys)
+    with pytest.raises(ConfigError, match="heldout: the checkpoint held out other rows than this configuration does"):
+        train(tmp_path / "run", model, data, "--resume", "auto", "heldout.rows=6", "loop.steps=6", **keys)
+    assert (tmp_path / "run" / "step-4").is_dir()
+
+
+def test_a_metric_that_the_run_has_not_is_told_before_the_first_step(model: Path, data: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"heldout": {"rows": 4, "generate": 0, "metric": "exact"}}
+    with pytest.raises(ConfigError, match='heldout.metric is "exact"; this run has loss'):
+        train(tmp_path / "run", model, data, **keys)
+    assert not list((tmp_path / "run").glob("step-*")) and not logged(tmp_path / "run", "loss")
+    assert not (tmp_path / "run" / runs.RUNNING).exists()
+
+
+# -- what a run leaves to read
+
+
+def test_metrics_are_whole_lines_of_finite_numbers(tmp_path: Path) -> None:
+    file = tmp_path / runs.METRICS
+    append(file, {"step": 1, "loss": math.nan, "lr": 1.23456789e-9, "big": math.inf})
+    append(file, {"step": 2})
+    with file.open("ab") as handle:
+        handle.write(b'{"step": 3, "loss": 1.')  # a kill in the middle of a line
+    append(file, {"step": 4, "loss": 2.5, "text": "caf\u00e9 \ud83d"})
+    lines = file.read_bytes().split(b"\n")
+    assert json.loads(lines[0]) == {"step": 1, "loss": None, "lr": 1.234568e-9, "big": None}
+    assert [line["step"] for line in runs.lines(file)] == [1, 4] and lines[-1] == b""
+    append(file, {"step": 6, "loss": 3.0})
+    append(file, {"step": 5, "loss": 4.0})
+    truncate(file, 5)
+    assert [line["step"] for line in runs.lines(file)] == [1, 4, 5] and len(file.read_bytes().split(b"\n")) == 4
+    truncate(file, 0)
+    assert not file.exists()
+    truncate(file, 7)
+
+
+def test_no_line_of_a_run_is_empty(model: Path, data: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", model, data, loop={"sample_every": 2})
+    text = (run / runs.METRICS).read_text().splitlines()
+    assert len(text) == 4 and all(len(json.loads(line)) > 3 for line in text)
+
+
+def test_a_log_file_gets_plain_lines_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar(1000, 0)
+    for step in range(1, 1001):
+        bar.advance(step, 1000)
+        bar.note(f"loss {step}")
+    bar.say("answers")
+    bar.close()
+    told = capsys.readouterr()
+    assert told.err == "" and "\r" not in told.out
+    lines = told.out.splitlines()
+    assert lines[0].startswith("step 1 of 1,000  loss 1  ") and lines[0].endswith(" left")
+    assert lines[-2:] == ["step 1,000 of 1,000  loss 1000", "answers"] and len(lines) == 3
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    code = "from train.bar import Bar\nbar = Bar(9, 2)\nbar.advance(5, 9)\nbar.note('loss 3')\nbar.say('answers')\n"
+    code += "bar.close()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=inner, text=True)
+    os.close(inner)
+    shown = os.read(outer, 1 << 16).decode()
+    os.close(outer)
+    assert done.stdout == "answers\n" and "\r" in shown and "5/9" in shown and "loss 3" in shown
+
+
+def test_the_plot_is_drawn_and_replaced_at_once(tmp_path: Path) -> None:
+    assert plot.draw(tmp_path) is None and not (tmp_path / runs.PLOT).exists()
+    for step in range(1, 30):
+        append(tmp_path / runs.METRICS, {"step": step, "loss": 3 / step, "lr": 1e-3, "seconds": step})
+    append(tmp_path / runs.METRICS, {"step": 10, "heldout_loss": 2.0, "heldout_exact": 0.4})
+    (tmp_path / runs.PLOT).write_text("the old one")
+    assert plot.draw(tmp_path) is None
+    with Image.open(tmp_path / runs.PLOT) as drawn:
+        drawn.load()
+        assert drawn.format == "PNG" and drawn.width > 900
+    (tmp_path / runs.BEST).write_text('{"step": 10}')
+    before = (tmp_path / runs.PLOT).read_bytes()
+    assert plot.draw(tmp_path) is None and (tmp_path / runs.PLOT).read_bytes() != before, "the best step is marked"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([runs.BEST, runs.METRICS, runs.PLOT])
+
+
+def test_without_matplotlib_a_run_says_so(tmp_path: Path) -> None:
+    for step in (1, 2):
+        append(tmp_path / runs.METRICS, {"step": step, "loss": 1.0})
+    code = "import sys; sys.modules['matplotlib'] = None\nfrom pathlib import Path\nfrom train import plot\n"
+    code += f"print(plot.draw(Path({str(tmp_path)!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "loss.png is not drawn: pip install matplotlib" in done.stdout
+
+
+def test_a_share_is_no_loss_of_the_same_name() -> None:
+    lines = [{"step": 1, "loss": 2.0, "cell_name": 0.9, "image_to_text": 0.3}, {"step": 2, "cell_name": 0.1}]
+    lines += [{"step": 2, "heldout_loss": 0.5, "heldout_itc": 0.4, "heldout_exact": 0.25}]
+    assert plot.scores(lines) == {
+        "heldout_exact": ([2], [0.25]), "image_to_text": ([1], [0.3]), "cell_name": ([2], [0.1]),
+    }  # fmt: skip
+
+
+def test_smoothing_keeps_a_line_straight_and_follows_a_fall_at_once() -> None:
+    assert plot.smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    falling = [100.0 - i for i in range(100)]
+    assert plot.smoothed(falling)[:90] == pytest.approx(falling[:90])
+
+
+# -- trackers
+
+
+def test_tensorboard_gets_every_figure(model: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(tmp_path / "run", model, data, trackers=["tensorboard"], heldout={"rows": 4, "every": 2, "generate": 0})
+    found = EventAccumulator(str(run / "trackers" / "tensorboard" / "run"))
+    found.Reload()
+    for tag, name in (("train/loss", "loss"), ("train/lr", "lr"), ("heldout/loss", "heldout_loss")):
+        sent = {event.step: event.value for event in found.Scalars(tag)}
+        assert sent == pytest.approx(logged(run, name), rel=1e-5) and len(sent) >= 3
+
+
+def test_a_tracker_that_is_not_there_is_refused_by_name_before_anything_is_touched(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    train(tmp_path / "run", model, data)
+    with pytest.raises(ConfigError, match='trackers: there is no "tensorbord"; .*Did you mean "tensorboard"?'):
+        train(tmp_path / "run", model, data, "--overwrite", trackers=["tensorbord"])
+    code = (
+        "import sys; sys.modules['mlflow'] = None\nfrom train import trackers\n"
+        "try: trackers.check(['mlflow'])\nexcept ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "trackers: mlflow is not installed: pip install mlflow. Or leave it out of trackers.\n"
+    assert (tmp_path / "run" / "step-4").is_dir()
+
+
+def test_a_tracker_that_fails_ends_no_run(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trackers").write_text("a file where a folder should be")
+    run = train(tmp_path / "run", model, data, trackers=["tensorboard"])
+    told = capsys.readouterr().out
+    assert told.count("The tracker tensorboard failed and is left out from here") == 1
+    assert (run / "step-4").is_dir() and len(logged(run, "loss")) == 4
+
+
+# -- what a run says when it begins
+
+
+def test_a_run_begins_with_what_it_is_going_to_do(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", model, data, heldout={"rows": 4, "every": 2, "generate": 2, "tokens": 2})
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"tune: {model}. Data: data.json (12 rows)." in told
+    assert "Held out: 4 rows (taken from the training data, by picture), looked at every 2 steps." in told
+    assert f"1.33 epochs = 4 steps of 4 rows. Everything goes to {run}; the plot is {run}/loss.png." in told
+    assert told.index("tune: ") < told.index("step 0 heldout_loss") < told.index("step 1 of 4")
+    about = json.loads((run / runs.ABOUT).read_text())
+    assert about["data"][0]["rows"] == 12 and len(about["data"][0]["sha256"]) == 64
+    assert json.loads((run / runs.STOPPED).read_text())["reason"] == "done"
+    assert not (run / runs.RUNNING).exists()

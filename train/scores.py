@@ -1,0 +1,181 @@
+"""How well the held-out rows are answered: the loss over all of them, and the scores of answers that are written.
+
+Looking changes nothing of the training: no gradient, no draw from its random generators, no mode of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from train.heldout import Heldout
+from train.ranks import alone, exchange
+from vlchat.chat import Chat
+from vlchat.data import Example
+from vlchat.data.formats import text_of
+from vlchat.evaluate import evaluate
+from vlchat.evaluate.metrics import exact_match
+from vlchat.evaluate.tasks import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
+
+_SEED = 20260  # of every look: whatever an objective draws is drawn the same at each
+Term = tuple[int, str, float, float, float]  # first row, name, total, count, weight
+
+
+@dataclass
+class Looked:
+    """What a look at the held-out rows found.
+
+    Attributes:
+        scores: `loss`, the objective's terms by name where there are several, and of the written answers `exact`, the
+            share that is right after the VQA challenge's normalisation, and over rows with the answers of several
+            people `score`, their VQA soft accuracy.
+        answers: the written answers: id, question, reply, reference, exact and perhaps score.
+        losses: which of the scores are better when they are lower.
+    """
+
+    scores: dict[str, float]
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    losses: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def unmoved(objective: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards modes and random generators are what they were."""
+    modes = [(module, module.training) for module in objective.modules()]
+    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        random.seed(_SEED)
+        np.random.seed(_SEED)
+        torch.manual_seed(_SEED)
+        objective.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+
+
+def look(
+    objective: Any,
+    heldout: Heldout,
+    accelerator: Any,
+    *,
+    batch: int,
+    generate: int,
+    tokens: int,
+) -> Looked:
+    """Looks at the held-out rows. Every process has to call it, and gets the same.
+
+    Each process takes every n-th batch of rows, as one process alone would make them, and the sums are made in the
+    order of the rows: how many processes there are changes nothing.
+
+    Args:
+        batch: rows at once; halved where the memory is full.
+        generate: how many rows are answered; 0 leaves it out.
+        tokens: the longest answer.
+
+    Raises:
+        VLChatError: a row cannot be used, or the model answers none of them.
+    """
+    mine, processes = accelerator.process_index, accelerator.num_processes
+    terms: list[Term] = []
+    replies: list[dict[str, Any]] = []
+    with unmoved(objective), accelerator.autocast(), alone():
+        for rows in pieces(len(heldout), batch)[mine::processes]:
+            terms += _terms(objective, heldout.examples[rows.start : rows.stop], rows.start, accelerator.device)
+        asked = chosen(heldout.examples, generate)
+        for rows in pieces(len(asked), batch)[mine::processes]:
+            replies += _answers(objective, asked[rows.start : rows.stop], rows.start, tokens)
+    shares = exchange({"terms": terms, "replies": replies})
+    looked = averages(sorted((tuple(term) for share in shares for term in share["terms"]), key=lambda term: term[0]))
+    looked.answers = sorted((one for share in shares for one in share["replies"]), key=lambda one: one.pop("place"))
+    for name in ("exact", "score"):
+        found = [one[name] for one in looked.answers if name in one]
+        if found:
+            looked.scores[name] = math.fsum(found) / len(found)
+    return looked
+
+
+def averages(terms: Sequence[Any]) -> Looked:
+    """Each term as its total over its count, and `loss`, their weighted sum: what the loop minimises, over all rows."""
+    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for name in dict.fromkeys(term[1] for term in terms):
+        own = [term for term in terms if term[1] == name]
+        count = math.fsum(term[3] for term in own)
+        found[name] = math.fsum(term[2] for term in own) / count if count else math.nan
+        weights[name] = max(term[4] for term in own)
+    losses = [name for name in found if weights[name]]
+    scores = {"loss": math.fsum(weights[name] * found[name] for name in losses)}
+    if len(found) > 1:
+        scores |= found
+    return Looked(scores, losses={"loss", *losses})
+
+
+def pieces(rows: int, most: int) -> list[range]:
+    """0 .. rows - 1 in pieces of nearly one length: none is left with a single row, which a contrast cannot take."""
+    count = -(-rows // most)
+    return [range(rows * number // count, rows * (number + 1) // count) for number in range(count)]
+
+
+def chosen(examples: Sequence[Example], count: int) -> list[Example]:
+    """`count` of the examples, the same at every look; all of them where there are no more."""
+    if count >= len(examples):
+        return list(examples)
+    return [examples[number] for number in sorted(random.Random("answers").sample(range(len(examples)), count))]
+
+
+def _terms(objective: Any, rows: list[Example], start: int, device: torch.device) -> list[Term]:
+    batch = objective.tensors(rows) | {"positions": torch.arange(start, start + len(rows))}
+    batch.pop("ids", None)
+    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    try:
+        return [
+            (start, name, float(term.total), float(term.count), float(term.weight))
+            for name, term in objective(moved).items()
+        ]
+    except torch.OutOfMemoryError:
+        # Rows that are compared with each other are no longer the same when fewer of them are.
+        if len(rows) == 1 or getattr(objective, "whole_batch", False):
+            raise
+    half = len(rows) // 2
+    return _terms(objective, rows[:half], start, device) + _terms(objective, rows[half:], start + half, device)
+
+
+def _answers(objective: Any, rows: list[Example], start: int, tokens: int) -> list[dict[str, Any]]:
+    """The rows answered and scored by what `vlchat eval` runs."""
+    task = ExamplesTask(rows)
+    chat = Chat(objective.model, objective.processor)
+    try:
+        result = evaluate(chat, task, batch_size=len(rows), max_new_tokens=tokens, progress=False)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+        half = len(rows) // 2
+        return _answers(objective, rows[:half], start, tokens) + _answers(objective, rows[half:], start + half, tokens)
+    return [
+        {
+            "place": start + number,
+            "id": item.id,
+            "question": text_of(item.messages[-1]),
+            "reply": reply["reply"],
+            "reference": item.reference,
+            "exact": exact_match(reply["reply"], item.answers),
+        }
+        | ({"score": reply["score"]} if len(item.answers) >= PEOPLE_FOR_SOFT_ACCURACY else {})
+        for number, (item, reply) in enumerate(zip(task.items(), result.replies, strict=True))
+    ]
