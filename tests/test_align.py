@@ -290,7 +290,7 @@ def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Pa
 @pytest.mark.parametrize(
     ("connector", "options", "message"),
     [
-        ("mlp", {"itm": 1.0}, "objective.itm needs a text half that sees the picture.*type=qformer, or objective.itm=0"),
+        ("mlp", {"itm": 1.0}, "objective.itm needs a text half that sees.*type=qformer, or objective.itm=0"),
         ("linear", {"itg_qformer": 1.0}, "objective.itg_qformer needs a text half"),
         ("qformer", {"itm": 1.0, "itc": 0.0}, "draws its hard negatives by the similarities.*give itc a weight"),
         ("mlp", {"itc": 0, "itg": 0.0}, "Nothing to learn from"),

@@ -44,7 +44,7 @@ class TuneObjective(Conversations):
         packing: the rows that are taken at once stand one after another in one, without padding.
         checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
             memory, a third more time.
-        attention, augment: as in stage 1.
+        too_long, attention, augment: as in stage 1.
     """
 
     name = "tune"
@@ -60,13 +60,16 @@ class TuneObjective(Conversations):
         checkpointing: bool = False,
         cells: float = 0.0,
         max_length: int | None = 2048,
+        too_long: str = "drop",
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, seed, max_length, sample_tokens, cells)
+        super().__init__(data, seed, max_length, sample_tokens, cells, too_long)
+        if distill is not None and too_long == "shorten":
+            raise ConfigError("objective.too_long: a teacher reads rows whole; use drop or refuse beside distill.")
         options = _lora_options(lora)
         taught = None if distill is None else typed(DistillConfig, distill, "objective.distill")
         model = resolve(model)
@@ -108,8 +111,8 @@ class TuneObjective(Conversations):
             return {_CONNECTORS: 2e-5}
         return {rf"{re.escape(language_model_prefix(self.model))}\.|lm_head|{_CONNECTORS}": 2e-5}
 
-    def tensors(self, examples: list[Example]) -> dict[str, Any]:
-        batch = super().tensors(examples)
+    def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
+        batch = super().tensors(examples, batch)
         for teacher in self._teacher:
             batch |= teacher.tensors(examples, batch["labels"])
         return pack(batch, self.processor.tokenizer.pad_token_id, SHAPE_STEP) if self.packing else batch
