@@ -46,7 +46,7 @@ def data(tmp_path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_what_is_wrong_stands_at_the_end_with_what_to_do(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(data)]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("rows.json: 4 rows, 4 images in 1 files, 0 rows without an image, 4 answers; format vqa (4)")
+    assert told.startswith("rows.json: 4 rows, 4 images in 1 file, 0 rows without an image, 4 answers; format vqa (4)")
     assert "words of an answer: 1 to 2" in told and "2 rows of 4 cannot be used:" in told
     assert 'row 2 (id "2"), image: "none.png" was not found' in told and "row 1 has the same id" in told
     assert f"looked for in {data.parent}." in told and "--images FOLDER" in told.splitlines()[-1]

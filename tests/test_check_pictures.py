@@ -190,3 +190,15 @@ def test_a_home_without_room_for_a_cache_costs_nothing(folder: Path, tmp_path: P
     (tmp_path / "file").write_text("no folder")
     cache = Cache(tmp_path / "file" / "pictures.json")
     assert check(rows_of(folder, "good.png"), cache=cache).ok
+
+
+def test_a_worker_imports_nothing_from_the_folder_it_is_started_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A downloaded dataset may hold a file that is called like a module."""
+    for name in ("PIL.py", "numpy.py", "json.py", "vlchat.py"):
+        (folder / name).write_text("open('taken', 'w').close()")
+    monkeypatch.chdir(folder)
+    with Decoders(1, None) as decoders:
+        decoders.ask("good", Path("good.png"), "image")
+    assert decoders.verdicts() == {"good": Verdict(size=(40, 30))} and not Path("taken").exists()
