@@ -225,18 +225,21 @@ def test_what_trains_by_default_in_other_makers_models(name: str, tmp_path: Path
         assert any("lora_" in part for part in trains) == (lora is not None)
 
 
+@pytest.mark.parametrize("text", [None, "llama"], ids=["no text tower", "text tower"])
 def test_stage_1_trains_the_connector_and_its_own_heads_by_default(
-    tmp_path: Path, data: list[dict[str, Any]], tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
+    text: str | None, tmp_path: Path, data: list[dict[str, Any]], tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:
     for name, part in {"clip": [tiny_clip, clip_image_processor(24)], "llama": [tiny_llama, tiny_tokenizer]}.items():
         for one in part:
             one.save_pretrained(tmp_path / name)
     objective = AlignObjective(
-        str(tmp_path / "clip"), str(tmp_path / "llama"), {"type": "mlp"}, data, template="chatml"
-    )
+        str(tmp_path / "clip"), str(tmp_path / "llama"), {"type": "mlp"}, data, template="chatml", itc=1.0,
+        text=None if text is None else str(tmp_path / text),
+    )  # fmt: skip
+    assert any(name.startswith("text_side.") for name, _ in objective.named_parameters()) == (text is not None)
     parameter_groups(objective, objective.default_trainable(), OptimConfig())
     for name, parameter in objective.named_parameters():
-        assert parameter.requires_grad == (".connector." in name or not name.startswith("model.")), name
+        assert parameter.requires_grad == (".connector." in name or name.startswith("heads.")), name
     assert all(parameter.requires_grad for parameter in objective.heads.parameters())
 
 

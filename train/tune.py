@@ -26,7 +26,7 @@ _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
 }  # fmt: skip
 _CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
-_APART = ("ids", "positions", "cell_words", "cell_sides")  # of a batch, not for the model
+_APART = ("ids", "positions", "faults", "cell_words", "cell_sides")  # of a batch, not for the model
 
 
 class TuneObjective(Conversations):
