@@ -121,7 +121,7 @@ def test_packed_is_padded_in_imported_models(name: str, tmp_path: Path, picture:
 @pytest.mark.parametrize("adapter", list(ADAPTERS))
 def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Callable[..., TuneObjective]) -> None:
     words = ("lora_", "connector") if ADAPTERS[adapter] else ("model.model.",)
-    found, passes = [], []
+    found, alone, passes = [], [], []
     for checkpointing in (False, True):
         objective = tune(lora=ADAPTERS[adapter], checkpointing=checkpointing)
         learning = opened(objective, *words)
@@ -138,8 +138,10 @@ def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Call
                 lambda *_, part=part, calls=calls: calls.update({part: calls[part] + 1})
             )
         found.append(step(objective, [range(8)], learning))
-        passes.append(calls)
+        passes.append(calls.copy())
+        alone.append(step(objective, [[3]], learning))  # a row without a picture: no input of a layer has a gradient
     same(*found)
+    same(*alone)
     assert passes == [{"language": 1, "tower": 1}, {"language": 2, "tower": 1}]
     for part in ("connector", "lora_A" if ADAPTERS[adapter] else "q_proj"):
         assert any(part in name and gradient.any() for name, gradient in found[1][1].items())
