@@ -210,7 +210,7 @@ class AlignObjective(Conversations):
 
     def default_trainable(self) -> dict[str, float]:
         """The connector and the objective's own heads, at the rate of LLaVA-1.5's first stage."""
-        return {r"\.connector\.|^(?!model\.)": 1e-3}
+        return {r"\.connector\.|^heads\.": 1e-3}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         rows = len(batch["positions"])
