@@ -144,33 +144,39 @@ def test_a_qformers_terms_are_those_of_its_parts(folder: Path) -> None:
     assert terms["matched"].total.item() == right
 
 
-def _share(folder: str, connector: dict[str, Any], options: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
+Cases = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _shares(folder: str, cases: Cases, rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Losses and gradients of this process's rows of a batch of five, in float64: what differs is no rounding."""
-    found = {}
-    for form in ("local", "full"):
-        itc = {"weight": 1.0, "form": form, "smoothing": 0.1}
-        made = objective(Path(folder), connector, **{**options, "itc": itc, "itg_share": 0.6}).double()
+    found: dict[str, torch.Tensor] = {}
+    for case, (connector, options) in cases.items():
+        made = objective(Path(folder), connector, itg_share=0.6, **options).double()
         whole = add(made.counts(made.batch([position])) for position in range(5))
         batch = made.batch(range(rank * 5 // ranks, (rank + 1) * 5 // ranks))
-        terms = step(made, batch | {"pixel_values": batch["pixel_values"].double()}, whole)
-        found |= {f"{form}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}
-        grads = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
-        found |= {f"{form}/grad/{name}": grad for name, grad in grads.items()}
+        batch["pixel_values"] = batch["pixel_values"].double()
+        terms = step(made, batch, whole)
+        found |= {f"{case}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}
+        found |= {f"{case}/{name}.grad": p.grad for name, p in made.named_parameters() if p.grad is not None}
         for _ in range(rank + 1):  # of held-out rows, processes look at different numbers
             with torch.no_grad(), alone():
-                held = made.eval()(batch | {"pixel_values": batch["pixel_values"].double()})
-        assert {term.count for name, term in held.items() if name == "itc"} == {float(len(batch["ids"]))}
+                held = made.eval()(batch)
+        assert held["itc"].count == len(batch["ids"])
     return found
 
 
-@pytest.mark.parametrize("connector", ["qformer", "instructed", "mlp"])
-def test_two_processes_give_the_losses_and_gradients_of_one(folder: Path, connector: str) -> None:
+def test_two_processes_give_the_losses_and_gradients_of_one(folder: Path) -> None:
     words = len(AutoTokenizer.from_pretrained(folder / "language"))
-    spec = {**QFORMER, "text_vocab_size": words} if connector == "instructed" else CONNECTORS[connector]
-    work = partial(_share, str(folder), spec, BLIP2 if connector != "mlp" else {})
+    kinds = {"qformer": QFORMER, "instructed": {**QFORMER, "text_vocab_size": words}, "mlp": CONNECTORS["mlp"]}
+    cases = {
+        f"{name}-{form}": (kind, {**(BLIP2 if name != "mlp" else {}), "itc": {"form": form, "smoothing": 0.1}})
+        for name, kind in kinds.items()
+        for form in ("local", "full")
+    }
+    work = partial(_shares, str(folder), cases)
     one, two = work(0, 1), together(work, 2, folder)
     assert one.keys() == two[0].keys() | two[1].keys()
-    assert {"local/itc", "full/itg", *(["full/itm", "local/itg_qformer"] if connector != "mlp" else [])} <= one.keys()
+    assert {"qformer-local/itm", "instructed-full/itg_qformer", "mlp-full/itc", "mlp-local/itg"} <= one.keys()
     for name, expected in one.items():
         found = sum(rank[name] for rank in two if name in rank)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6, msg=lambda told, name=name: f"{name}: {told}")
