@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def folder(
 
 
 def caption_of(name: str) -> str:
-    return CAPTIONS[int(name.removeprefix("row-"))]
+    return CAPTIONS[int(re.search(r"row-(\d+)", name).group(1))]  # type: ignore[union-attr]
 
 
 def test_every_connector_is_tried() -> None:

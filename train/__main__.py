@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import transformers
 from accelerate.utils import set_seed
@@ -12,8 +13,10 @@ from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from train.quarantine import FILE
 from train.stopping import Interrupted
 from vlchat.arguments import Parser
+from vlchat.data import fingerprint, inspect
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
 
 _FEW = 50  # steps
@@ -83,9 +86,11 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         if path is not None and Path(path).resolve().is_relative_to(run.resolve()):
             raise ConfigError(f"objective.{part} lies in {run}, where this run is to write. Add run=OTHER/FOLDER.")
 
+    # 3. The rows: those that can't be used are left out, some may be held out.
+    rows = _inspect(objective, config, resume)
     heldout = hold_out(objective, config)
 
-    # 3. How long.
+    # 4. How long.
     if config.loop.steps is None and not hasattr(objective, "steps"):
         raise ConfigError(f"loop.steps is missing: {objective.name} draws its rows as it goes and has no epochs.")
     steps = config.loop.steps or objective.steps(config.loop.epochs, config.loop.batch)
@@ -95,10 +100,34 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
         if steps < _FEW:
             print(f"So few steps teach little: try loop.steps={_FEW * 3}.")
 
-    # 4. Train.
-    last = fit(objective, config, steps, resume, heldout)
+    # 5. Train.
+    last = fit(objective, config, steps, resume, heldout, rows)
     print(f"Done: {last}")
     return last
+
+
+def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str, Any]:
+    """Leaves out the rows that can't be used. Returns what the order of the rows depends on, for the checkpoints.
+
+    Raises:
+        DataError: more than `max_bad` rows can't be used.
+    """
+    mixture = getattr(objective, "mixture", None)
+    order: dict[str, Any] = {"seed": config.seed, "loop.batch": config.loop.batch}
+    if mixture is None:
+        return order
+    first = ranks.rank() == 0
+    file = Path(config.run) / FILE
+    if first and resume is None:
+        file.unlink(missing_ok=True)
+    found = inspect(mixture, max_bad=config.max_bad, quarantine=file if first else None, progress=first)
+    if told := found.summary():
+        print(told)
+    objective.mixture = found.keep(mixture)
+    where = ("path", "images", "name")  # the same rows may lie elsewhere today
+    specs = [{key: value for key, value in spec.items() if key not in where} for spec in config.data]
+    hashes = [fingerprint(spec["path"]) if "path" in spec else None for spec in config.data]
+    return order | {"data": [[spec, sha256] for spec, sha256 in zip(specs, hashes, strict=True)], "bad": found.digest}
 
 
 def _refuse_overwriting(run: Path, wanted: str | None, overwrite: bool) -> None:

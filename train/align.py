@@ -63,6 +63,8 @@ class AlignObjective(Conversations):
         template: chat template by name, or null for the tokenizer's own.
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
+        too_long: what becomes of rows of more than `max_length` tokens: "drop" leaves them out and counts them,
+            "shorten" leaves out their last exchanges, "refuse" counts them as bad rows (`vlchat.data.Collator`).
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
         augment: vary the pictures, `{crop, flip, color, rotate}` of `vlchat.data.augment.Augment`.
         tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes
@@ -93,13 +95,14 @@ class AlignObjective(Conversations):
         instruction_length: int = 64,
         quantize: str | None = None,
         max_length: int | None = 2048,
+        too_long: str = "drop",
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
         tiles: int | list[list[int]] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(data, seed, max_length, sample_tokens, cells)
+        super().__init__(data, seed, max_length, sample_tokens, cells, too_long)
         sources = [str(newest(Path(source))) for source in backbone_sources(vision)]
         vision, language = with_sources(vision, sources), str(newest(Path(language)))
         more = {f"vision_{number}": source for number, source in enumerate(sources[1:], 2)}
@@ -192,14 +195,14 @@ class AlignObjective(Conversations):
             if rank() == 0:
                 print(told)
 
-    def tensors(self, examples: list[Example]) -> dict[str, Any]:
+    def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         for example in examples:
             if len(example.images) != 1:
                 raise ConfigError(
-                    f'Row "{example.id}" has {len(example.images)} pictures. Stage 1 aligns pairs of one picture '
+                    f"{example.called} has {len(example.images)} pictures. Stage 1 aligns pairs of one picture "
                     "and one caption; leave such rows to stage 2."
                 )
-        batch = super().tensors(examples)
+        batch = super().tensors(examples, batch)
         captions, names = [example.answer for example in examples], [example.id for example in examples]
         for side in {id(side): side for side in (self.text_side, self.qformer_text) if side is not None}.values():
             batch |= side.tokens(captions, names)

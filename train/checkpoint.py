@@ -6,12 +6,14 @@ import base64
 import json
 import random
 import shutil
+import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -25,6 +27,8 @@ from vlchat.folders import read_manifest, refuse_pickles, steps, verify
 STATE = "training_state"
 _FILES = ("trained.safetensors", "optimizer.safetensors", "progress.json")
 _DAMAGED = "damaged-"
+_BOOKKEEPING = ("steps", "epochs", "minutes", "workers", "log_every", "sample_every", "save_every", "keep")
+_FREE = ("run", "data", "trackers", "heldout", "max_bad", *(f"loop.{name}" for name in _BOOKKEEPING))
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def write(
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
     random_states: list[dict[str, Any]],
+    rows: dict[str, Any],
     scaler: Any = None,
     spared: int | None = None,
 ) -> Path:
@@ -80,6 +85,7 @@ def write(
 
     Args:
         random_states: `generators` of every process.
+        rows: what the order of the rows depends on, by name.
         scaler: of fp16's gradients, where there is one.
         spared: a step whose checkpoint is not rotated away.
 
@@ -95,6 +101,7 @@ def write(
         told = {
             **asdict(progress),
             "random": random_states,
+            "rows": rows,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         (folder / "progress.json").write_text(json.dumps(told))
@@ -140,7 +147,7 @@ def clear(run: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for old in steps(run):
         remove(old)
-    for name in ("metrics.jsonl", "quarantine.jsonl", "stopped.json", "best.json"):
+    for name in ("metrics.jsonl", "stopped.json", "best.json"):
         (run / name).unlink(missing_ok=True)
 
 
@@ -195,13 +202,21 @@ def whole(folder: Path) -> None:
 
 
 def read(
-    folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, scaler: Any = None
+    folder: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    rows: dict[str, Any],
 ) -> Progress:
     """Put weights, optimizer, scaler and random generators back as they were when `folder` was written.
 
+    Args:
+        rows: what the order of the rows depends on, by name.
+
     Raises:
-        CheckpointError: as `whole`; the parameters that train are not those of the checkpoint, or not of their shapes;
-            or it was written by another number of processes, and the model draws random numbers while it trains.
+        CheckpointError: as `whole`; the rows would come in another order; the parameters that train are not those of
+            the checkpoint, or not of their shapes; or it was written by another number of processes, and the model
+            draws random numbers while it trains.
     """
     whole(folder)
     state = folder / STATE
@@ -215,6 +230,14 @@ def read(
             "The model has dropout, whose random numbers belong to each process, so that the run would not be the "
             f"same. Start {processes}, or begin a new run."
         )
+    before = told.get("rows", {})
+    for name in sorted(before.keys() & rows.keys()):
+        if before[name] != json.loads(json.dumps(rows[name])):
+            what = {"data": "the training data", "bad": "which rows are left out as bad"}.get(name, name)
+            raise CheckpointError(
+                f"{folder} cannot be resumed: {what} has changed since, so that the run would see some rows twice and "
+                f"others never. Bring it back, or begin a new run: {_short(before[name])} -> {_short(rows[name])}."
+            )
     restore: Any = getattr(objective, "restore", None)
     if restore is not None:
         restore(folder)
@@ -236,11 +259,36 @@ def read(
         for name, tensor in trained.items():
             tensor.copy_(weights[name])
     _restore_optimizer(folder, objective, optimizer)
-    if scaler is not None and told.get("scaler"):
-        scaler.load_state_dict(told["scaler"])
+    if accelerator.scaler is not None and told.get("scaler"):
+        accelerator.scaler.load_state_dict(told["scaler"])
     if processes == ranks.world_size():
-        set_generators(told["random"][ranks.rank()], device)
+        set_generators(told["random"][ranks.rank()], accelerator.device)
     return Progress(told["step"], told["samples"], told["seconds"], told.get("watch") or {})
+
+
+def changes(folder: Path, config: RunConfig) -> list[str]:
+    """What of the configuration is another than in the checkpoint, such as `optim.clip: 1.0 -> 0.5`.
+
+    How long the run is, and what is shown and saved of it, is left out.
+    """
+    file = folder / "run.json"
+    before = _flat(json.loads(file.read_text())) if file.is_file() else {}
+    now = _flat(json.loads(json.dumps(config.to_dict())))
+    return [
+        f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+    ]
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {name: tree}
+    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(json.dumps(value), 120)
 
 
 def _draws(objective: nn.Module) -> bool:

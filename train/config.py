@@ -108,6 +108,7 @@ class RunConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     trackers: list[str] = field(default_factory=list)  # names of `train.trackers.TRACKERS`
+    max_bad: int = 0  # rows that may be unusable before the run refuses to begin, or stops
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from vlchat import checkpoint, foreign, prompt
 from vlchat.attention import ATTENTION, set_attention
 from vlchat.data import Collator, Example
 from vlchat.data.augment import Augment
-from vlchat.data.collate import decode_images, has_answer
+from vlchat.data.collate import TOO_LONG, decode_images, has_answer
 from vlchat.data.formats import text_of
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, nearest
 from vlchat.processor import VLChatProcessor
 from vlchat.scenes.rows import generator
 from vlchat.scenes.world import sample_scene
@@ -40,9 +41,19 @@ class Conversations(nn.Module):
     augment: Augment | None = None
 
     def __init__(
-        self, data: Sequence[dict[str, Any]], seed: int, max_length: int | None, sample_tokens: int, cells: float
+        self,
+        data: Sequence[dict[str, Any]],
+        seed: int,
+        max_length: int | None,
+        sample_tokens: int,
+        cells: float,
+        too_long: str,
     ) -> None:
         super().__init__()
+        if too_long not in TOO_LONG:
+            hint = nearest(too_long, TOO_LONG) or "."
+            raise ConfigError(f'objective.too_long is "{too_long}"; use {", ".join(TOO_LONG)}{hint}')
+        self.too_long = too_long
         self.mixture = open_data(data, seed)
         self.cells = cells
         self.max_length, self.sample_tokens = max_length, sample_tokens
@@ -80,13 +91,31 @@ class Conversations(nn.Module):
         return found
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The tensors of these rows; `ids` names them, `positions` is (rows,)."""
-        examples = self.examples(positions)
-        names = {"ids": [example.id for example in examples], "positions": torch.tensor(list(positions))}
-        return self.tensors(examples) | names
+        """The tensors of these rows without those that can't be used, whose `faults` are told.
 
-    def tensors(self, examples: list[Example]) -> dict[str, Any]:
-        batch = Collator(self.processor, self.max_length, self.model)(examples)
+        `ids` names the rows, `positions` is (rows,). Where no row is left, there are no tensors.
+        """
+        examples = self.examples(positions)
+        found = Collator(self.processor, self.max_length, self.model, self.too_long).collate(examples)
+        kept = [examples[number] for number in found.kept]
+        batch = self.tensors(kept, found.batch) if found.batch is not None else {}
+        return batch | {
+            "ids": [example.called for example in kept],
+            "positions": torch.tensor([positions[number] for number in found.kept]),
+            "faults": [*found.bad, *found.notes],
+        }
+
+    def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The tensors of rows that can all be used.
+
+        Args:
+            batch: what the collator made of them; None makes it.
+
+        Raises:
+            DataError: a row cannot be used.
+        """
+        if batch is None:
+            batch = Collator(self.processor, self.max_length, self.model)(examples)
         if self.cells:
             batch |= self._maps(examples)
         if not isinstance(self.processor, VLChatProcessor):
@@ -150,7 +179,7 @@ class Conversations(nn.Module):
             if not has_answer(example):
                 continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
-            asked = Example(example.id, example.messages[: turns[0]])
+            asked = replace(example, messages=example.messages[: turns[0]])
             inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
             written = foreign.new_tokens(out, inputs["input_ids"])[0]

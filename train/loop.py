@@ -21,6 +21,7 @@ from train.config import RunConfig
 from train.heldout import Heldout
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
+from train.quarantine import Quarantine
 from train.ranks import exchange, join
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
@@ -54,9 +55,18 @@ class Objective(Protocol):
 
 
 def fit(
-    objective: Any, config: RunConfig, steps: int, resume: Path | None = None, heldout: Heldout | None = None
+    objective: Any,
+    config: RunConfig,
+    steps: int,
+    resume: Path | None = None,
+    heldout: Heldout | None = None,
+    rows: dict[str, Any] | None = None,
 ) -> Path:
     """Train `objective` for `steps` optimizer steps and return the folder of the last checkpoint.
+
+    Args:
+        heldout: rows to look at, which the objective's mixture no longer has.
+        rows: what the order of the rows depends on, by name, as JSON: a checkpoint of other ones is not resumed.
 
     Without `resume`, what an earlier run left in the folder goes once the new one is ready to begin. Several processes,
     as `torchrun` and `accelerate launch` start them, share the rows of each step; their gradients are added.
@@ -83,7 +93,9 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
     if resume:
-        progress = checkpoint.read(resume, objective, optimizer, accelerator.device, accelerator.scaler)
+        progress = checkpoint.read(resume, objective, optimizer, accelerator, rows or {})
+        for change in checkpoint.changes(resume, config):
+            accelerator.print(f"Not as in {resume.name}: {change}")
         accelerator.print(f"Resuming {resume}: step {progress.step:,} of {steps:,}, {progress.samples:,} samples seen.")
         if reason := _over(progress, steps, loop.minutes):
             accelerator.print(reason)
@@ -102,24 +114,25 @@ def fit(
     started = time.monotonic() - progress.seconds
     written = resume
     stop = Stop()
+    quarantine = Quarantine(
+        run, config.max_bad, len(getattr(objective, "mixture", ())), accelerator.is_main_process, accelerator.print
+    )
     watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
     with stop.listening(), watching as watch:
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
-                told = exchange(
-                    {
-                        "counts": {} if isinstance(batches, VLChatError) else add(map(objective.counts, batches)),
-                        "error": str(batches) if isinstance(batches, VLChatError) else None,
-                        "signal": stop.signal,
-                        "seconds": time.monotonic() - started,
-                    }
-                )
+                told = exchange(_told(objective, batches, quarantine, stop.signal, time.monotonic() - started))
                 if isinstance(batches, VLChatError):
                     raise batches
                 for one in told:  # another process's row: all end together
                     if one["error"]:
                         raise TrainingStopped(one["error"])
+                quarantine.add([fault for one in told for fault in one["faults"]])
+                if not any(one["counts"] for one in told):
+                    raise TrainingStopped(
+                        f"Not one row of step {progress.step + 1} can be used; {quarantine.file} says why."
+                    )
                 seconds = told[0]["seconds"]  # one clock for all
                 done = progress.step / steps
                 if loop.minutes is not None:
@@ -137,7 +150,7 @@ def fit(
                 early = watch.stepped(progress, outcome, optimizer.param_groups[0]["lr"], over, asked is not None)
                 final = over or early or asked is not None
                 if progress.step % loop.save_every == 0 or final or watch.best_step == progress.step:
-                    written = _save(run, progress, watch, objective, optimizer, config, accelerator)
+                    written = _save(run, progress, watch, objective, optimizer, config, accelerator, rows or {})
                     watch.saved(written)
                 if asked is not None:
                     name = {2: "SIGINT", 15: "SIGTERM"}.get(asked, f"signal {asked}")
@@ -148,6 +161,18 @@ def fit(
                     assert written is not None
                     return written
     raise AssertionError("a run ends with its last step")
+
+
+def _told(
+    objective: Any, batches: list[Batch] | VLChatError, quarantine: Quarantine, asked: int | None, seconds: float
+) -> dict[str, Any]:
+    """What a process tells the others before a step, as JSON."""
+    told: dict[str, Any] = {"counts": {}, "faults": [], "error": None, "signal": asked, "seconds": seconds}
+    if isinstance(batches, VLChatError):
+        return told | {"error": str(batches)}
+    told["faults"] = quarantine.take(batches)
+    batches[:] = [batch for batch in batches if batch["ids"]]
+    return told | {"counts": add(map(objective.counts, batches))}
 
 
 def _accelerator(precision: str) -> Accelerator:
@@ -221,6 +246,7 @@ def _save(
     optimizer: Any,
     config: RunConfig,
     accelerator: Accelerator,
+    rows: dict[str, Any],
 ) -> Path:
     states = exchange(checkpoint.generators(accelerator.device))
     folder = run / f"step-{progress.step}"
@@ -229,7 +255,7 @@ def _save(
         kept = Progress(progress.step, progress.samples, progress.seconds, watch.state())
         try:
             checkpoint.write(
-                run, kept, objective, optimizer, config, states, accelerator.scaler, spared=watch.best_step
+                run, kept, objective, optimizer, config, states, rows, accelerator.scaler, spared=watch.best_step
             )
         except VLChatError as error:
             problem = str(error)

@@ -6,9 +6,10 @@ resume. Pillow does the rest, so that the same Pillow gives the same pixels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageStat
 
 from vlchat import images
 from vlchat.data.formats import Example
-from vlchat.errors import ConfigError, DataError, ImageError, nearest
+from vlchat.errors import ConfigError, ImageError, nearest
 
 _SHAPE = 1.1  # how much wider or higher than the picture a cut may be
 _LEAST_SIDE = 8  # pixels: nothing smaller is cut out
@@ -82,13 +83,10 @@ class Augment:
         return bool(self.flip or self.rotate or (self.crop and min(self.crop) < 1))
 
     def example(self, example: Example, seed: int, epoch: int, row: int | str) -> Example:
-        """The same conversation with its pictures decoded and varied. Videos stay as they are.
+        """The same conversation with its pictures decoded and varied. Videos, and what can't be decoded, stay.
 
         Args:
             row: what names the row within the epoch: its position, or its id.
-
-        Raises:
-            DataError: a picture that cannot be read; names the row.
         """
         messages = []
         number = 0
@@ -96,15 +94,13 @@ class Augment:
             parts = []
             for part in message["content"]:
                 if part["type"] == "image":
-                    try:
+                    with contextlib.suppress(ImageError):  # the collator says which row, and why
                         picture = images.decode(part["image"])
-                    except ImageError as error:
-                        raise DataError(f'Row "{example.id}": {error}') from error
-                    part = {**part, "image": self.picture(picture, drawn(seed, epoch, row, number))}
+                        part = {**part, "image": self.picture(picture, drawn(seed, epoch, row, number))}
                     number += 1
                 parts.append(part)
             messages.append({**message, "content": parts})
-        return Example(example.id, messages, example.meta)
+        return replace(example, messages=messages)
 
     def picture(self, picture: Image.Image, rng: Random) -> Image.Image:
         """One picture of any mode, varied: RGB, cut smaller or of the same size. The given one stays as it is."""

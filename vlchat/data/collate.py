@@ -26,7 +26,7 @@ class Collated(NamedTuple):
         batch: as of `Collator.__call__`, of the rows that are kept; None where none is.
         kept: which of the rows these are, counted from 0.
         bad: what is wrong with rows that are left out; they count against a run's `max_bad`.
-        notes: what was done by choice: rows that `drop` left out (kind `too_long`), and that `shorten` made fit (kind
+        notes: what was done by choice: rows that `drop` left out (kind `left_out`), and that `shorten` made fit (kind
             `shortened`). They belong into the quarantine file and the log, and do not count as bad.
     """
 
@@ -160,7 +160,7 @@ class Collator:
             if strict or self.too_long == "refuse":
                 bad.append(_told(examples[number], error, strict))
             else:
-                notes.append(_note(examples[number], "too_long", tokens.needs(limit)))
+                notes.append(_note(examples[number], "left_out", tokens.needs(limit)))
         return kept
 
     def _decoded(self, example: Example) -> list[Message]:

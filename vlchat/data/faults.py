@@ -78,6 +78,7 @@ KINDS: dict[str, Kind] = _errors(
     broken_text="characters that a wrong encoding leaves behind",
     tiny_picture="a picture of a few pixels",
     unanswered="a question behind the last answer",
+    left_out="more tokens than the limit, and left out by choice (too_long: drop)",
     shortened="left out by choice (too_long: shorten) so that the rest fits",
 )  # fmt: skip
 
