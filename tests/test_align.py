@@ -271,8 +271,8 @@ def test_any_text_tower_is_a_text_side(folder: Path, tiny_tokenizer: PreTrainedT
             expected = out.pooler_output if kind == "clip" else out.last_hidden_state.mean(1)
         found = reader(batch["tower_input_ids"], batch["tower_attention_mask"])
     torch.testing.assert_close(found[:1], expected)
-    with pytest.raises(DataError, match=r'Row "x": its caption has \d+ tokens and the text tower .*text reads at most'):
-        reader.tokens(["xyz " * 20], ["x"])
+    with pytest.raises(DataError, match=r'row 3: its caption has \d+ tokens and the text tower .*text reads at most'):
+        reader.tokens(["xyz " * 20], ["row 3"])
 
 
 def test_the_language_model_may_be_a_qformers_text_side(folder: Path) -> None:

@@ -203,14 +203,14 @@ class AlignObjective(Conversations):
                     "and one caption; leave such rows to stage 2."
                 )
         batch = super().tensors(examples, batch)
-        captions, names = [example.answer for example in examples], [example.id for example in examples]
+        captions, names = [example.answer for example in examples], [example.called for example in examples]
         for side in {id(side): side for side in (self.text_side, self.qformer_text) if side is not None}.values():
             batch |= side.tokens(captions, names)
         return batch
 
     def default_trainable(self) -> dict[str, float]:
         """The connector and the objective's own heads, at the rate of LLaVA-1.5's first stage."""
-        return {r"\.connector\.|^(?!model\.)": 1e-3}
+        return {r"\.connector\.|^heads\.": 1e-3}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         rows = len(batch["positions"])
