@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageStat
+from tiny_runs import base, squares
 
+from train.tune import TuneObjective
 from vlchat.data import Example
 from vlchat.data.augment import Augment, drawn
 from vlchat.errors import ConfigError
@@ -174,3 +177,32 @@ def test_null_is_no_augmentation() -> None:
 def test_a_picture_that_cannot_be_read_is_left_to_the_collator_which_names_its_row(tmp_path: Path) -> None:
     broken = example(tmp_path / "gone.png")
     assert ALL.example(broken, 0, 0, 0).images == broken.images
+
+
+def test_a_row_of_a_run_is_varied_by_its_place_and_no_other_way(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data", 6)
+    spec = {"crop": [0.5, 0.8], "color": 0.3}
+    plain, varied, again = (
+        TuneObjective([{"path": str(data)}], str(model), augment=augment, seed=4) for augment in (None, spec, spec)
+    )
+    whole = varied.batch(range(8, 16))  # the end of an epoch of twelve rows, and the beginning of the next
+    parts = [again.batch(range(12, 16)), again.batch(range(8, 12))]  # in another order, in other pieces
+    assert whole["ids"] == parts[1]["ids"] + parts[0]["ids"]
+    assert torch.equal(whole["pixel_values"], torch.cat([parts[1]["pixel_values"], parts[0]["pixel_values"]]))
+    assert not torch.isclose(whole["pixel_values"], plain.batch(range(8, 16))["pixel_values"]).all()
+    epochs = [varied.batch(range(12 * epoch, 12 * epoch + 12)) for epoch in (0, 1)]
+    one, two = (found["pixel_values"][['"colour-3"' in name for name in found["ids"]].index(True)] for found in epochs)
+    assert not torch.equal(one, two), "another epoch, another light"
+    rows = [varied.mixture[0]]
+    assert torch.equal(varied.tensors(rows)["pixel_values"], plain.tensors(rows)["pixel_values"]), "what is looked at"
+
+
+def test_scene_maps_refuse_what_moves_things(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    model = base(tmp_path, tiny_model, tiny_processor)
+    objective = TuneObjective([{"path": str(squares(tmp_path / "data"))}], str(model))
+    objective.cells = 1.0
+    objective.vary({"color": 0.2})
+    with pytest.raises(ConfigError, match="objective.augment: crop, flip and rotate move what the scene maps"):
+        objective.vary({"flip": 0.5})

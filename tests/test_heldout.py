@@ -259,7 +259,7 @@ def test_two_processes_find_what_one_finds(model: Path, data: Path, tmp_path: Pa
     keys: dict[str, Any] = {"heldout": {"rows": 6, "every": 2, "batch": 2, "tokens": 3}, "seed": 1}
     one = train(tmp_path / "one", model, data, **keys)
     (tmp_path / "two.yaml").write_text((tmp_path / "one.yaml").read_text().replace(str(one), str(tmp_path / "two")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
         [*command, "-m", "train", str(tmp_path / "two.yaml")], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

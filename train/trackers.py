@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import math
 import os
@@ -86,11 +87,12 @@ def _make(name: str, run: Path) -> Any:
     if name == "wandb":
         offline = not any(os.environ.get(key) for key in ("WANDB_MODE", "WANDB_API_KEY")) and not _wandb_key()
         return WandBTracker("vlchat", name=called, dir=str(folder), **({"mode": "offline"} if offline else {}))
-    if name == "trackio":
+    if name == "trackio":  # reads it once in a process
         os.environ.setdefault("TRACKIO_DIR", str(folder.absolute()))
         return TrackioTracker("vlchat", name=called)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.absolute() / 'mlflow.db'}")
-    return MLflowTracker("vlchat", run_name=called)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        importlib.import_module("mlflow").set_tracking_uri(f"sqlite:///{folder.absolute() / 'mlflow.db'}")
+    return MLflowTracker("vlchat", logging_dir=(folder / "artifacts").absolute().as_uri(), run_name=called)
 
 
 def _wandb_key() -> bool:
