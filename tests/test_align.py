@@ -281,6 +281,19 @@ def test_the_language_model_may_be_a_qformers_text_side(folder: Path) -> None:
     assert step(made, made.batch(range(3)))["itc"].total.isfinite()
 
 
+@pytest.mark.parametrize("connector", ["qformer", "mlp"])
+def test_terms_are_summed_in_float32_under_autocast(folder: Path, connector: str) -> None:
+    made = objective(folder, connector, **(BLIP2 if connector == "qformer" else {}))
+    batch = made.batch(range(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = step(made, batch)
+    alone = made(batch)
+    for name, term in terms.items():
+        assert term.total.dtype == torch.float32
+        if term.weight:
+            torch.testing.assert_close(term.total, alone[name].total, rtol=0.05, atol=0)
+
+
 def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Path) -> None:
     config = {
         "run": str(folder / "run"), "objective": {"type": "align", **settings(folder, "qformer", **BLIP2)},
