@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--warmup", type=int, default=5, help="steps of rising rate")
     parser.add_argument("--rows", type=int, default=500, help="rows that the closed form looks at")
-    parser.add_argument("--ridge", type=float, default=0.1)
+    parser.add_argument("--ridge", type=float, default=1.0)
     parser.add_argument("--itc", type=float, default=0.2)
     parser.add_argument("--itg-share", type=float, default=1.0)
     parser.add_argument("--connector", default='{"type": "mlp", "depth": 2, "hidden_size": 1024, "norm": true}')

@@ -34,7 +34,7 @@ class WarmStartConfig:
     """
 
     rows: int = 2000
-    ridge: float = 0.1
+    ridge: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rows < 2:
@@ -134,7 +134,7 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
     objective.train(training)
     return (
         f"Warm start: a ridge regression on {moments.count:,} rows explains {explained:.0%} of their captions' mean "
-        f"embeddings; its image tokens were spread {factor:.1f} times."
+        f"embeddings; its image tokens were spread {factor:.2g} times."
     )
 
 
