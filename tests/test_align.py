@@ -327,6 +327,7 @@ def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Pa
         ("mlp", {"itc": 0, "itg": 0.0}, "Nothing to learn from"),
         ("mlp", {"itc": -1.0}, "objective.itc has the weight -1; it must be 0 or more"),
         ("mlp", {"itc": {"loss": "clip"}}, 'objective.itc.loss is "clip"; use infonce or sigmoid or triplet'),
+        ("qformer", {"attention": "flex_attention"}, 'attention is "flex_attention", which knows no masks.*use sdpa'),
         ("mlp", {"text": "nowhere/at-all"}, "The text tower nowhere/at-all can't be loaded"),
     ],
 )

@@ -172,6 +172,12 @@ class AlignObjective(Conversations):
         self._heads_train = False  # looked at when training begins
         of_queries = isinstance(self.connector, QFormerConnector)
         if of_queries and (self.itm or self.itg_qformer or (self.itc and text is None)):
+            kernels = self.connector.qformer.config._attn_implementation
+            if kernels not in ("eager", "sdpa"):
+                raise ConfigError(
+                    f'objective.attention is "{kernels}", which knows no masks as those between a Q-Former\'s queries '
+                    "and its text: use sdpa, or set objective.itm=0, objective.itg_qformer=0 and objective.text=language."
+                )
             self.heads["qformer_text"] = QFormerText(self.connector, self.processor.tokenizer, SHAPE_STEP)
         self.text_side: TextSide | None = None
         if self.itc:
