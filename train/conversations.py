@@ -91,11 +91,14 @@ class Conversations(nn.Module):
         return found
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The tensors of these rows without those that can't be used, whose `faults` are told.
+        """The tensors of these rows without those that can't be used, as of `collated`."""
+        return self.collated(self.examples(positions), positions)
+
+    def collated(self, examples: Sequence[Example], positions: Sequence[int]) -> dict[str, Any]:
+        """The tensors of rows without those that can't be used, whose `faults` are told.
 
         `ids` names the rows, `positions` is (rows,). Where no row is left, there are no tensors.
         """
-        examples = self.examples(positions)
         found = Collator(self.processor, self.max_length, self.model, self.too_long).collate(examples)
         kept = [examples[number] for number in found.kept]
         batch = self.tensors(kept, found.batch) if found.batch is not None else {}
