@@ -37,6 +37,7 @@ OBJECTIVE = {
     "type": "tune",
     "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
     "sample_tokens": 2,
+    "augment": {"crop": [0.8, 1.0], "color": 0.2, "rotate": 10},
 }
 
 

@@ -1,0 +1,187 @@
+"""What stage 1 should learn from: the drawn world, equal compute, three seeds.
+
+    python benchmarks/ablation.py [--runs runs/mini] [--seeds 0 1 2] [--budget 30] [--questions 650]
+    python benchmarks/ablation.py --table
+
+Every arm begins with the embedded model's frozen tower and untuned language model (`make mini` makes both) and a new
+connector, and may spend the same number of floating-point operations on training, counted by torch's FlopCounterMode on
+real batches, a closed-form beginning included: half of them on stage 1, the rest on stage 2. The arm without stage 1
+spends all of them on stage 2. Then the same questions are asked about unseen scenes. Results are appended to
+benchmarks/results/ablation.jsonl; what is there already is not run again, so the command may be stopped and started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.__main__ import train
+from train.config import LoopConfig, OptimConfig, RunConfig, construct
+from train.objectives import OBJECTIVES
+from train.terms import loss_of
+from vlchat import Chat
+from vlchat.evaluate import ScenesTask, evaluate
+
+RESULTS = Path(__file__).parent / "results" / "ablation.jsonl"
+MLP = {"type": "mlp", "depth": 2, "hidden_size": 1024, "norm": True}
+QFORMER = {
+    "type": "qformer", "num_query_tokens": 64, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "dropout": 0.0,
+}  # fmt: skip
+ARMS: dict[str, dict[str, Any]] = {
+    "mlp, no stage 1": {},
+    "mlp, no stage 1, warm start": {"itc": 0.0, "warm_start": {}},
+    "mlp, ITC": {"itc": 1.0, "itg": 0.0},
+    "mlp, ITG": {"itc": 0.0, "itg": 1.0},
+    "mlp, ITC+ITG": {"itc": 0.2, "itg": 1.0},
+    "mlp, ITC+ITG, warm start": {"itc": 0.2, "itg": 1.0, "warm_start": {}},
+    "mlp, ITC+ITG+maps": {"itc": 0.2, "itg": 1.0, "itg_share": 0.25, "cells": 1.0},
+    "mlp, ITG+maps": {"itc": 0.0, "itg": 1.0, "itg_share": 0.25, "cells": 1.0},
+    "qformer, ITC": {"itc": {"weight": 1.0, "smoothing": 0.1}, "itg": 0.0},
+    "qformer, ITC+ITM+ITG": {"itc": {"weight": 1.0, "smoothing": 0.1}, "itm": 1.0, "itg_qformer": 1.0, "itg": 0.0},
+}
+BATCH = 32
+T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, by number of seeds
+
+
+def stage_1(arm: str, runs: Path, folder: Path, seed: int) -> RunConfig:
+    options = ARMS[arm]
+    objective = {
+        "type": "align", "vision": str(runs / "tower-read"), "language": str(runs / "lm"),
+        "connector": QFORMER if arm.startswith("qformer") else MLP, "vision_feature_layer": -1, "attention": "sdpa",
+        **options,
+    }  # fmt: skip
+    return RunConfig(
+        str(folder / "align"),
+        objective,
+        data=[{"type": "scenes", "ask": "captions", "texts": 0.4, "seed": seed}],
+        trainable={r"\.connector\.|^heads\.": 2e-3},
+        optim=OptimConfig(name="muon", warmup=0.05, floor=0.05),
+        loop=_loop(),
+        seed=seed,
+    )
+
+
+def stage_2(arm: str, folder: Path, seed: int) -> RunConfig:
+    objective = {
+        "type": "tune", "model": str(folder / "align"), "lora": {"r": 64, "alpha": 128, "dropout": 0.0},
+        "attention": "sdpa", "cells": ARMS[arm].get("cells", 0.0),
+    }  # fmt: skip
+    return RunConfig(
+        str(folder / "tune"),
+        objective,
+        data=[{"type": "scenes", "ask": "chat", "turns": 6, "texts": 0.4, "seed": seed}],
+        trainable={"lora_": 1e-3, "connector": 1e-3},
+        optim=OptimConfig(name="muon", warmup=0.04, floor=0.02),
+        loop=_loop(),
+        seed=seed,
+    )
+
+
+def _loop() -> LoopConfig:
+    endless = 10**9
+    return LoopConfig(
+        batch=BATCH, workers=1, precision="bf16", log_every=20, sample_every=endless, save_every=endless, keep=1
+    )
+
+
+def operations(config: RunConfig, steps: int = 3) -> tuple[float, float]:
+    """Floating-point operations of a step, a mean of a few, and of what comes before the first one."""
+    objective: Any = construct(OBJECTIVES, config.objective, "objective", seed=config.seed, data=config.data)
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(any(part in name for part in ("lora_", ".connector.", "heads.")))
+    objective.train()
+    with FlopCounterMode(display=False) as before:
+        if hasattr(objective, "begin"):
+            objective.begin()
+    with FlopCounterMode(display=False) as counter:
+        for step in range(steps):
+            batch = objective.batch(range(step * BATCH, (step + 1) * BATCH))
+            counts = objective.counts(batch)
+            shown = {key: value for key, value in batch.items() if key not in ("ids", "faults")}
+            loss_of(objective(shown), counts).backward()
+    return counter.get_total_flops() / steps, float(before.get_total_flops())
+
+
+def run(arm: str, seed: int, budget: float, runs: Path, questions: int) -> dict[str, Any]:
+    """One arm with one seed: its steps and how many answers are right."""
+    folder = Path(tempfile.mkdtemp(prefix="vlchat-ablation-"))
+    try:
+        first = stage_1(arm, runs, folder, seed)
+        each, before = operations(first)
+        first.loop.steps = max(1, round((budget / 2 - before) / each)) if ARMS[arm] and _learns(arm) else 1
+        if not _learns(arm):  # the connector as it begins: one step at a rate of nothing
+            first.trainable = {r"\.connector\.|^heads\.": 1e-30}
+        train(first)
+        second = stage_2(arm, folder, seed)
+        spent = each * first.loop.steps + before if _learns(arm) else before
+        each_2, _ = operations(second)
+        second.loop.steps = max(1, round((budget - spent) / each_2))
+        train(second)
+        result = evaluate(Chat.load(folder / "tune"), ScenesTask(questions=questions, seed=seed), progress=False)
+        return {
+            "arm": arm, "seed": seed, "budget": budget, "questions": questions, "right": result.score,
+            "steps": [first.loop.steps if _learns(arm) else 0, second.loop.steps],
+            "gflops_a_step": [round(each / 1e9, 1), round(each_2 / 1e9, 1)],
+        }  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _learns(arm: str) -> bool:
+    return "no stage 1" not in arm
+
+
+def table(budget: float) -> str:
+    """Mean accuracy by arm with the 95 % interval over seeds, as Markdown."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in RESULTS.read_text().splitlines():
+        one = json.loads(line)
+        if one["budget"] == budget:
+            found[one["arm"]].append(one)
+    rows = ["| stage 1 | steps 1 + 2 | right | 95 % interval | seeds |", "|---|---|---|---|---|"]
+    for arm in sorted(found, key=lambda arm: -mean(one["right"] for one in found[arm])):
+        scores = [100 * one["right"] for one in found[arm]]
+        half = T95[len(scores)] * stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+        steps = " + ".join(str(number) for number in found[arm][0]["steps"])
+        rows.append(f"| {arm} | {steps} | {mean(scores):.1f} % | ± {half:.1f} | {len(scores)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="where tower-read and lm are")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--budget", type=float, default=30.0, help="teraflops of training")
+    parser.add_argument("--questions", type=int, default=650)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
+        done = {(one["arm"], one["seed"]) for one in known if one["budget"] == arguments.budget}
+        for seed in arguments.seeds:
+            for arm in arguments.arms:
+                if (arm, seed) in done:
+                    continue
+                result = run(arm, seed, arguments.budget * 1e12, arguments.runs, arguments.questions)
+                result["budget"] = arguments.budget
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+                print(f"{arm}, seed {seed}: {100 * result['right']:.1f} % after {result['steps']} steps", flush=True)
+    print(table(arguments.budget))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
