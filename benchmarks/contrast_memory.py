@@ -2,8 +2,9 @@
 
     python benchmarks/contrast_memory.py
 
-Counts the bytes of all tensors that are alive at once in the forward and the backward pass of InfoNCE, beyond what the
-features themselves take, in each of several gloo processes; the largest is shown.
+Counts the bytes of all tensors that are alive at once in the forward and the backward pass of InfoNCE, in each of
+several gloo processes; the largest is shown. Tensors as wide as the features (these, those of the other processes, and
+their gradients, which both forms have alike) are not counted.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from train.contrastive import FORMS, Contrast, ContrastConfig
 
 
 class LiveMemory(TorchDispatchMode):
-    """Bytes of the tensors made inside that are alive; `peak` is the most at any time."""
+    """Bytes of the tensors made inside that are alive; `peak` is the most at any time.
 
-    def __init__(self) -> None:
+    Args:
+        leaving: tensors of this width are not counted.
+    """
+
+    def __init__(self, leaving: int) -> None:
         super().__init__()
+        self.leaving = leaving
         self.alive, self.peak = 0, 0
         self._known: set[int] = set()
 
@@ -34,7 +40,7 @@ class LiveMemory(TorchDispatchMode):
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
-            if not isinstance(leaf, torch.Tensor):
+            if not isinstance(leaf, torch.Tensor) or leaf.shape[-1:] == (self.leaving,):
                 continue
             storage = leaf.untyped_storage()
             if id(storage) in self._known or id(storage) in given:  # a view, or in place
@@ -55,7 +61,7 @@ def peak(loss: str, form: str, rows: int, dim: int, queries: int = 0) -> int:
     contrast = Contrast(ContrastConfig(loss=loss, form=form))
     image = torch.randn((rows, queries, dim) if queries else (rows, dim), requires_grad=True)
     text = torch.randn(rows, dim, requires_grad=True)
-    with LiveMemory() as memory:
+    with LiveMemory(dim) as memory:
         total, _ = contrast(image, text)
         total.backward()
     return memory.peak
@@ -90,6 +96,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=0, help="queries of a picture; 0 for pooled features")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8])
     arguments = parser.parse_args()
+    if arguments.dim in {arguments.rows * ranks for ranks in arguments.ranks}:
+        parser.error("--dim must differ from the rows of all processes, or similarities look like features.")
     print(f"{arguments.rows} rows a process, {arguments.dim} wide, {arguments.queries or 1} a picture")
     print(f"{'processes':>9} {'local':>12} {'full':>12} {'local / full':>12}")
     for ranks in arguments.ranks:

@@ -222,16 +222,16 @@ def _in_pieces(
     direction is in memory.
     """
 
-    def piece(images: torch.Tensor, texts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if of_images:
-            return loss(similarity(images[rows], texts), rows)
-        return loss(similarity(images, texts[rows]).T, rows)
+    anchors, others = (images, texts) if of_images else (texts, images)
+
+    def piece(some: torch.Tensor, others: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return loss(similarity(some, others) if of_images else similarity(others, some).T, rows)
 
     queries = images.shape[1] if images.ndim == 3 else 1
     at_once = max(1, min(-(-len(own) // _PIECES), _PIECE // (len(texts) * queries)))
     return torch.stack(
         [
-            checkpoint(piece, images, texts, rows, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
-            for rows in own.split(at_once)
+            checkpoint(piece, some, others, rows, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
+            for some, rows in zip(anchors[own].split(at_once), own.split(at_once), strict=True)
         ]
     ).sum()
