@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vlchat.data import Collator, Example, SourceConfig, TooLongError, load_source, to_example
-from vlchat.errors import DataError, EmptySupervisionError
+from vlchat.data import Collator, Example, Source, SourceConfig, TooLongError, load_source, to_example
+from vlchat.errors import ConfigError, DataError, EmptySupervisionError
 
 Picture = Callable[..., Image.Image]
 
@@ -177,3 +177,53 @@ def test_other_peoples_rows_collate(tiny_processor: Any, shared_data: Path) -> N
         picked = [source[index] for index in (0, len(source) // 2, len(source) - 1)]
         batch = Collator(tiny_processor)(picked)
         assert [said(tiny_processor, row) for row in batch["labels"]] == [[row.answer] for row in picked]
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_told(tiny_processor: Any, picture: Picture, tmp_path: Path) -> None:
+    picture(0, (64, 64)).save(tmp_path / "torn.jpg")
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "torn.jpg").read_bytes()[:900])  # its header is whole
+    rows = [
+        example("good", [("<image>\nWhat?", "A dog.")], [picture(1)]),
+        example("torn", [("<image>\nWhat?", "A dog.")], [str(tmp_path / "torn.jpg")]),
+        example("silent", [("Is it?", " ")]),
+        example("fine", [("Is it?", "no")]),
+    ]
+    collator = Collator(tiny_processor)
+    found = collator.collate(rows)
+    assert found.kept == [0, 3] and found.notes == []
+    assert [(fault.id, fault.field, fault.kind) for fault in found.bad] == [
+        ("torn", "image", "damaged_file"),
+        ("silent", "answer", "no_answer"),
+    ]
+    assert found.bad[0].reason.count("torn.jpg") == 1
+    expected = collator([rows[0], rows[3]])
+    assert found.batch is not None and set(found.batch) == set(expected)
+    assert all(torch.equal(found.batch[name], expected[name]) for name in expected)
+    nothing = collator.collate(rows[1:3])
+    assert nothing.batch is None and nothing.kept == [] and len(nothing.bad) == 2
+
+
+def test_the_row_that_the_processor_refuses_is_left_out(tiny_processor: Any) -> None:
+    marked = "{% for m in messages %}{% generation %}{{ m['content'][0]['text'] }}{% endgeneration %}{% endfor %}"
+    tiny_processor.chat_template = "{{ raise_exception('roles must alternate') if messages|length > 2 }}" + marked
+    rows = [example("one", [("a", "b")]), example("twice", [("a", "b"), ("c", "d")]), example("last", [("e", "f")])]
+    found = Collator(tiny_processor).collate(rows)
+    assert found.kept == [0, 2] and [(fault.id, fault.kind) for fault in found.bad] == [("twice", "template_refuses")]
+    assert found.batch is not None and found.batch["input_ids"].shape[0] == 2
+
+
+def test_a_row_of_a_source_is_named_with_source_number_and_id(tiny_processor: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    rows = [{"id": "x", "image": "a.png", "question": "?", "answer": "a"}, {"question": "?", "answer": " "}]
+    source = Source(rows, name="rows.json", roots=[tmp_path])
+    with pytest.raises(DataError, match=r'^rows.json: row 1 \(id "x"\): The picture .*a.png" is empty'):
+        Collator(tiny_processor)([source[0]])
+    with pytest.raises(EmptySupervisionError, match=r"^rows.json: row 2: no token to learn from"):
+        Collator(tiny_processor)([source[1]])
+    told = Collator(tiny_processor).collate([source[0], source[1]]).bad
+    assert [(fault.source, fault.row, fault.id) for fault in told] == [("rows.json", 1, "x"), ("rows.json", 2, "#2")]
+
+
+def test_an_unknown_choice_for_long_rows_is_refused(tiny_processor: Any) -> None:
+    with pytest.raises(ConfigError, match='too_long is "droop".*Did you mean "drop"'):
+        Collator(tiny_processor, too_long="droop")

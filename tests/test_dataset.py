@@ -186,7 +186,7 @@ def test_absolute_paths_inside_links_inside_and_missing_files(folder: Path) -> N
     assert resolve_image("none.png", [folder]) is None
     assert resolve_image(str(folder / "none.png"), [folder, folder / "images"]) is None
     source = load_source(SourceConfig(write(folder / "rows.json", [VQA | {"image": "none.png", "id": "x"}])))
-    with pytest.raises(DataError, match=r'rows.json: row 1 \(id "x"\): "none.png" was not found in'):
+    with pytest.raises(DataError, match=r'rows.json: row 1 \(id "x"\), image: "none.png" was not found in'):
         source[0]
 
 

@@ -12,13 +12,12 @@ from transformers import AutoConfig
 
 from train.likelihood import token_losses
 from vlchat.checkpoint import load
-from vlchat.data.packing import check_packing, pack
+from vlchat.data.packing import borders, needs_borders, pack
 from vlchat.errors import ConfigError
 from vlchat.lora import add_lora
 from vlchat.model import VLChatForConditionalGeneration
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-PACKED = [name for name in LANGUAGES if name != "opt"]  # whose own code keeps positions from its mask
 
 
 def lesson(model: Any, rows: int = 3, words: int = 7, side: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:
@@ -48,8 +47,15 @@ def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int,
     }  # fmt: skip
 
 
-def compare(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> None:
+def packed_for(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> dict[str, torch.Tensor]:
     packed = pack(padded, filler=0, multiple=multiple)
+    explicit = needs_borders(model)
+    assert explicit == (getattr(model, "base_model", model).config.text_config.model_type == "opt")
+    return packed | {"attention_mask": borders(packed["position_ids"])} if explicit else packed
+
+
+def compare(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> None:
+    packed = packed_for(model, padded, multiple)
     assert packed["input_ids"].shape[0] == 1 and packed["input_ids"].shape[1] % multiple == 0
     one, two = step(model, padded), step(model, packed)
     assert one[1] == two[1]
@@ -60,11 +66,10 @@ def compare(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> N
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("language", PACKED)
+@pytest.mark.parametrize("language", list(LANGUAGES))
 def test_packed_is_padded(language: str, attention: str) -> None:
     model = gentle("mlp", language)
     model.set_attn_implementation(attention)
-    check_packing(model)
     compare(model, lesson(model))
     compare(model, lesson(model), multiple=32)
 
@@ -84,7 +89,7 @@ def test_with_every_connector_and_an_adapter(connector: str) -> None:
     compare(model, lesson(model.get_base_model()))
 
 
-@pytest.mark.parametrize("language", PACKED)
+@pytest.mark.parametrize("language", list(LANGUAGES))
 def test_many_rows_are_longer_than_the_model_has_positions(language: str) -> None:
     model = gentle("mlp", language, max_position_embeddings=32)
     batch = lesson(model, rows=8, words=20)
@@ -93,13 +98,14 @@ def test_many_rows_are_longer_than_the_model_has_positions(language: str) -> Non
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("language", PACKED)
+@pytest.mark.parametrize("language", list(LANGUAGES))
 def test_a_changed_token_moves_no_logit_of_another_row(language: str, attention: str) -> None:
     model = gentle("mlp", language)
     model.set_attn_implementation(attention)
     batch = lesson(model)
     lengths = batch["attention_mask"].sum(1).tolist()
-    packed = {name: value for name, value in pack(batch, 0).items() if name != "labels"} | {"use_cache": False}
+    packed = {name: value for name, value in packed_for(model, batch).items() if name != "labels"}
+    packed["use_cache"] = False
     ends = torch.tensor(lengths).cumsum(0).tolist()
     with torch.no_grad():
         before = model(**packed).logits[0]
@@ -137,9 +143,7 @@ def test_models_that_know_no_borders_are_refused(tmp_path: Any) -> None:
         model_type="mamba", vocab_size=100, hidden_size=32, state_size=4, num_hidden_layers=2, conv_kernel=2
     )
     with pytest.raises(ConfigError, match="Rows can't be packed for the mamba language model: a token would see"):
-        check_packing(mamba)
-    with pytest.raises(ConfigError, match="packed for the opt language model"):
-        check_packing(tiny("mlp", "opt"))
+        needs_borders(mamba)
     FAMILIES["qwen2_vl"](tmp_path)
     with pytest.raises(ConfigError, match="Rows can't be packed for a Qwen2VLForConditionalGeneration"):
-        check_packing(load(tmp_path)[0])
+        needs_borders(load(tmp_path)[0])

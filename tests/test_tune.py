@@ -100,6 +100,24 @@ def test_packed_is_padded(adapter: str, tune: Callable[..., TuneObjective]) -> N
     same(*found)
 
 
+@pytest.mark.parametrize("name", ["blip-2", "instructblip"])
+def test_packed_is_padded_in_imported_models(name: str, tmp_path: Path, picture: Any) -> None:
+    FAMILIES[name](tmp_path / "base")
+    rows = json.loads(write_rows(tmp_path / "data", picture).read_text())
+    (tmp_path / "data" / "one.json").write_text(json.dumps([row for row in rows if len(row["images"]) == 1]))
+    found, halves = [], []
+    for packing in (False, True):
+        data = [{"path": str(tmp_path / "data" / "one.json")}]
+        objective = TuneObjective(data, model=str(tmp_path / "base"), packing=packing)
+        with torch.no_grad():
+            objective.model.lm_head.weight.mul_(0.3)
+        found.append(step(objective, [range(4)], opened(objective, "connector", "language_model")))
+        with torch.autocast("cpu", torch.bfloat16):
+            halves.append(step(objective, [range(4)], opened(objective, "connector"))[0]["answers"])
+    same(*found)
+    assert halves == pytest.approx([found[0][0]["answers"]] * 2, rel=0.02)
+
+
 @pytest.mark.parametrize("adapter", list(ADAPTERS))
 def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Callable[..., TuneObjective]) -> None:
     words = ("lora_", "connector") if ADAPTERS[adapter] else ("model.model.",)
@@ -219,7 +237,7 @@ def test_stage_1_trains_the_connector_and_its_own_heads_by_default(
     parameter_groups(objective, objective.default_trainable(), OptimConfig())
     for name, parameter in objective.named_parameters():
         assert parameter.requires_grad == (".connector." in name or not name.startswith("model.")), name
-    assert objective.logit_scale.requires_grad
+    assert all(parameter.requires_grad for parameter in objective.heads.parameters())
 
 
 # A run
@@ -273,7 +291,9 @@ def test_a_run_is_saved_resumed_loaded_and_exported(
 # Mistakes
 
 
-def test_mistakes_are_sentences(tune: Callable[..., TuneObjective], tmp_path: Path, data: list[dict[str, Any]]) -> None:
+def test_mistakes_are_sentences(
+    tune: Callable[..., TuneObjective], wide: str, tmp_path: Path, data: list[dict[str, Any]]
+) -> None:
     for options, said in [
         ({"lora": {"alfa": 2}}, 'Unknown key "alfa" in objective.lora. Did you mean "alpha"'),
         ({"lora": {"rank": 2}}, 'Unknown key "rank" in objective.lora; known: r, alpha, dropout, targets, dora'),
@@ -287,6 +307,12 @@ def test_mistakes_are_sentences(tune: Callable[..., TuneObjective], tmp_path: Pa
     ]:
         with pytest.raises(VLChatError, match=said):
             tune(**options)
+    pytest.importorskip("bitsandbytes", reason="quantization needs bitsandbytes")
+    objective = tune(model=wide, lora={"r": 2})
+    objective.save(tmp_path / "run", lambda stage: None)
+    for lora in (None, {"r": 2}):
+        with pytest.raises(ConfigError, match="The model has an adapter, and a second one cannot be trained"):
+            tune(model=str(tmp_path / "run"), quantize="nf4", lora=lora)
     FAMILIES["qwen2_vl"](tmp_path / "qwen")
     with pytest.raises(ConfigError, match="can't be packed for a Qwen2VL.*Set objective.packing=false"):
         TuneObjective(data, model=str(tmp_path / "qwen"), packing=True)

@@ -17,9 +17,11 @@ from train.contrastive import Contrast, ContrastConfig, hits
 from train.conversations import SHAPE_STEP, Conversations
 from train.matching import Matching
 from train.qformer_text import QFormerText
+from train.ranks import rank
 from train.reader import MapReader
 from train.terms import Term
 from train.text_sides import LanguageText, TextSide, TowerText
+from train.warm_start import WarmStartConfig, warm_start
 from vlchat.connectors import QFormerConnector
 from vlchat.data import Example
 from vlchat.data.collate import IGNORED
@@ -31,7 +33,6 @@ from vlchat.processor import VLChatProcessor
 from vlchat.reading import reading
 from vlchat.towers.composing import backbone_sources, image_processor_of, with_sources
 
-_BESIDE_PICTURES = ("instruction_input_ids", "instruction_attention_mask", "image_sizes")
 _KEYS = ("input_ids", "attention_mask")
 
 
@@ -57,6 +58,8 @@ class AlignObjective(Conversations):
         cells: weight of the scene maps' loss, for drawn scenes only: each image token is drawn to the embedding of its
             cell's words, which the embedded language model learnt to read (`train.reader`).
         projection: width of the contrastive space.
+        warm_start: the settings of `WarmStartConfig`: the connector's last layer begins with the solution of a
+            regression on captions instead of random numbers; `{}` takes the defaults, null leaves it out.
         template: chat template by name, or null for the tokenizer's own.
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
@@ -69,6 +72,7 @@ class AlignObjective(Conversations):
     """
 
     name = "align"
+    beside_pictures = ("instruction_input_ids", "instruction_attention_mask", "image_sizes")  # as some models need
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class AlignObjective(Conversations):
         itg_qformer: float = 0.0,
         cells: float = 0.0,
         projection: int = 128,
+        warm_start: dict[str, Any] | None = None,
         template: str | None = None,
         vision_feature_layer: int | list[int] | None = -2,
         vision_feature_select_strategy: str = "patch",
@@ -105,6 +110,7 @@ class AlignObjective(Conversations):
         contrast = typed(ContrastConfig, itc if isinstance(itc, dict) else {"weight": float(itc)}, "objective.itc")
         self.itc, self.itm, self.itg, self.itg_qformer = contrast.weight, itm, itg, itg_qformer
         self.itg_share = itg_share
+        self.warm = None if warm_start is None else typed(WarmStartConfig, warm_start, "objective.warm_start")
         self.whole_batch = bool(self.itc or itm)
         with reading(language, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(language, trust_remote_code=False)
@@ -182,6 +188,13 @@ class AlignObjective(Conversations):
         if self.itm:
             self.heads["matching"] = Matching(self.connector.qformer.config.hidden_size, seed)
 
+    def begin(self) -> None:
+        """What comes before the first step of a new run."""
+        if self.warm is not None:
+            told = warm_start(self, self.warm)
+            if rank() == 0:
+                print(told)
+
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         for example in examples:
             if len(example.images) != 1:
@@ -235,7 +248,7 @@ class AlignObjective(Conversations):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         self._refuse_frozen_heads()
-        beside = {key: batch[key] for key in _BESIDE_PICTURES if key in batch}  # for some connectors, and for tiles
+        beside = {key: batch[key] for key in self.beside_pictures if key in batch}
         # Of a Q-Former: what it reads, the tower's features, and what it makes of them, the queries' states.
         parts = (self.connector, self.connector.projection) if isinstance(self.connector, QFormerConnector) else ()
         with inputs_of(*parts) as seen:

@@ -28,7 +28,7 @@ class _Gather(torch.autograd.Function):
 
 
 def sizes_of(rows: torch.Tensor) -> list[int]:
-    """How many rows each process has."""
+    """How many rows each process has; of several, all must call it."""
     if world_size() == 1:
         return [len(rows)]
     own = torch.tensor([len(rows)], device=rows.device)

@@ -34,7 +34,8 @@ _PRECISIONS = ("no", "bf16", "fp16")
 
 
 class Objective(Protocol):
-    """A model and its loss. Any nn.Module with these methods trains in `fit`.
+    """A model and its loss. Any nn.Module with these methods trains in `fit`. It may have `begin()`, which is called
+    before the first step of a new run, and `restore(folder)`, before a checkpoint's weights are read.
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -101,6 +102,8 @@ def fit(
             return resume
         _refuse_mixing(run, resume, progress)
     else:
+        if hasattr(objective, "begin"):
+            objective.begin()
         set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     if accelerator.is_main_process:
         _open_run(run, config, resume)

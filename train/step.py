@@ -117,7 +117,11 @@ class Stepper:
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.clip))
+        gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total)
+        if math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(list(self.trained.values()), self.clip, total)
         if scaler is not None:  # a gradient that overflows is left out, and the scale lowered, by the scaler
             scaler.step(self.optimizer)
             scaler.update()

@@ -15,10 +15,10 @@ from train.reader import MapReader
 from train.terms import Term
 from vlchat import checkpoint, foreign
 from vlchat.data import Example
-from vlchat.data.packing import check_packing, pack
+from vlchat.data.packing import borders, needs_borders, pack
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
-from vlchat.lora import add_lora
+from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
 from vlchat.quantize import is_quantized, language_model_prefix
 
@@ -26,7 +26,7 @@ _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
 }  # fmt: skip
 _CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
-_APART = ("positions", "cell_words", "cell_sides")  # of a batch, not for the model
+_APART = ("ids", "positions", "cell_words", "cell_sides")  # of a batch, not for the model
 
 
 class TuneObjective(Conversations):
@@ -77,6 +77,7 @@ class TuneObjective(Conversations):
         self.model, self.processor = checkpoint.load(
             path, quantize=quantize, revision=revision, merge=quantize is None, trainable=True
         )
+        refuse_adapter(self.model)
         self.base = {"model": f"{path}@{revision}" if revision else path}
         foreign.require_template(self.processor)
         if self.model.config.is_encoder_decoder:
@@ -90,8 +91,7 @@ class TuneObjective(Conversations):
             self.model = add_lora(self.model, **options)
             self.adapter = True
         self.packing = packing
-        if packing:
-            check_packing(self.model)
+        self.borders = packing and needs_borders(self.model)
         if checkpointing:
             recompute_language_model(self.model)
         self._teacher: list[Teacher] = []  # not a submodule
@@ -128,6 +128,8 @@ class TuneObjective(Conversations):
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         counts = self.counts(batch)
         inputs = {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        if self.borders:
+            inputs["attention_mask"] = borders(inputs["position_ids"])
         found = token_losses(self.model, inputs)
         terms = {"answers": Term(found.total, found.count)}
         for teacher in self._teacher:

@@ -27,6 +27,7 @@ from vlchat import runs
 from vlchat.errors import ConfigError, nearest
 
 _SHOWN = 4  # answers that are printed at a look
+_BETWEEN_PLOTS = 20.0  # seconds, at least
 _KEPT = ("best_step", "best", "before", "waited", "looked")  # over a resume
 
 
@@ -76,6 +77,7 @@ class Watch:
         self.said: set[str] = set()
         self.every = config.heldout.every or config.loop.sample_every
         self.last = progress
+        self._drawn = 0.0
         self.bar: Bar | None = None
         self.trackers: Trackers | None = None
         check_trackers(config.trackers)
@@ -148,7 +150,8 @@ class Watch:
             if folder.name == f"step-{self.best_step}":
                 with self._told():
                     self._write_best()
-            self._draw()
+            if time.monotonic() - self._drawn > _BETWEEN_PLOTS:
+                self._draw()
 
     def stopped(self, reason: str, progress: Progress) -> None:
         """The run ends: writes down why. `early` stands for what this watch gave as its reason."""
@@ -284,6 +287,7 @@ class Watch:
         self._say("\n".join([head.rstrip(), *(f"    {line}" for line in lines)]))
 
     def _draw(self) -> None:
+        self._drawn = time.monotonic()
         if told := plot.draw(self.run):
             self._say_once(told)
 

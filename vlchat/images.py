@@ -112,13 +112,15 @@ def header(
     """(width, height) as a file's first bytes state them, before it is turned upright. No pixel is decoded.
 
     Raises:
-        ImageError: as `decode`, save for what only the pixels, or a second frame, would show.
+        ImageError: as `decode`, save for what only the pixels would show.
     """
     called = label_of(name if name is not None or isinstance(source, bytes) else str(source))
     with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, called, limits) as stream:
-        expected = _sniff(stream.read(256), called)
+        head = stream.read(4096)
+        expected = _sniff(head, called)
         stream.seek(0)
         with _open(stream, expected, called, limits) as image:
+            _check_stills(image, head, called)
             _check_shape(*image.size, called, limits)
             return image.size
 

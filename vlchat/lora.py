@@ -62,11 +62,7 @@ def add_lora(
             f"LoRA with r = {r}, alpha = {alpha}, dropout = {dropout} learns nothing: r must be at least 1, alpha "
             "above 0, dropout from 0 to below 1."
         )
-    if is_lora(model):
-        raise ConfigError(
-            "The model has an adapter, and a second one cannot be trained on top of it unmerged. Load it without "
-            "quantization, or write it whole first (vlchat export) and quantize that."
-        )
+    refuse_adapter(model)
     prefix = language_model_prefix(model)
     if targets is None:
         targets = rf"{re.escape(prefix)}\..*\.({'|'.join(PROJECTIONS)})"
@@ -107,6 +103,15 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+def refuse_adapter(model: nn.Module) -> None:
+    """Raises ConfigError for a model with an adapter, which a quantized one keeps unmerged."""
+    if is_lora(model):
+        raise ConfigError(
+            "The model has an adapter, and a second one cannot be trained on top of it unmerged. Load it without "
+            "quantization, or write it whole first (vlchat export) and quantize that."
+        )
 
 
 def is_lora(model: nn.Module) -> bool:

@@ -83,7 +83,7 @@ class Report:
     def headline(self) -> str:
         """What the source holds, in a line."""
         formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.most_common()) or "none"
-        of_files = f" in {self.files:,} files" if 0 < self.files != self.images else ""
+        of_files = f" in {self.files:,} file{'s' * (self.files != 1)}" if 0 < self.files != self.images else ""
         return _clean(
             f"{self.name}: {self.rows:,} rows, {self.images:,} images{of_files}, {self.text_only:,} rows without an "
             f"image, {self.turns:,} answers; format {formats}"

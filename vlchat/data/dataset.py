@@ -87,7 +87,7 @@ class Source:
             for part in named_parts(example):
                 part[part["type"]] = self.find(part[part["type"]], part["type"])
         except DataError as error:
-            raise error.within(example.called) from error
+            raise error.within(f"{example.called}, {error.field}") from error
         return example
 
     def __iter__(self) -> Iterator[Example]:

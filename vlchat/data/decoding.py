@@ -143,7 +143,7 @@ def _start() -> subprocess.Popen[bytes] | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vlchat.data.decoding"],
+            [sys.executable, "-P", "-m", "vlchat.data.decoding"],  # -P: a dataset's folder is no place to import from
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

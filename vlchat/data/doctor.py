@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,9 @@ def run(
     Raises:
         VLChatError: the source cannot be opened, options do not go together, or a file cannot be written.
     """
+    # Pillow warns of odd metadata without saying in which file; what costs a picture is told by its row.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
     # 1. What cannot be done, before anything is looked at.
     _refuse(model, max_length, sample, workers)
     if clean is not None:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlchat import video
@@ -39,6 +39,7 @@ class Example:
         meta: the row's other fields (`answer_type`, `answers`, ...).
         source: the name of the source that it comes from.
         row: its number there, from 1; 0 where it comes from no source.
+        format: the name in `FORMATS` that it was read as.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Example:
     meta: dict[str, Any] = field(default_factory=dict)
     source: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    format: str = field(default="", compare=False)
 
     @property
     def called(self) -> str:
@@ -226,7 +228,7 @@ def read_row(row: Row, row_id: str, format: str | None = None) -> Example:
     name = detect(row) if format is None else format
     if not isinstance(row, Mapping):
         raise _not_an_object(row)
-    return FORMATS[name](row, row_id)
+    return replace(FORMATS[name](row, row_id), format=name)
 
 
 def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Message]:

@@ -92,6 +92,9 @@ def picture_tokens(processor: Any, ids: torch.Tensor) -> torch.Tensor:
     """Whether each of `ids` stands for a part of a picture; none does where the processor names no such token."""
     named = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
     known = [token for token in named if isinstance(token, int)]
+    if not known and hasattr(processor, "image_token"):  # BLIP-2's knows only its name
+        token = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+        known = [token] if isinstance(token, int) and token != processor.tokenizer.unk_token_id else []
     return torch.isin(ids, torch.tensor(known, dtype=ids.dtype))
 
 

@@ -15,7 +15,7 @@ from vlchat.data.collate import IGNORED
 from vlchat.errors import ConfigError
 from vlchat.model import VLChatForConditionalGeneration
 
-_SEGMENT = 8  # tokens of each row that `check_packing` tries
+_SEGMENT = 8  # tokens of each row that `needs_borders` tries
 _LEAK = 1e-2  # share by which another row may move a state: that of 8-bit layers, whose outliers are those of a batch
 _APART = 5e-2  # share by which a packed row may differ from the row alone: the rounding of bfloat16
 
@@ -46,9 +46,25 @@ def pack(batch: dict[str, Any], filler: int, multiple: int = 1) -> dict[str, Any
     return rest | {name: tensor.unsqueeze(0) for name, tensor in row.items()}
 
 
+def borders(position_ids: torch.Tensor) -> torch.Tensor:
+    """The attention mask of packed rows, for models that do not see their borders by the positions.
+
+    Args:
+        position_ids: (1, tokens), of `pack`.
+
+    Returns:
+        (1, 1, tokens, tokens) float32, what to add to attention's logits: each token sees its own row up to itself.
+    """
+    segment = (position_ids[0] == 0).cumsum(dim=0)
+    seen = (segment[:, None] == segment[None, :]).tril()
+    hidden = torch.finfo(torch.float32).min
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, hidden)[None, None]
+
+
 @torch.no_grad()
-def check_packing(model: Any) -> None:
-    """Tries on a few tokens whether packed rows stay apart in this model; some language models know no borders.
+def needs_borders(model: Any) -> bool:
+    """Tries on a few tokens whether packed rows stay apart in this model: by their positions (False), or if they are
+    told their `borders` as well (True), as OPT is.
 
     Raises:
         ConfigError: they do not, or the model is another maker's, whose positions only its own code knows.
@@ -65,19 +81,31 @@ def check_packing(model: Any) -> None:
     first, other, second = table(ids).split(_SEGMENT)
     places = torch.arange(_SEGMENT, device=ids.device).repeat(2).unsqueeze(0)
 
-    def states(*segments: torch.Tensor) -> torch.Tensor:
+    def states(mask: bool, *segments: torch.Tensor) -> torch.Tensor:
         """The last segment's, (tokens, hidden)."""
         whole = torch.cat(segments).unsqueeze(0)
-        out = decoder(inputs_embeds=whole, position_ids=places[:, : whole.shape[1]], use_cache=False)
+        own = places[:, : whole.shape[1]]
+        seen = borders(own) if mask else None
+        out = decoder(inputs_embeds=whole, position_ids=own, attention_mask=seen, use_cache=False)
         return out.last_hidden_state[0, -_SEGMENT:].float()
+
+    def apart(mask: bool) -> bool:
+        packed, beside_another, alone = states(mask, first, second), states(mask, other, second), states(False, second)
+        size = alone.norm()
+        return bool((packed - beside_another).norm() <= _LEAK * size and (packed - alone).norm() <= _APART * size)
 
     training = decoder.training
     decoder.eval()
-    packed, beside_another, alone = states(first, second), states(other, second), states(second)
+    try:
+        # A mask of ours would widen the windows of a model that has some.
+        told = [mask for mask in (False, True) if not (mask and getattr(decoder.config, "sliding_window", None))]
+        works = next((mask for mask in told if apart(mask)), None)
+    except (TypeError, ValueError, RuntimeError, IndexError):  # from the depths of a model that takes none of this
+        works = None
     decoder.train(training)
-    size = alone.norm()
-    if (packed - beside_another).norm() > _LEAK * size or (packed - alone).norm() > _APART * size:
+    if works is None:
         raise ConfigError(
             f"Rows can't be packed for the {decoder.config.model_type} language model: a token would see those of "
             "other rows, or stand at another place than alone. Set objective.packing=false."
         )
+    return works

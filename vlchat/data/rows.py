@@ -12,7 +12,7 @@ from typing import Any
 from vlchat.data import wording
 from vlchat.data.dataset import Source
 from vlchat.data.faults import BadRow
-from vlchat.data.formats import Example, detect, text_of
+from vlchat.data.formats import Example, text_of
 from vlchat.data.pictures import Verdict
 from vlchat.errors import DataError
 
@@ -85,7 +85,7 @@ def examine(source: Source, ask: Ask, *, answers: bool = True, numbers: Iterable
         if isinstance(example, BadRow):
             found.faults.append(example)
             continue
-        found.formats[source.format or detect(source.rows[index])] += 1
+        found.formats[example.format] += 1
         _count(found, example)
         _files(found, source, example, ask, known)
         found.faults += wording.faults(example, answers)

@@ -17,7 +17,7 @@ _EMPTY_CELLS = {"nan", "null", "undefined", "<na>", "#n/a", "#ref!", "#value!", 
 _CONTROL = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|start_header_id|end_header_id|end|user|assistant|system"
     r"|image|image_pad|vision_start|vision_end|image_\d+)\|>|<(?:start|end)_of_turn>|<(?:image|img|video)>"
-    r"|\[/?INST\]|<</?SYS>>|</s>\s*$|^\s*<s>"
+    r"|\[/?INST\]|<</?SYS>>|\A(?:[^<]|<(?!s>))*</s>\s*\Z"  # an end token; <s>struck out</s> is HTML
 )
 # U+FFFD, control characters, lone surrogates; and UTF-8 that was read as Windows-1252.
 _BROKEN = re.compile(
@@ -37,7 +37,7 @@ def faults(example: Example, answers: bool = True) -> list[BadRow]:
         text = text_of(message)
         field = "answer" if message["role"] == "assistant" else "text"
         if match := _CONTROL.search(text):
-            token = match[0].strip()
+            token = match[0][-40:].split()[-1]
             found.append(_fault(example, field, "control_token", f"{token} in the text: it is taken for plain text"))
         if match := _BROKEN.search(text):
             seen = match[0].encode("unicode_escape", "surrogatepass").decode()
