@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
+import typing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,14 @@ from transformers import (
 )
 
 from train.__main__ import main
-from train.contrastive import similarity
+from train.align import AlignObjective
+from train.config import load_runs, typed
+from train.contrastive import ContrastConfig, similarity
 from train.matching import Matching, draw
 from train.qformer_text import QFormerText
 from train.ranks import alone
 from train.terms import add
+from train.warm_start import WarmStartConfig
 from vlchat import checkpoint, connectors
 from vlchat.errors import CheckpointError, ConfigError, DataError
 
@@ -145,33 +151,39 @@ def test_a_qformers_terms_are_those_of_its_parts(folder: Path) -> None:
     assert terms["matched"].total.item() == right
 
 
-def _share(folder: str, connector: dict[str, Any], options: dict[str, Any], rank: int, ranks: int) -> dict[str, Any]:
+Cases = dict[str, tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _shares(folder: str, cases: Cases, rank: int, ranks: int) -> dict[str, torch.Tensor]:
     """Losses and gradients of this process's rows of a batch of five, in float64: what differs is no rounding."""
-    found = {}
-    for form in ("local", "full"):
-        itc = {"weight": 1.0, "form": form, "smoothing": 0.1}
-        made = objective(Path(folder), connector, **{**options, "itc": itc, "itg_share": 0.6}).double()
+    found: dict[str, torch.Tensor] = {}
+    for case, (connector, options) in cases.items():
+        made = objective(Path(folder), connector, itg_share=0.6, **options).double()
         whole = add(made.counts(made.batch([position])) for position in range(5))
         batch = made.batch(range(rank * 5 // ranks, (rank + 1) * 5 // ranks))
-        terms = step(made, batch | {"pixel_values": batch["pixel_values"].double()}, whole)
-        found |= {f"{form}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}
-        grads = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
-        found |= {f"{form}/grad/{name}": grad for name, grad in grads.items()}
+        batch["pixel_values"] = batch["pixel_values"].double()
+        terms = step(made, batch, whole)
+        found |= {f"{case}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}
+        found |= {f"{case}/{name}.grad": p.grad for name, p in made.named_parameters() if p.grad is not None}
         for _ in range(rank + 1):  # of held-out rows, processes look at different numbers
             with torch.no_grad(), alone():
-                held = made.eval()(batch | {"pixel_values": batch["pixel_values"].double()})
-        assert {term.count for name, term in held.items() if name == "itc"} == {float(len(batch["ids"]))}
+                held = made.eval()(batch)
+        assert held["itc"].count == len(batch["ids"])
     return found
 
 
-@pytest.mark.parametrize("connector", ["qformer", "instructed", "mlp"])
-def test_two_processes_give_the_losses_and_gradients_of_one(folder: Path, connector: str) -> None:
+def test_two_processes_give_the_losses_and_gradients_of_one(folder: Path) -> None:
     words = len(AutoTokenizer.from_pretrained(folder / "language"))
-    spec = {**QFORMER, "text_vocab_size": words} if connector == "instructed" else CONNECTORS[connector]
-    work = partial(_share, str(folder), spec, BLIP2 if connector != "mlp" else {})
+    kinds = {"qformer": QFORMER, "instructed": {**QFORMER, "text_vocab_size": words}, "mlp": CONNECTORS["mlp"]}
+    cases = {
+        f"{name}-{form}": (kind, {**(BLIP2 if name != "mlp" else {}), "itc": {"form": form, "smoothing": 0.1}})
+        for name, kind in kinds.items()
+        for form in ("local", "full")
+    }
+    work = partial(_shares, str(folder), cases)
     one, two = work(0, 1), together(work, 2, folder)
     assert one.keys() == two[0].keys() | two[1].keys()
-    assert {"local/itc", "full/itg", *(["full/itm", "local/itg_qformer"] if connector != "mlp" else [])} <= one.keys()
+    assert {"qformer-local/itm", "instructed-full/itg_qformer", "mlp-full/itc", "mlp-local/itg"} <= one.keys()
     for name, expected in one.items():
         found = sum(rank[name] for rank in two if name in rank)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6, msg=lambda told, name=name: f"{name}: {told}")
@@ -265,14 +277,27 @@ def test_any_text_tower_is_a_text_side(folder: Path, tiny_tokenizer: PreTrainedT
             expected = out.pooler_output if kind == "clip" else out.last_hidden_state.mean(1)
         found = reader(batch["tower_input_ids"], batch["tower_attention_mask"])
     torch.testing.assert_close(found[:1], expected)
-    with pytest.raises(DataError, match=r'Row "x": its caption has \d+ tokens and the text tower .*text reads at most'):
-        reader.tokens(["xyz " * 20], ["x"])
+    with pytest.raises(DataError, match=r'row 3: its caption has \d+ tokens and the text tower .*text reads at most'):
+        reader.tokens(["xyz " * 20], ["row 3"])
 
 
 def test_the_language_model_may_be_a_qformers_text_side(folder: Path) -> None:
     made = objective(folder, "qformer", text="language", itc=1.0)
     assert made.qformer_text is None
     assert step(made, made.batch(range(3)))["itc"].total.isfinite()
+
+
+@pytest.mark.parametrize("connector", ["qformer", "mlp"])
+def test_terms_are_summed_in_float32_under_autocast(folder: Path, connector: str) -> None:
+    made = objective(folder, connector, **(BLIP2 if connector == "qformer" else {}))
+    batch = made.batch(range(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = step(made, batch)
+    alone = made(batch)
+    for name, term in terms.items():
+        assert term.total.dtype == torch.float32
+        if term.weight:
+            torch.testing.assert_close(term.total, alone[name].total, rtol=0.05, atol=0)
 
 
 def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Path) -> None:
@@ -302,6 +327,7 @@ def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Pa
         ("mlp", {"itc": 0, "itg": 0.0}, "Nothing to learn from"),
         ("mlp", {"itc": -1.0}, "objective.itc has the weight -1; it must be 0 or more"),
         ("mlp", {"itc": {"loss": "clip"}}, 'objective.itc.loss is "clip"; use infonce or sigmoid or triplet'),
+        ("qformer", {"attention": "flex_attention"}, 'attention is "flex_attention", which knows no masks.*use sdpa'),
         ("mlp", {"text": "nowhere/at-all"}, "The text tower nowhere/at-all can't be loaded"),
     ],
 )
@@ -333,3 +359,24 @@ def test_a_batch_of_one_is_refused_where_rows_are_compared(folder: Path) -> None
     alone = objective(folder, "mlp", itc=0.0)
     assert not alone.whole_batch
     assert alone(alone.batch([0])).keys() == {"itg"}
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "stage-1.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_a_run_and_the_defaults(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)
+    (tmp_path / "run.yaml").write_text(block)
+    spec = load_runs(tmp_path / "run.yaml")[0].objective
+    assert spec.pop("type") == "align"
+    kinds = typing.get_type_hints(AlignObjective.__init__)
+    for key, value in spec.items():
+        typed(kinds[key], value, key)
+    typed(ContrastConfig, spec["itc"], "itc")
+    defaults = inspect.signature(AlignObjective).parameters
+    for key, default in re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", PAGE, re.M):
+        assert defaults[key].default == float(default), key
+    assert f"`rows` ({WarmStartConfig().rows})" in PAGE and f"`ridge` ({WarmStartConfig().ridge})" in PAGE
+    assert f"`margin` ({ContrastConfig().margin})" in PAGE
+    listed = re.search(r"`itc` is a weight, or settings: `\{(.*?)\}`", PAGE)
+    assert listed is not None and listed[1].split(", ") == [field.name for field in dataclasses.fields(ContrastConfig)]

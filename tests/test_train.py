@@ -70,7 +70,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "sample_tokens": 3,
         },  # fmt: skip
         data=[{"type": "scenes", "ask": "captions", "rows": 50}],
-        trainable={"connector|projection|logit_scale": 1e-2},
+        trainable={"connector|heads": 1e-2},
     )
     tune = run(
         folder,

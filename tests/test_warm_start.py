@@ -63,8 +63,10 @@ def test_every_connector_begins_as_the_regression_says(folder: Path, connector: 
     made.eval()
     batch = made.batch(range(7))
     table = made.model.get_input_embeddings().weight.detach().double().numpy()
-    captions = [made.processor.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
-                for example in made.examples(range(7))]  # fmt: skip
+    captions = [
+        made.processor.tokenizer(example.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        for example in made.examples(range(7))
+    ]
     targets = np.stack([table[ids].mean(0) for ids in captions])
     words = np.concatenate([table[ids] for ids in captions])
     with torch.no_grad(), inputs_of(layer) as seen:

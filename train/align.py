@@ -15,6 +15,7 @@ from train.capture import inputs_of
 from train.config import typed
 from train.contrastive import Contrast, ContrastConfig, hits
 from train.conversations import SHAPE_STEP, Conversations
+from train.likelihood import supervised, token_losses
 from train.matching import Matching
 from train.qformer_text import QFormerText
 from train.ranks import rank
@@ -24,10 +25,8 @@ from train.text_sides import LanguageText, TextSide, TowerText
 from train.warm_start import WarmStartConfig, warm_start
 from vlchat.connectors import QFormerConnector
 from vlchat.data import Example
-from vlchat.data.collate import IGNORED
 from vlchat.errors import ConfigError
 from vlchat.folders import newest
-from vlchat.logits import finish_logits
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.reading import reading
@@ -173,6 +172,13 @@ class AlignObjective(Conversations):
         self._heads_train = False  # looked at when training begins
         of_queries = isinstance(self.connector, QFormerConnector)
         if of_queries and (self.itm or self.itg_qformer or (self.itc and text is None)):
+            kernels = self.connector.qformer.config._attn_implementation
+            if kernels not in ("eager", "sdpa"):
+                raise ConfigError(
+                    f'objective.attention is "{kernels}", which knows no masks as those between a Q-Former\'s queries '
+                    "and its text: use sdpa, or set objective.itm=0, objective.itg_qformer=0 and "
+                    "objective.text=language."
+                )
             self.heads["qformer_text"] = QFormerText(self.connector, self.processor.tokenizer, SHAPE_STEP)
         self.text_side: TextSide | None = None
         if self.itc:
@@ -203,20 +209,20 @@ class AlignObjective(Conversations):
                     "and one caption; leave such rows to stage 2."
                 )
         batch = super().tensors(examples, batch)
-        captions, names = [example.answer for example in examples], [example.id for example in examples]
+        captions, names = [example.answer for example in examples], [example.called for example in examples]
         for side in {id(side): side for side in (self.text_side, self.qformer_text) if side is not None}.values():
             batch |= side.tokens(captions, names)
         return batch
 
     def default_trainable(self) -> dict[str, float]:
         """The connector and the objective's own heads, at the rate of LLaVA-1.5's first stage."""
-        return {r"\.connector\.|^(?!model\.)": 1e-3}
+        return {r"\.connector\.|^heads\.": 1e-3}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         rows = len(batch["positions"])
         counts: dict[str, float] = {}
         if self.itg:
-            counts["itg"] = float(torch.ne(batch["labels"][self._told(batch), 1:], IGNORED).sum())
+            counts["itg"] = float(supervised(batch["labels"][self._told(batch)]).sum())
         if self.itc:
             counts["itc"] = float(rows)
         if self.itm:
@@ -273,17 +279,12 @@ class AlignObjective(Conversations):
         if not len(told):
             return Term(tokens[0].float().sum() * 0.0, 0.0, self.itg)
         shown = type(pictures)(pooler_output=[tokens[row] for row in told.tolist()])
-        out = self.model.model(
-            input_ids=batch["input_ids"][told],
-            attention_mask=batch["attention_mask"][told],
-            mm_encoder_outputs={"image": shown},
-            use_cache=False,
+        found = token_losses(
+            self.model,
+            {name: batch[name][told] for name in ("input_ids", "attention_mask", "labels")}
+            | {"mm_encoder_outputs": {"image": shown}},
         )
-        labels = batch["labels"][told, 1:]
-        asked = torch.ne(labels, IGNORED)
-        logits = self.model.lm_head(out.last_hidden_state[:, :-1][asked])  # only where the answer is
-        logits = finish_logits(logits, self.model.config.text_config).float()
-        return Term(functional.cross_entropy(logits, labels[asked], reduction="sum"), float(asked.sum()), self.itg)
+        return Term(found.total, float(found.count), self.itg)
 
     def _compared(self, batch: dict[str, Any], tokens: list[torch.Tensor], seen: list[torch.Tensor]) -> dict[str, Term]:
         """The contrast between pictures and captions, and what is drawn by its similarities."""

@@ -87,7 +87,7 @@ def info_nce(
         The sum over this process's rows of the mean of both directions' cross-entropies, and the number of rows.
 
     Raises:
-        ConfigError: fewer than two rows: there is nothing to tell a row from.
+        ConfigError: no process has more than one row: there is too little to tell it from.
     """
 
     def loss(similarities: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _precise(features: torch.Tensor) -> torch.Tensor:
 def _everybody(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both sides of all processes, and the columns of this process's rows among them."""
     sizes = sizes_of(text)
-    if min(sizes) < 2:  # on all processes alike
+    if max(sizes) < 2:  # on all processes alike
         alone = "one row" if len(sizes) == 1 else "one row a process"
         raise ConfigError(
             f"A contrastive batch of {alone} has too little to tell it from. Set loop.batch to {2 * len(sizes)} or "

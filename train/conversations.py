@@ -20,7 +20,7 @@ from vlchat.data import Collator, Example
 from vlchat.data.augment import Augment
 from vlchat.data.collate import TOO_LONG, decode_images, has_answer
 from vlchat.data.formats import text_of
-from vlchat.errors import ConfigError, nearest
+from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.processor import VLChatProcessor
 from vlchat.scenes.rows import generator
 from vlchat.scenes.world import sample_scene
@@ -183,7 +183,10 @@ class Conversations(nn.Module):
                 continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
             asked = replace(example, messages=example.messages[: turns[0]])
-            inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
+            try:
+                inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
+            except DataError:  # a bad row is told where it would be trained on
+                continue
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
             written = foreign.new_tokens(out, inputs["input_ids"])[0]
             reply = self.processor.tokenizer.decode(written, skip_special_tokens=True)

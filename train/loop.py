@@ -133,6 +133,11 @@ def fit(
                     raise TrainingStopped(
                         f"Not one row of step {progress.step + 1} can be used; {quarantine.file} says why."
                     )
+                if objective.whole_batch and not all(one["counts"] for one in told):
+                    raise TrainingStopped(
+                        f"One process has no usable row in step {progress.step + 1}, and the objective compares the "
+                        f"rows of all. {quarantine.file} says why; take these rows out, or raise loop.batch."
+                    )
                 seconds = told[0]["seconds"]  # one clock for all
                 done = progress.step / steps
                 if loop.minutes is not None:

@@ -87,7 +87,7 @@ class QFormerText(nn.Module):
         for row, name in zip(rows, names, strict=True):
             if len(row) > self.limit:
                 raise DataError(
-                    f'Row "{name}": its caption has {len(row)} tokens and the Q-Former reads at most {self.limit}. '
+                    f"{name}: its caption has {len(row)} tokens and the Q-Former reads at most {self.limit}. "
                     "Shorten it, or raise objective.connector.max_instruction_tokens."
                 )
             if max(row[1:-1], default=0) >= self.words:

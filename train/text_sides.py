@@ -109,7 +109,7 @@ class TowerText(nn.Module):
         for ids, name in zip(made, names, strict=True):
             if len(ids) > self.limit:
                 raise DataError(
-                    f'Row "{name}": its caption has {len(ids)} tokens and the text tower {self.source} reads at most '
+                    f"{name}: its caption has {len(ids)} tokens and the text tower {self.source} reads at most "
                     f"{self.limit}. Shorten it, or choose another objective.text."
                 )
         length = self.limit if self.fixed else max(map(len, made))

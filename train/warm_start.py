@@ -1,8 +1,9 @@
 """A connector's first weights in closed form: its last linear layer by ridge regression, without a gradient.
 
-Its inputs, averaged over a picture, are regressed on the mean token embedding of the picture's caption, as the frozen
-language model embeds it. A mean varies far less than single embeddings do, and image tokens that vary so little are
-hardly read; so the result is spread until image tokens vary as the captions' tokens do. docs/LOG.md compares targets.
+Its inputs, averaged over a picture, are regressed on the mean embedding of the tokens of the picture's caption, as the
+frozen language model embeds them. A mean varies far less than single embeddings do, and image tokens that vary so
+little are hardly read; so the result is spread until image tokens vary as the captions' tokens do. docs/LOG.md compares
+targets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import distributed, nn
 
 from train.capture import inputs_of
 from train.ranks import world_size
+from vlchat.data.collate import IGNORED
 from vlchat.errors import ConfigError
 
 _AT_ONCE = 32  # rows
@@ -32,7 +34,7 @@ class WarmStartConfig:
     """
 
     rows: int = 2000
-    ridge: float = 0.1
+    ridge: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rows < 2:
@@ -91,7 +93,6 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
 
     Raises:
         ConfigError: the connector does not end in a linear layer, or that is not to train; or pictures come in tiles.
-        DataError: a row cannot be used.
     """
     model, training = objective.model, objective.training
     objective.eval()
@@ -100,27 +101,28 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
     moments: Moments | None = None
     spread = Moments(1, table.weight.shape[1])  # of the captions' tokens
     rows = min(config.rows, len(objective.mixture))
-    for examples, batch in _batches(objective, rows):
+    for batch in _batches(objective, rows):
         with inputs_of(last) as seen:
             _pictures(objective, batch)
-        if len(seen[0]) != len(examples):
+        if len(seen[0]) != len(batch["labels"]):
             raise ConfigError(
                 "objective.warm_start takes a picture in one piece, and with objective.tiles it comes in several: "
                 "leave one of them out."
             )
-        captions = objective.processor.tokenizer([e.answer for e in examples], add_special_tokens=False)["input_ids"]
-        words = [table(torch.tensor(ids, device=table.weight.device)).float() for ids in captions]  # (tokens, hidden)
+        captions = [row[row != IGNORED].to(table.weight.device) for row in batch["labels"]]
+        words = [table(caption).float() for caption in captions]  # (tokens, hidden)
         for one in words:
             spread.add(torch.ones(len(one), 1), one)
         inputs = seen[0].float().mean(1)  # (rows, inputs)
         moments = moments or Moments(inputs.shape[1], table.weight.shape[1])
         moments.add(inputs, torch.stack([one.mean(0) for one in words]))
-    assert moments is not None
+    if moments is None or moments.count < 2:
+        raise ConfigError(f"Of {rows} rows that objective.warm_start looks at, too few can be used: raise its rows.")
     weight, bias, explained = moments.ridge(config.ridge, last.bias is not None)
     _set(last, weight, bias)
 
     tokens = torch.cat(
-        [torch.cat(_pictures(objective, batch)).float().cpu() for _, batch in _batches(objective, min(rows, _MEASURED))]
+        [torch.cat(_pictures(objective, batch)).float().cpu() for batch in _batches(objective, min(rows, _MEASURED))]
     ).double()  # (image tokens, hidden)
     wanted = spread.yy / spread.count - float((spread.y / spread.count).square().sum())
     factor = (wanted / float(tokens.var(0, correction=0).sum().clamp(min=1e-12))) ** 0.5
@@ -131,15 +133,17 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
             distributed.broadcast(parameter.data, 0)
     objective.train(training)
     return (
-        f"Warm start: a ridge regression on {rows:,} rows explains {explained:.0%} of their captions' mean embeddings; "
-        f"its image tokens were spread {factor:.1f} times."
+        f"Warm start: a ridge regression on {moments.count:,} rows explains {explained:.0%} of their captions' mean "
+        f"embeddings; its image tokens were spread {factor:.2g} times."
     )
 
 
-def _batches(objective: Any, rows: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+def _batches(objective: Any, rows: int) -> Iterator[dict[str, Any]]:
+    """The first rows, without those that can't be used, of which the training tells."""
     for first in range(0, rows, _AT_ONCE):
-        examples = objective.examples(range(first, min(rows, first + _AT_ONCE)))
-        yield examples, objective.tensors(examples)
+        batch = objective.batch(range(first, min(rows, first + _AT_ONCE)))
+        if batch["ids"]:
+            yield batch
 
 
 def _pictures(objective: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
@@ -160,11 +164,13 @@ def _last_linear(objective: Any) -> nn.Linear:
     ]
     hooks.append(objective.connector.register_forward_hook(lambda _, __, output: whole.append(output)))
     try:
-        _pictures(objective, next(_batches(objective, 1))[1])
+        for batch in _batches(objective, len(objective.mixture)):
+            _pictures(objective, batch)
+            break
     finally:
         for hook in hooks:
             hook.remove()
-    layer = next((layer for layer, output in made if output is whole[0]), None)
+    layer = next((layer for layer, output in made if output is whole[-1]), None)
     kind = type(objective.connector).__name__
     if not isinstance(layer, nn.Linear):
         raise ConfigError(
