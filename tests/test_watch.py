@@ -21,12 +21,14 @@ from train import plot
 from train.bar import Bar
 from train.checkpoint import Progress
 from train.config import HeldoutConfig, RunConfig
-from train.heldout import Heldout
+from train.heldout import Heldout, hold_out
 from train.records import append, truncate
 from train.scores import Looked
+from train.step import Outcome
+from train.tune import TuneObjective
 from train.watch import Watch
 from vlchat import runs
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, VLChatError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -283,3 +285,38 @@ def test_a_run_begins_with_what_it_is_going_to_do(
     assert about["data"][0]["rows"] == 12 and len(about["data"][0]["sha256"]) == 64
     assert json.loads((run / runs.STOPPED).read_text())["reason"] == "done"
     assert not (run / runs.RUNNING).exists()
+
+
+def test_a_run_that_is_asked_to_stop_looks_when_it_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    objective = TuneObjective([{"path": str(data)}], str(model))
+    config = RunConfig(str(tmp_path / "run"), {}, heldout=HeldoutConfig(rows=4, every=2, generate=0))
+    heldout = hold_out(objective, config)
+    accelerator, outcome = Accelerator(cpu=True), Outcome(1.0, {"answers": 1.0}, 1.0)
+    with Watch(config, objective, 9, accelerator, Progress(), heldout) as watch:
+        assert not watch.stepped(Progress(1), outcome, 1e-3, False)
+        assert not watch.stepped(Progress(2), outcome, 1e-3, False, hurry=True)
+    assert list(logged(tmp_path / "run", "heldout_loss")) == [0] and watch.best_step is None
+    with Watch(config, objective, 9, accelerator, Progress(2, watch=watch.state()), heldout) as later:
+        assert list(logged(tmp_path / "run", "heldout_loss")) == [0, 2] and later.best_step == 2
+    with Watch(config, objective, 9, accelerator, Progress(2, watch=later.state()), heldout):
+        pass
+    assert [line["step"] for line in runs.lines(tmp_path / "run" / runs.METRICS)] == [0, 2], "looked at once"
+
+
+def test_why_a_run_broke_off_is_written_down(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(VLChatError) as told:
+        train(tmp_path / "run", model, data, "loop.steps=50", trainable={"lora_": 1e30, "connector": 1e30})
+    stopped = json.loads((tmp_path / "run" / runs.STOPPED).read_text())
+    assert stopped["reason"] == str(told.value) and 1 <= stopped["step"] < 50
+    assert not (tmp_path / "run" / runs.RUNNING).exists() and (tmp_path / "run" / runs.METRICS).is_file()
+
+
+def test_figures_that_cannot_be_written_end_no_run(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective = TuneObjective([{"path": str(data)}], str(model))
+    with Watch(RunConfig(str(tmp_path), {}), objective, 9, Accelerator(cpu=True), Progress()) as watch:
+        (tmp_path / runs.METRICS).mkdir()
+        for step in range(10, 40, 10):
+            watch.stepped(Progress(step), Outcome(1.0, {}, 1.0), 1e-3, False)
+    assert capsys.readouterr().out.count(f"Figures could not be written to {tmp_path}: Is a directory.") == 1

@@ -20,7 +20,7 @@ CONFIG, PLOT = "run.json", "loss.png"
 def lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of metrics, those of a killed process left out; an empty list where there is none."""
     try:
-        text = file.read_bytes()
+        text = file.read_bytes() if file.is_file() else b""  # a device would be read without end
     except OSError:
         return []
     found = []
