@@ -199,7 +199,9 @@ def test_training_refuses_a_row_whose_tags_differ_from_its_pictures(
     assert main(["train", str(config)]) == 2
     told = capfd.readouterr().err
     assert "Traceback" not in told
-    assert 'row 2 (id "odd"), image: 2 image tags but 1 image' in told.partition("vlchat: ")[2].splitlines()[0]
+    first, second = told.partition("vlchat: ")[2].splitlines()[:2]
+    assert first == "1 bad row of 2, and max_bad allows 0:"
+    assert 'rows.json: row 2 (id "odd"), image: 2 image tags but 1 image' in second
 
 
 def test_options_may_stand_between_the_picture_and_the_question(

@@ -83,10 +83,10 @@ class Report:
     def headline(self) -> str:
         """What the source holds, in a line."""
         formats = ", ".join(f"{name} ({count:,})" for name, count in self.formats.most_common()) or "none"
-        of_files = f" in {self.files:,} file{'s' * (self.files != 1)}" if 0 < self.files != self.images else ""
+        of_files = f" in {_count(self.files, 'file')}" if 0 < self.files != self.images else ""
         return _clean(
-            f"{self.name}: {self.rows:,} rows, {self.images:,} images{of_files}, {self.text_only:,} rows without an "
-            f"image, {self.turns:,} answers; format {formats}"
+            f"{self.name}: {_count(self.rows, 'row')}, {_count(self.images, 'image')}{of_files}, "
+            f"{_count(self.text_only, 'row')} without an image, {_count(self.turns, 'answer')}; format {formats}"
         )
 
     def bars(self) -> str:
@@ -200,8 +200,11 @@ def _clean(line: str) -> str:
 
 
 def _rows(found: Sequence[BadRow]) -> str:
-    count = len({fault.row for fault in found})
-    return "1 row" if count == 1 else f"{count:,} rows"
+    return _count(len({fault.row for fault in found}), "row")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _listed(found: Sequence[BadRow], most: int | None) -> list[str]:

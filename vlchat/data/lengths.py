@@ -17,6 +17,7 @@ from vlchat.processor import VLChatProcessor
 
 _LONGEST_WORD = 40  # letters; a text without spaces for longer is cut between two letters
 
+
 @dataclass(frozen=True)
 class Tokens:
     """A conversation as one row of a batch.

@@ -170,6 +170,6 @@ def _fitted(picture: Image.Image, wide: int, tall: int) -> Image.Image:
 
 def _font(size: int) -> Font:
     try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)  # many alphabets, on most systems
+        return ImageFont.truetype("DejaVuSans.ttf", size)  # many alphabets, on most systems; boxes for the others
     except OSError:
         return ImageFont.load_default(size)
