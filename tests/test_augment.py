@@ -174,9 +174,11 @@ def test_null_is_no_augmentation() -> None:
     assert Augment.of({"crop": [0.8, 1], "flip": 0}) == Augment(crop=[0.8, 1], flip=0)
 
 
-def test_a_picture_that_cannot_be_read_is_left_to_the_collator_which_names_its_row(tmp_path: Path) -> None:
-    broken = example(tmp_path / "gone.png")
-    assert ALL.example(broken, 0, 0, 0).images == broken.images
+def test_a_picture_that_cannot_be_read_is_left_to_who_names_its_row(tmp_path: Path, picture: Any) -> None:
+    row = example(tmp_path / "gone.png", picture(1))
+    found = ALL.example(row, 0, 0, 0)
+    assert found.images[0] == tmp_path / "gone.png"
+    assert found.images[1].tobytes() == ALL.example(example(picture(2), picture(1)), 0, 0, 0).images[1].tobytes()
 
 
 def test_a_row_of_a_run_is_varied_by_its_place_and_no_other_way(
@@ -193,7 +195,8 @@ def test_a_row_of_a_run_is_varied_by_its_place_and_no_other_way(
     assert torch.equal(whole["pixel_values"], torch.cat([parts[1]["pixel_values"], parts[0]["pixel_values"]]))
     assert not torch.isclose(whole["pixel_values"], plain.batch(range(8, 16))["pixel_values"]).all()
     epochs = [varied.batch(range(12 * epoch, 12 * epoch + 12)) for epoch in (0, 1)]
-    one, two = (found["pixel_values"][['"colour-3"' in name for name in found["ids"]].index(True)] for found in epochs)
+    places = [next(n for n, name in enumerate(found["ids"]) if "colour-3" in name) for found in epochs]
+    one, two = (found["pixel_values"][place] for found, place in zip(epochs, places, strict=True))
     assert not torch.equal(one, two), "another epoch, another light"
     rows = [varied.mixture[0]]
     assert torch.equal(varied.tensors(rows)["pixel_values"], plain.tensors(rows)["pixel_values"]), "what is looked at"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
+import sys
+import threading
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -113,14 +117,29 @@ def test_processes_find_what_this_one_finds(folder: Path, tmp_path: Path) -> Non
     assert [found[1][name].kind for name in names] == [VERDICTS[name][1] for name in names]
 
 
-def test_a_file_that_ends_a_process_is_named_and_the_next_one_is_read(folder: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into a pipe as Linux lets one")
+def test_the_file_that_ends_a_process_is_known_and_the_others_are_read(folder: Path) -> None:
+    import fcntl
+    import termios
+
     worker = _Worker()
-    assert worker.ask(folder / "good.png", "image") == Verdict(size=(40, 30))
+    good, size = (folder / "good.png", "image"), Verdict(size=(40, 30))
+    assert worker.ask([good]) == [size]
+    process = worker._process
+    assert process is not None and process.stdin is not None
+    process.send_signal(signal.SIGSTOP)  # as if it worked for long on the first of three files, ...
+    found: list[Verdict | None] = []
+    asking = threading.Thread(target=lambda: found.extend(worker.ask([good, good, good])))
+    asking.start()
+    while not int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder):
+        time.sleep(0.01)
+    process.kill()  # ... which then was too much for it
+    asking.join()
+    assert found == [None, size, size]
     assert worker._process is not None
     worker._process.kill()
     worker._process.wait()
-    assert worker.ask(folder / "good.png", "image") is None
-    assert worker.ask(folder / "good.png", "image") == Verdict(size=(40, 30))
+    assert worker.ask([good]) == [size], "one that ended while nothing was asked says nothing about a file"
     worker.close()
 
 

@@ -225,7 +225,8 @@ def test_a_teacher_with_other_tokens_is_refused(
         tune(distill={"teacher": str(tmp_path / "stranger")})
     llama3 = write_base(tmp_path / "llama3", tiny_model(), tiny_tokenizer, "llama3")
     objective = tune(distill={"teacher": str(llama3)})
-    with pytest.raises(DataError, match=r'Row "row-\d": its answers .* first \'<\|eot_id\|>\' for \'<\|im_end\|>\' at'):
+    said = r'row 1 \(id "row-0"\): its answers .* first \'<\|eot_id\|>\' for \'<\|im_end\|>\' at place'
+    with pytest.raises(DataError, match=said):
         objective.batch([0])
 
 

@@ -5,26 +5,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from alignments import objective, write_backbones
 from PIL import Image
+from processes import together
 from safetensors.torch import load_file
 from tiny_runs import base, squares, train
 from torch.nn import functional
 
 from train.config import HeldoutConfig, RunConfig, load_runs
 from train.heldout import Heldout, hold_out, split
+from train.ranks import world_size
 from train.scores import averages, chosen, look, pieces, unmoved
 from train.sources import open_data
 from train.tune import TuneObjective
 from vlchat import checkpoint, evaluate, runs
-from vlchat.data import Mixture, Source
+from vlchat.data import Mixture, Source, inspect
 from vlchat.data.collate import decode_images
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +49,7 @@ def logged(run: Path, name: str) -> dict[int, float]:
 
 
 def ids(rows: Any) -> set[str]:
-    return {rows[index].id for index in range(len(rows))}
+    return {rows[index].called for index in range(len(rows))}
 
 
 # -- which rows
@@ -108,6 +112,41 @@ def test_held_out_rows_are_never_trained_on(model: Path, data: Path) -> None:
     assert heldout is not None and len(heldout) == 4 and len(objective.mixture) == 12
     shown = {name for step in range(12) for name in objective.batch(range(step * 5, step * 5 + 5))["ids"]}
     assert {name.split('"')[1] for name in shown} == everything - ids(heldout.examples)
+
+
+def test_rows_that_were_left_out_before_hide_no_shared_picture(tmp_path: Path) -> None:
+    file = squares(tmp_path / "data", 10)
+    rows = json.loads(file.read_text())
+    rows[4]["answer"] = rows[5]["answer"] = ""  # all of one picture's
+    file.write_text(json.dumps(rows))
+    mixture = open_data([{"path": str(file)}], 0)
+    usable = inspect(mixture, max_bad=2).keep(mixture)
+    assert len(usable) == 18
+    sides = []
+    for rows_of in (usable, mixture):
+        training, held = split(rows_of, HeldoutConfig(rows=6), 0)
+        shown = {str(picture) for example in held for picture in example.images}
+        kept = {str(p) for source in training.sources for i in range(len(source)) for p in source[i].images}
+        assert len(held) == 6 and not shown & kept
+        sides.append({example.id for example in held})
+    assert sides[1] - {"colour-2", "red-2"} <= sides[0], "a row's side does not depend on the others"
+
+
+def test_held_out_rows_that_tell_their_faults_late_are_left_out(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = squares(tmp_path / "own", 3, first=50)
+    rows = json.loads(own.read_text())
+    rows[2]["answer"] = "far too long " * 200
+    own.write_text(json.dumps(rows))
+    keys: dict[str, Any] = {"heldout": {"data": [{"path": str(own)}], "every": 2, "tokens": 2}}
+    run = train(tmp_path / "run", model, data, "objective.max_length=60", **keys)
+    told = capsys.readouterr().out
+    assert told.count("Left out of the held-out rows: ") == 1 and 'id "colour-51"' in told
+    assert len(logged(run, "heldout_loss")) == 3
+    own.write_text(json.dumps([rows[2]]))
+    with pytest.raises(DataError, match='No held-out row can be used. The first: .*"colour-51"'):
+        train(tmp_path / "other", model, data, "objective.max_length=60", **keys)
 
 
 def test_drawn_rows_are_held_out_without_drawing_them_all() -> None:
@@ -253,6 +292,26 @@ def test_modes_and_gradients_are_put_back_even_after_an_error() -> None:
         raise ZeroDivisionError
     assert layers[0].training and not layers[1].training and torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def _looked(folder: str, rank: int, ranks: int) -> dict[str, torch.Tensor]:
+    made = objective(Path(folder), "mlp", itc=1.0)
+    heldout = Heldout(list(made.mixture.sources[0]), "")
+    assert world_size() == ranks
+    found = look(made, heldout, Accelerator(cpu=True), batch=3, generate=3, tokens=2)
+    assert found.losses == {"loss", "itg", "itc"} and len(found.answers) == 3
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.scores.items()}
+
+
+def test_rows_that_are_compared_with_each_other_are_looked_at_by_two_processes_as_by_one(
+    tmp_path: Path, tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    write_backbones(tmp_path, tiny_clip, tiny_llama, tiny_tokenizer)
+    one = _looked(str(tmp_path), 0, 1)
+    two = together(partial(_looked, str(tmp_path)), 2, tmp_path)  # three pieces: one process has more of them
+    for found in two:
+        assert found.keys() == one.keys()
+        assert all(found[name].item() == pytest.approx(one[name].item(), rel=1e-9) for name in one)
 
 
 def test_two_processes_find_what_one_finds(model: Path, data: Path, tmp_path: Path) -> None:

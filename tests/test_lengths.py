@@ -141,8 +141,8 @@ def test_a_row_too_long_is_dropped_shortened_or_refused_by_choice(tiny_processor
     assert said == {"refuse": [("long", "too_long"), ("hopeless", "too_long")], "drop": [], "shorten": []}
     assert noted == {
         "refuse": [],
-        "drop": [("long", "too_long"), ("hopeless", "too_long")],
-        "shorten": [("long", "shortened"), ("hopeless", "too_long")],
+        "drop": [("long", "left_out"), ("hopeless", "left_out")],
+        "shorten": [("long", "shortened"), ("hopeless", "left_out")],
     }
     assert {choice: one.kept for choice, one in found.items()} == {"refuse": [1], "drop": [1], "shorten": [0, 1]}
     assert f"needs {limit + 1} of {limit} tokens; 8 of them are image tokens" in found["drop"].notes[0].reason

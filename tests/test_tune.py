@@ -121,7 +121,7 @@ def test_packed_is_padded_in_imported_models(name: str, tmp_path: Path, picture:
 @pytest.mark.parametrize("adapter", list(ADAPTERS))
 def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Callable[..., TuneObjective]) -> None:
     words = ("lora_", "connector") if ADAPTERS[adapter] else ("model.model.",)
-    found, passes = [], []
+    found, alone, passes = [], [], []
     for checkpointing in (False, True):
         objective = tune(lora=ADAPTERS[adapter], checkpointing=checkpointing)
         learning = opened(objective, *words)
@@ -138,8 +138,10 @@ def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Call
                 lambda *_, part=part, calls=calls: calls.update({part: calls[part] + 1})
             )
         found.append(step(objective, [range(8)], learning))
-        passes.append(calls)
+        passes.append(calls.copy())
+        alone.append(step(objective, [[3]], learning))  # a row without a picture: no input of a layer has a gradient
     same(*found)
+    same(*alone)
     assert passes == [{"language": 1, "tower": 1}, {"language": 2, "tower": 1}]
     for part in ("connector", "lora_A" if ADAPTERS[adapter] else "q_proj"):
         assert any(part in name and gradient.any() for name, gradient in found[1][1].items())
@@ -225,18 +227,21 @@ def test_what_trains_by_default_in_other_makers_models(name: str, tmp_path: Path
         assert any("lora_" in part for part in trains) == (lora is not None)
 
 
+@pytest.mark.parametrize("text", [None, "llama"], ids=["no text tower", "text tower"])
 def test_stage_1_trains_the_connector_and_its_own_heads_by_default(
-    tmp_path: Path, data: list[dict[str, Any]], tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
+    text: str | None, tmp_path: Path, data: list[dict[str, Any]], tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any
 ) -> None:
     for name, part in {"clip": [tiny_clip, clip_image_processor(24)], "llama": [tiny_llama, tiny_tokenizer]}.items():
         for one in part:
             one.save_pretrained(tmp_path / name)
     objective = AlignObjective(
-        str(tmp_path / "clip"), str(tmp_path / "llama"), {"type": "mlp"}, data, template="chatml"
-    )
+        str(tmp_path / "clip"), str(tmp_path / "llama"), {"type": "mlp"}, data, template="chatml", itc=1.0,
+        text=None if text is None else str(tmp_path / text),
+    )  # fmt: skip
+    assert any(name.startswith("text_side.") for name, _ in objective.named_parameters()) == (text is not None)
     parameter_groups(objective, objective.default_trainable(), OptimConfig())
     for name, parameter in objective.named_parameters():
-        assert parameter.requires_grad == (".connector." in name or not name.startswith("model.")), name
+        assert parameter.requires_grad == (".connector." in name or name.startswith("heads.")), name
     assert all(parameter.requires_grad for parameter in objective.heads.parameters())
 
 

@@ -21,8 +21,8 @@ from torch import nn
 from train import ranks
 from train.config import RunConfig
 from train.step import random_state, set_random_state
-from vlchat.errors import CheckpointError, IncompleteCheckpointError
-from vlchat.folders import read_manifest, refuse_pickles, steps, verify
+from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError
+from vlchat.folders import PICKLES, read_manifest, refuse_pickles, steps, verify
 
 STATE = "training_state"
 _FILES = ("trained.safetensors", "optimizer.safetensors", "progress.json")
@@ -195,6 +195,9 @@ def whole(folder: Path) -> None:
     for place in (folder, state):
         if place.is_dir():
             refuse_pickles(place)
+    for path in state.glob("*"):
+        if path.suffix in PICKLES:
+            raise UnsafeCheckpointError(f"{folder} holds {path.name}, a pickle, which can run code when it is read.")
     for name in _FILES:
         if not (state / name).is_file():
             raise IncompleteCheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")

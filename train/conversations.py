@@ -20,7 +20,7 @@ from vlchat.data import Collator, Example
 from vlchat.data.augment import Augment
 from vlchat.data.collate import TOO_LONG, decode_images, has_answer
 from vlchat.data.formats import text_of
-from vlchat.errors import ConfigError, nearest
+from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.processor import VLChatProcessor
 from vlchat.scenes.rows import generator
 from vlchat.scenes.world import sample_scene
@@ -91,11 +91,14 @@ class Conversations(nn.Module):
         return found
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The tensors of these rows without those that can't be used, whose `faults` are told.
+        """The tensors of these rows without those that can't be used, as of `collated`."""
+        return self.collated(self.examples(positions), positions)
+
+    def collated(self, examples: Sequence[Example], positions: Sequence[int]) -> dict[str, Any]:
+        """The tensors of rows without those that can't be used, whose `faults` are told.
 
         `ids` names the rows, `positions` is (rows,). Where no row is left, there are no tensors.
         """
-        examples = self.examples(positions)
         found = Collator(self.processor, self.max_length, self.model, self.too_long).collate(examples)
         kept = [examples[number] for number in found.kept]
         batch = self.tensors(kept, found.batch) if found.batch is not None else {}
@@ -180,7 +183,10 @@ class Conversations(nn.Module):
                 continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
             asked = replace(example, messages=example.messages[: turns[0]])
-            inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
+            try:
+                inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
+            except DataError:  # a bad row is told where it would be trained on
+                continue
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
             written = foreign.new_tokens(out, inputs["input_ids"])[0]
             reply = self.processor.tokenizer.decode(written, skip_special_tokens=True)

@@ -100,12 +100,13 @@ class Teacher:
             pairs = zip(mine, theirs, strict=False)
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] and pair[0] in self._known, pairs))
             if same < max(len(mine), len(theirs)):
-                raise DataError(
-                    f'Row "{example.id}": its answers are other tokens for the teacher than for the student, first '
+                reason = (
+                    "its answers are other tokens for the teacher than for the student, first "
                     f"{_shown(self.processor.tokenizer, theirs, same)} for {_shown(self.tokenizer, mine, same)} at "
                     f"place {same + 1}. Take a teacher whose chat template ends answers as the student's does, or "
                     "leave objective.distill out."
                 )
+                raise DataError(reason, field="answer").within(example.called)
         return {PREFIX + name: tensor for name, tensor in batch.items()}
 
     def divergence(self, student: Answers, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,30 +14,13 @@ from tqdm import tqdm
 
 from train.config import HeldoutConfig, RunConfig
 from train.sources import open_data
-from vlchat.data import Example, Mixture
-from vlchat.data.dataset import resolve_image
+from vlchat.data import Example, Mixture, Source, inspect
+from vlchat.data.dataset import Kept, resolve_image
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.blind import images_of
 
 _MANY = 20_000  # rows from which on reading them all is worth a progress bar
-
-
-class Part:
-    """Some rows of a source, in the order given."""
-
-    def __init__(self, source: Any, rows: Sequence[int]) -> None:
-        self.source, self.rows, self.name = source, rows, source.name
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.source[self.rows[index]]
-
-    def example(self, index: int) -> Example:
-        """As `Source.example`: the row with its pictures' paths as it spells them."""
-        return self.source.example(self.rows[index])
 
 
 @dataclass(frozen=True)
@@ -86,6 +69,10 @@ def hold_out(objective: Any, config: RunConfig) -> Heldout | None:
         )
     if wanted.data:
         own = open_data(wanted.data, config.seed)
+        found = inspect(own, max_bad=config.max_bad)
+        if told := found.summary():
+            print(f"Held-out rows: {told}")
+        own = found.keep(own)
         examples = [source[row] for source in own.sources for row in range(len(source))]
         names = ", ".join(source.name for source in own.sources)
         shared = _shown_by(mixture) & {key for source in own.sources for key in _shown_by(Mixture([source]))}
@@ -111,12 +98,12 @@ def split(mixture: Mixture, wanted: HeldoutConfig, seed: int) -> tuple[Mixture, 
     key = "rows" if wanted.rows else "share"
     if count >= total:
         raise ConfigError(f"heldout.{key} asks for {count:,} rows, and the training data has {total:,}. Ask for fewer.")
-    weights = [times / len(source) for times, source in zip(mixture.counts, mixture.sources, strict=True)]
 
     def rank(group: list[tuple[int, int]]) -> float:
-        source, row = group[0]
-        drawn = hashlib.blake2b(f"heldout {seed} {source} {row}".encode(), digest_size=8).digest()
-        return -math.log((int.from_bytes(drawn) + 1) / 2**64) / weights[source]
+        number, row = group[0]
+        _, row = _origin(mixture.sources[number], row)
+        drawn = hashlib.blake2b(f"heldout {seed} {number} {row}".encode(), digest_size=8).digest()
+        return -math.log((int.from_bytes(drawn) + 1) / 2**64) / mixture.weights[number]
 
     taken: set[tuple[int, int]] = set()
     for group in sorted(_groups(mixture), key=rank):
@@ -130,10 +117,10 @@ def split(mixture: Mixture, wanted: HeldoutConfig, seed: int) -> tuple[Mixture, 
             "case. Ask for more rows, or name rows of their own as heldout.data."
         )
     kept = [
-        Part(source, [row for row in range(len(source)) if (number, row) not in taken])
+        Kept(source, [row for row in range(len(source)) if (number, row) not in taken])
         for number, source in enumerate(mixture.sources)
     ]
-    left = [(part, weight) for part, weight in zip(kept, weights, strict=True) if len(part)]
+    left = [(part, weight) for part, weight in zip(kept, mixture.weights, strict=True) if len(part)]
     training = Mixture([part for part, _ in left], [weight for _, weight in left], mixture.seed)
     return training, [mixture.sources[source][row] for source, row in sorted(taken)]
 
@@ -163,24 +150,31 @@ def _shown_by(mixture: Mixture) -> set[str]:
     return {picture for _, pictures in _rows(mixture) for picture in pictures}
 
 
+def _origin(source: Any, row: int) -> tuple[Any, int]:
+    """The source itself, and the row's number in it, of a source that some rows were left out of."""
+    while isinstance(source, Kept):
+        source, row = source.source, int(source.rows[row])
+    return source, row
+
+
 def _rows(mixture: Mixture) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """(source, row), and what names each picture of it. A drawn row is made afresh and shares nothing."""
-    for number, source in enumerate(mixture.sources):
-        read: Any = getattr(source, "example", None)
-        if read is None:
-            yield from (((number, row), []) for row in range(len(source)))
-            continue
-        quiet = len(source) < _MANY or not sys.stderr.isatty()
+    for number, part in enumerate(mixture.sources):
+        quiet = len(part) < _MANY or not sys.stderr.isatty()
         names: dict[str, str] = {}
-        for row in tqdm(range(len(source)), desc=f"pictures of {source.name}", unit="row", disable=quiet, leave=False):
+        for row in tqdm(range(len(part)), desc=f"pictures of {part.name}", unit="row", disable=quiet, leave=False):
+            source, own = _origin(part, row)
+            if not isinstance(source, Source):
+                yield (number, row), []
+                continue
             try:
-                shown = images_of(read(row).messages)
+                shown = images_of(source.example(own).messages)
             except DataError:  # the training part keeps it, and says what is wrong with it
                 continue
             yield (number, row), [_name(picture, source, names) for picture in shown]
 
 
-def _name(picture: Any, source: Any, names: dict[str, str]) -> str:
+def _name(picture: Any, source: Source, names: dict[str, str]) -> str:
     """What makes two pictures, or two videos, the same one: their file, or their bytes."""
     if isinstance(picture, dict):
         picture = picture["video"]
@@ -190,10 +184,8 @@ def _name(picture: Any, source: Any, names: dict[str, str]) -> str:
         return hashlib.sha256(picture).hexdigest()
     spelled = str(picture)
     if spelled not in names:
-        while isinstance(source, Part):
-            source = source.source
         try:
-            found = resolve_image(spelled, getattr(source, "roots", ()))
+            found = resolve_image(spelled, source.roots)
         except DataError:
             found = None
         names[spelled] = str(found.resolve()) if found else spelled

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from train.heldout import Heldout
-from train.ranks import alone, exchange
+from train.ranks import alone, exchange, rank, world_size
 from vlchat.chat import Chat
 from vlchat.data import Example
 from vlchat.data.formats import text_of
+from vlchat.errors import DataError
 from vlchat.evaluate import evaluate
 from vlchat.evaluate.metrics import exact_match
 from vlchat.evaluate.tasks import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
@@ -39,34 +40,44 @@ class Looked:
             people `score`, their VQA soft accuracy.
         answers: the written answers: id, question, reply, reference, exact and perhaps score.
         losses: which of the scores are better when they are lower.
+        bad: the reason for each row that cannot be used, by its name; the scores are without them.
     """
 
     scores: dict[str, float]
     answers: list[dict[str, Any]] = field(default_factory=list)
     losses: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Afterwards the random generators are what they were, whatever was drawn."""
+    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 @contextmanager
 def unmoved(objective: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards modes and random generators are what they were."""
     modes = [(module, module.training) for module in objective.modules()]
-    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
-        random.seed(_SEED)
-        np.random.seed(_SEED)
-        torch.manual_seed(_SEED)
-        objective.eval()
-        with torch.no_grad():
+        with undrawn(), torch.no_grad():
+            random.seed(_SEED)
+            np.random.seed(_SEED)
+            torch.manual_seed(_SEED)
+            objective.eval()
             yield
     finally:
         for module, training in modes:
             module.training = training
-        random.setstate(python)
-        np.random.set_state(numbers)
-        torch.set_rng_state(cpu)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
 
 
 def look(
@@ -89,20 +100,28 @@ def look(
         tokens: the longest answer.
 
     Raises:
-        VLChatError: a row cannot be used, or the model answers none of them.
+        DataError: no row can be used. VLChatError: the model answers none of them.
     """
-    mine, processes = accelerator.process_index, accelerator.num_processes
+    mine, processes = rank(), world_size()
     terms: list[Term] = []
+    bad: dict[str, str] = {}
     replies: list[dict[str, Any]] = []
-    with unmoved(objective), accelerator.autocast(), alone():
-        for rows in pieces(len(heldout), batch)[mine::processes]:
-            terms += _terms(objective, heldout.examples[rows.start : rows.stop], rows.start, accelerator.device)
-        asked = chosen(heldout.examples, generate)
+    with unmoved(objective), accelerator.autocast():
+        with alone():
+            for rows in pieces(len(heldout), batch)[mine::processes]:
+                new = _terms(objective, heldout.examples[rows.start : rows.stop], rows.start, accelerator.device)
+                terms += new[0]
+                bad |= new[1]
+        shares = exchange({"terms": terms, "bad": bad})
+        looked = averages(sorted((term for share in shares for term in share["terms"]), key=lambda term: term[0]))
+        looked.bad = {name: reason for share in shares for name, reason in share["bad"].items()}
+        if len(looked.bad) == len(heldout):
+            raise DataError(f"No held-out row can be used. The first: {next(iter(looked.bad.values()))}")
+        asked = chosen([row for row in heldout.examples if row.called not in looked.bad], generate)
         for rows in pieces(len(asked), batch)[mine::processes]:
             replies += _answers(objective, asked[rows.start : rows.stop], rows.start, tokens)
-    shares = exchange({"terms": terms, "replies": replies})
-    looked = averages(sorted((tuple(term) for share in shares for term in share["terms"]), key=lambda term: term[0]))
-    looked.answers = sorted((one for share in shares for one in share["replies"]), key=lambda one: one.pop("place"))
+    answered = [one for share in exchange({"replies": replies}) for one in share["replies"]]
+    looked.answers = sorted(answered, key=lambda one: one.pop("place"))
     for name in ("exact", "score"):
         found = [one[name] for one in looked.answers if name in one]
         if found:
@@ -139,21 +158,25 @@ def chosen(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[number] for number in sorted(random.Random("answers").sample(range(len(examples)), count))]
 
 
-def _terms(objective: Any, rows: list[Example], start: int, device: torch.device) -> list[Term]:
-    batch = objective.tensors(rows) | {"positions": torch.arange(start, start + len(rows))}
-    batch.pop("ids", None)
+def _terms(objective: Any, rows: list[Example], start: int, device: torch.device) -> tuple[list[Term], dict[str, str]]:
+    """The terms of some rows, and of those that cannot be used the reason by name."""
+    batch = objective.collated(rows, range(start, start + len(rows)))
+    kept = set(batch.pop("ids"))
+    reasons = {fault.id: str(fault) for fault in batch.pop("faults")}
+    bad = {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
+    if not kept:
+        return [], bad
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     try:
-        return [
-            (start, name, float(term.total), float(term.count), float(term.weight))
-            for name, term in objective(moved).items()
-        ]
+        found = objective(moved)
+        return [(start, name, float(t.total), float(t.count), float(t.weight)) for name, t in found.items()], bad
     except torch.OutOfMemoryError:
         # Rows that are compared with each other are no longer the same when fewer of them are.
         if len(rows) == 1 or getattr(objective, "whole_batch", False):
             raise
     half = len(rows) // 2
-    return _terms(objective, rows[:half], start, device) + _terms(objective, rows[half:], start + half, device)
+    one, two = _terms(objective, rows[:half], start, device), _terms(objective, rows[half:], start + half, device)
+    return one[0] + two[0], one[1] | two[1]
 
 
 def _answers(objective: Any, rows: list[Example], start: int, tokens: int) -> list[dict[str, Any]]:

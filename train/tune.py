@@ -26,7 +26,7 @@ _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
 }  # fmt: skip
 _CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
-_APART = ("ids", "positions", "cell_words", "cell_sides")  # of a batch, not for the model
+_APART = ("ids", "positions", "faults", "cell_words", "cell_sides")  # of a batch, not for the model
 
 
 class TuneObjective(Conversations):
@@ -154,7 +154,7 @@ def recompute_language_model(model: Any) -> None:
     name = "activation_checkpointing_enable"  # before transformers 5.23 gradient_checkpointing_enable
     enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
     try:
-        # The reentrant kind passes gradients only where a layer's input has one, and frozen embeddings give none.
+        # The reentrant kind would rest on transformers' hook that gives frozen embeddings a gradient.
         enable({"use_reentrant": False})
     except ValueError:
         raise ConfigError(

@@ -19,7 +19,7 @@ from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
 from train.records import append, truncate, write
-from train.scores import Looked, look, unmoved
+from train.scores import Looked, look, undrawn, unmoved
 from train.step import Outcome
 from train.trackers import Trackers
 from train.trackers import check as check_trackers
@@ -186,7 +186,8 @@ class Watch:
         write(self.run / runs.ABOUT, about)
         write(self.run / runs.RUNNING, runs.this_process())
         self._say(opening.paragraph(about, self.config, step))
-        self.trackers = Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
+        with undrawn():
+            self.trackers = Trackers(self.config.trackers, self.run, self.config.to_dict(), self._say)
 
     def _restore(self, state: dict[str, Any]) -> None:
         digest = self.heldout.digest if self.heldout else None
@@ -223,7 +224,8 @@ class Watch:
             with self._told():
                 append(self.run / runs.METRICS, line)
             if self.trackers is not None:
-                self.trackers.log(line, line["step"])
+                with undrawn():
+                    self.trackers.log(line, line["step"])
 
     def _judge(self, progress: Progress) -> None:
         assert self.heldout is not None
@@ -244,6 +246,8 @@ class Watch:
         self.looked = progress.step
         named = {f"heldout_{name}": value for name, value in looked.scores.items()}
         self._log({"step": progress.step, **named})
+        for reason in looked.bad.values():
+            self._say_once(f"Left out of the held-out rows: {reason}")
         if self.first:
             with self._told():
                 for answer in looked.answers[:_SHOWN]:
@@ -284,9 +288,8 @@ class Watch:
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        if (told := plot.draw(self.run)) and told not in self.said:
-            self.said.add(told)
-            self._say(told)
+        if told := plot.draw(self.run):
+            self._say_once(told)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -294,10 +297,12 @@ class Watch:
         try:
             yield
         except OSError as error:
-            told = f"Figures could not be written to {self.run}: {error.strerror}."
-            if told not in self.said:
-                self.said.add(told)
-                self._say(told)
+            self._say_once(f"Figures could not be written to {self.run}: {error.strerror}.")
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self._say(text)
 
     def _write_best(self) -> None:
         if self.best_step is None:

@@ -6,7 +6,6 @@ Nothing is decoded here: a picture's path is checked against the image folders a
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy
 from vlchat.data import readers
 from vlchat.data.faults import BadRow
 from vlchat.data.formats import FORMATS, Example, read_row
-from vlchat.errors import ConfigError, DataError, PathEscapeError, nearest
+from vlchat.data.paths import resolve_image as resolve_image
+from vlchat.errors import ConfigError, DataError, nearest
 
 
 @dataclass(frozen=True)
@@ -176,52 +176,6 @@ def load_source(config: SourceConfig) -> Source:
     if config.limit is not None and config.limit < len(rows):
         rows = readers.FirstRows(rows, config.limit)
     return Source(rows, name=config.name or Path(config.path).name, roots=_roots(config), format=config.format)
-
-
-def resolve_image(value: str, roots: Sequence[Path], kind: str = "image") -> Path | None:
-    """A row's path as a file inside one of `roots`, or None where there is no such file.
-
-    Args:
-        kind: `image` or `video`, for messages.
-
-    Raises:
-        PathEscapeError: `..` in the path, an absolute path outside of the roots, or a symlink that leads out of them.
-    """
-    said = f'the {kind} path "{value[:200]}"'
-    parts = re.split(r"[\\/]", value)
-    if ".." in parts or "\0" in value:
-        message = f"{said} leads out of the {kind} folder; name it relative to that folder"
-        raise PathEscapeError(message, kind="path_leads_up", field=kind)
-    allowed = ", ".join(str(root) for root in roots) or "none"
-    if re.match(r"[A-Za-z]:", value):
-        message = f"{said} leads out of the {kind} folder (allowed: {allowed}); name it relative to that folder"
-        raise PathEscapeError(message, kind="path_absolute", field=kind)
-    absolute = Path(value).is_absolute()
-    escaped = absolute
-    for root in roots:
-        inside = root.resolve()
-        candidate = root / value  # an absolute value replaces the root, and is then held to the same rule
-        try:
-            real = candidate.resolve()
-            found = candidate.is_file()
-        except (OSError, RuntimeError, ValueError) as error:  # a name too long, or no text; a loop of links
-            message = f"{said} cannot be opened: {type(error).__name__}"
-            raise DataError(message, kind="unreadable_file", field=kind) from error
-        if not real.is_relative_to(inside):
-            escaped = True
-        elif found:
-            return candidate
-        elif absolute:
-            escaped = False  # inside of a root, only missing
-            break
-    if escaped:
-        raise PathEscapeError(
-            f"{said} leads out of the {kind} folder (allowed: {allowed}); "
-            "name the folder that pictures may be read from as `images`",
-            kind="path_absolute" if absolute else "path_link_out",
-            field=kind,
-        )
-    return None
 
 
 class Mixture:

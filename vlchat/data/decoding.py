@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from vlchat.data import pictures
 from vlchat.data.pictures import Cache, Verdict
 
 MOST_WORKERS = 4  # a picture may take 64 million pixels, a few times over
+_AT_ONCE = 16  # files that a worker is sent together
+_WORDS = {"image": "picture", "video": "video"}
+_Asked = tuple[Any, Any, str]  # key, file, field
 
 
 def default_workers() -> int:
@@ -42,7 +46,7 @@ class Decoders:
         self._cache = cache
         self._lock = threading.Lock()
         self._verdicts: dict[Any, Verdict] = {}
-        self._waiting: queue.Queue[tuple[Any, Any, str] | None] = queue.Queue(maxsize=4 * max(1, workers))
+        self._waiting: queue.Queue[_Asked | None] = queue.Queue(maxsize=2 * _AT_ONCE * max(1, workers))
         self._stopped = False
         self._error: BaseException | None = None
         self._workers = [_Worker() for _ in range(workers)]
@@ -69,37 +73,59 @@ class Decoders:
         if self._threads and isinstance(source, bytes | Path):
             self._waiting.put((key, source, field))
         else:
-            self._verdicts[key] = self._judge(source, field, None)
+            self._judge([(key, source, field)], None)
 
     def verdicts(self) -> dict[Any, Verdict]:
         """All verdicts by key, once the context has been left."""
         return self._verdicts
 
     def _serve(self, worker: _Worker) -> None:
-        while (asked := self._waiting.get()) is not None:
+        while asked := self._some():
             if not self._stopped:
-                key, source, field = asked
                 try:
-                    self._verdicts[key] = self._judge(source, field, worker)
+                    self._judge(asked, worker)
                 except BaseException as caught:  # raised where the context is left; the queue goes on being emptied
                     self._error, self._stopped = caught, True
         worker.close()
 
-    def _judge(self, source: Any, field: str, worker: _Worker | None) -> Verdict:
-        known = isinstance(source, bytes | Path) and self._cache is not None
-        digest = pictures.digest(source, field) if known else None
-        if digest is not None and self._cache is not None:
-            with self._lock:
-                found = self._cache.get(digest)
+    def _some(self) -> list[_Asked]:
+        """What waits, at most `_AT_ONCE` of it; nothing when the end has come."""
+        taken = [self._waiting.get()]
+        while taken[-1] is not None and len(taken) < _AT_ONCE:
+            try:
+                taken.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        if taken[-1] is None and len(taken) > 1:
+            self._waiting.put(None)  # for when this thread comes again
+        return [asked for asked in taken if asked is not None]
+
+    def _judge(self, asked: list[_Asked], worker: _Worker | None) -> None:
+        """Puts down the verdicts on some files: kept ones, else what the worker, or this process, finds."""
+        digests: dict[int, str] = {}
+        waiting = []
+        for number, (key, source, field) in enumerate(asked):
+            known = self._cache is not None and isinstance(source, bytes | Path)
+            digest = pictures.digest(source, field) if known else None
+            found = None
+            if digest is not None and self._cache is not None:
+                digests[number] = digest
+                with self._lock:
+                    found = self._cache.get(digest)
             if found is not None:
-                return found
-        answer = worker.ask(source, field) if worker is not None else pictures.decoded(source, field)
-        verdict = answer or Verdict("damaged_file", f"The {field} ended the process that decoded it.")
-        # What is wrong with a video may be that PyAV is missing, and what ended a process that its memory was full.
-        if digest is not None and self._cache is not None and answer and (field == "image" or answer.kind is None):
-            with self._lock:
-                self._cache.put(digest, verdict)
-        return verdict
+                self._verdicts[key] = found
+            else:
+                waiting.append(number)
+        files = [asked[number][1:] for number in waiting]
+        answers = worker.ask(files) if worker is not None else [pictures.decoded(*file) for file in files]
+        for number, answer in zip(waiting, answers, strict=True):
+            key, _, field = asked[number]
+            ended = f"The {_WORDS[field]} ended the process that decoded it."
+            self._verdicts[key] = answer or Verdict("damaged_file", ended)
+            # What is wrong with a video may be that PyAV is missing, and what ended a process that its memory was full.
+            if number in digests and self._cache is not None and answer and (field == "image" or answer.kind is None):
+                with self._lock:
+                    self._cache.put(digests[number], answer)
 
 
 class _Worker:
@@ -108,32 +134,41 @@ class _Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, source: Path | bytes, field: str) -> Verdict | None:
-        """The verdict, or None where the process ended over this file."""
-        request: dict[str, Any] = {"field": field}
-        if isinstance(source, bytes):
-            request["data"] = base64.b64encode(source).decode()
-        else:
-            request["path"] = os.fsencode(source).hex()  # a file's name may be no text
-        try:
+    def ask(self, files: Sequence[tuple[Any, str]]) -> list[Verdict | None]:
+        """The verdict on each (file, field), in order; None for one over which the process ended."""
+        found: list[Verdict | None] = []
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # over nothing that is asked now
+        while len(found) < len(files):
             process = self._process = self._process or _start()
             if process is None:
-                return pictures.decoded(source, field)
+                return found + [pictures.decoded(*file) for file in files[len(found) :]]
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            kind, reason, size = json.loads(answer)
-            return Verdict(kind, reason, None if size is None else (size[0], size[1]))
-        except (OSError, ValueError):
-            self.close()
-            return None
+            try:  # all of them at once, so that the process need not wait for the next
+                process.stdin.writelines(_request(*file) for file in files[len(found) :])
+                process.stdin.flush()
+                while len(found) < len(files):
+                    kind, reason, size = json.loads(process.stdout.readline())
+                    found.append(Verdict(kind, reason, None if size is None else (size[0], size[1])))
+            except (OSError, ValueError):  # it works in order: the first without an answer is what ended it
+                self.close()
+                found.append(None)
+        return found
 
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.communicate()
+
+
+def _request(source: Path | bytes, field: str) -> bytes:
+    request = {"field": field}
+    if isinstance(source, bytes):
+        request["data"] = base64.b64encode(source).decode()
+    else:
+        request["path"] = os.fsencode(source).hex()  # a file's name may be no text
+    return json.dumps(request).encode() + b"\n"
 
 
 def _start() -> subprocess.Popen[bytes] | None:

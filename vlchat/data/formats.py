@@ -6,25 +6,21 @@ the row holds; `vlchat.data.dataset` finds the file. To add one, write a functio
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlchat import video
 from vlchat.data.faults import called
+from vlchat.data.fields import Part, Row, keys_of, message_part, pictures, required, string, text_part, turns_of
+from vlchat.data.fields import answer_of as answer_of
 from vlchat.errors import DataError, nearest
 
 IMAGE_TAG = "<image>"
 CAPTION_INSTRUCTION = "Describe this image briefly."
 
-Row = Mapping[str, Any]
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image", "image": ...} | {"type": "text", "text": str}]}
-Part = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,16 +83,16 @@ def llava(row: Row, row_id: str) -> Example:
     """LLaVA: `conversations` of `from`/`value`; `image` a path, a list or absent; `<image>` tags in human turns."""
     roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
     turns: list[tuple[str, Any]] = []
-    for number, turn in enumerate(_list(row, "conversations")):
+    for number, turn in enumerate(turns_of(row, "conversations")):
         name = f"conversations[{number}]"
-        speaker, value = _field(turn, "from", name), _field(turn, "value", name)
+        speaker, value = required(turn, "from", name), required(turn, "value", name)
         if not isinstance(speaker, str) or speaker not in roles:
             message = f'{name}.from is "{speaker}"; known: {", ".join(roles)}{nearest(str(speaker), roles)}'
             raise DataError(message, kind="unknown_role")
-        turns.append((roles[speaker], _string(value, f"{name}.value")))
+        turns.append((roles[speaker], string(value, f"{name}.value")))
     if row.get("system") is not None:
-        turns.insert(0, ("system", _string(row["system"], "system")))
-    return Example(row_id, _place_images(turns, _images(row)), _meta(row, "conversations", "system"))
+        turns.insert(0, ("system", string(row["system"], "system")))
+    return Example(row_id, _place_images(turns, pictures(row)), _meta(row, "conversations", "system"))
 
 
 def messages(row: Row, row_id: str) -> Example:
@@ -107,38 +103,38 @@ def messages(row: Row, row_id: str) -> Example:
     """
     roles = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
     turns: list[tuple[str, Any]] = []
-    for number, turn in enumerate(_list(row, "messages")):
+    for number, turn in enumerate(turns_of(row, "messages")):
         name = f"messages[{number}]"
-        role, content = _field(turn, "role", name), _field(turn, "content", name)
+        role, content = required(turn, "role", name), required(turn, "content", name)
         if not isinstance(role, str) or role not in roles:
             message = f'{name}.role is "{role}"; known: {", ".join(roles)}{nearest(str(role), roles)}'
             raise DataError(message, kind="unknown_role")
         if isinstance(content, str):
             turns.append((roles[role], content))
         elif isinstance(content, Sequence) and not isinstance(content, bytes):
-            turns.append((roles[role], [_part(part, f"{name}.content[{i}]") for i, part in enumerate(content)]))
+            turns.append((roles[role], [message_part(part, f"{name}.content[{i}]") for i, part in enumerate(content)]))
         else:
             message = f"{name}.content must be a string or a list of parts, not {type(content).__name__}"
             raise DataError(message, kind="wrong_type")
-    return Example(row_id, _place_images(turns, _images(row)), _meta(row, "messages"))
+    return Example(row_id, _place_images(turns, pictures(row)), _meta(row, "messages"))
 
 
 def caption(row: Row, row_id: str) -> Example:
     """A picture and its words: `image`, and `caption`, `text`, `name` or `tags`. The words are the assistant's turn."""
-    images = _images(row)
+    images = pictures(row)
     if not images:
         raise DataError("a caption needs a picture in `image`", kind="missing_field")
     key = next((key for key in CAPTION_KEYS if row.get(key) is not None), None)
     if key is None:
-        message = f"no caption: one of {', '.join(CAPTION_KEYS)} is needed; the row has {_keys(row)}"
+        message = f"no caption: one of {', '.join(CAPTION_KEYS)} is needed; the row has {keys_of(row)}"
         raise DataError(message, kind="missing_field")
     words = row[key]
     if isinstance(words, Sequence) and not isinstance(words, str | bytes):
         # Several tags describe one picture together; several captions say the same thing, so the first stands for them.
-        listed = [_string(word, f"{key}[{i}]") for i, word in enumerate(words)]
+        listed = [string(word, f"{key}[{i}]") for i, word in enumerate(words)]
         words = (", ".join(listed) if key == "tags" else listed[0]) if listed else ""
-    turns = [("user", [_image_part(image) for image in images] + [_text_part(CAPTION_INSTRUCTION)])]
-    return Example(row_id, _place_images([*turns, ("assistant", _string(words, key))], []), _meta(row))
+    turns = [("user", [_image_part(image) for image in images] + [text_part(CAPTION_INSTRUCTION)])]
+    return Example(row_id, _place_images([*turns, ("assistant", string(words, key))], []), _meta(row))
 
 
 def vqa(row: Row, row_id: str) -> Example:
@@ -146,10 +142,10 @@ def vqa(row: Row, row_id: str) -> Example:
 
     `answers` are strings or VQA v2's `{"answer": str}`; all of them are kept in `meta["answers"]` for scoring.
     """
-    question = _string(_field(row, "question", "row"), "question")
+    question = string(required(row, "question", "row"), "question")
     given = row.get("answers")
     if given is None:
-        given = [_field(row, "answer", "row")]
+        given = [required(row, "answer", "row")]
     if isinstance(given, str):
         given = [given]
     if not isinstance(given, Sequence) or not given:
@@ -158,10 +154,10 @@ def vqa(row: Row, row_id: str) -> Example:
     reference = Counter(answers).most_common(1)[0][0]
     if row.get("answer") is not None:
         reference = answer_of(row["answer"], "answer")
-    images = _images(row)
+    images = pictures(row)
     content: Any = question
     if IMAGE_TAG not in question:
-        content, images = [_image_part(image) for image in images] + [_text_part(question)], []
+        content, images = [_image_part(image) for image in images] + [text_part(question)], []
     turns = [("user", content), ("assistant", reference)]
     return Example(row_id, _place_images(turns, images), _meta(row, "question", "answer") | {"answers": answers})
 
@@ -201,12 +197,12 @@ def detect(row: Row) -> str:
         return found[0]
     if found:
         several = ", ".join(found)
-        message = f"the row fits several formats ({several}) with the keys {_keys(row)}. Set the format."
+        message = f"the row fits several formats ({several}) with the keys {keys_of(row)}. Set the format."
         raise DataError(message, kind="ambiguous_row")
     if "question" in has:
         raise DataError("the row has a question but neither answer nor answers.", kind="missing_field")
-    known = ", ".join(FORMATS)
-    raise DataError(f"no format fits a row with the keys {_keys(row)}. Known formats: {known}.", kind="unknown_format")
+    message = f"no format fits a row with the keys {keys_of(row)}. Known formats: {', '.join(FORMATS)}."
+    raise DataError(message, kind="unknown_format")
 
 
 def to_example(row: Row, row_id: str, format: str | None = None) -> Example:
@@ -237,7 +233,7 @@ def _place_images(turns: list[tuple[str, Any]], images: list[Any]) -> list[Messa
     for role, content in turns:
         if isinstance(content, str):
             # Only people show pictures: a tag in another turn is text about the tag.
-            parts = _split_tags(content) if role == "user" else [_text_part(content)]
+            parts = _split_tags(content) if role == "user" else [text_part(content)]
         else:
             parts = content
             if role != "user" and any(part["type"] != "text" for part in parts):
@@ -265,109 +261,8 @@ def _split_tags(text: str) -> list[Part]:
         if number:
             parts.append({"type": "image", "image": None})
         if piece.strip() or len(pieces) == 1:
-            parts.append(_text_part(piece))
+            parts.append(text_part(piece))
     return parts
-
-
-def _part(part: Any, name: str) -> Part:
-    if not isinstance(part, Mapping):
-        raise DataError(f"{name} must be an object with a type, not {type(part).__name__}", kind="wrong_type")
-    kind = part.get("type")
-    if kind == "text":
-        return _text_part(_string(part.get("text"), f"{name}.text"))
-    if kind == "image":
-        keys = ("image", "path", "url", "base64")
-        value = next((part[key] for key in keys if part.get(key) is not None), None)
-        if value is not None and value is part.get("base64"):
-            value = f"data:;base64,{value}"
-        return {"type": "image", "image": None if value is None else _image(value, name)}
-    if kind == "image_url":
-        url = part.get("image_url")
-        url = url.get("url") if isinstance(url, Mapping) else url
-        return {"type": "image", "image": _image(_string(url, f"{name}.image_url.url"), name)}
-    if kind == "video":
-        found = _image(_field(part, "video", name), name, "video")
-        frames = part.get("frames")
-        if frames is None:
-            return {"type": "video", "video": found}
-        if type(frames) is not int or not 1 <= frames <= video.DEFAULT_LIMITS.max_frames:
-            raise DataError(f"{name}.frames is {frames!r}; from 1 to {video.DEFAULT_LIMITS.max_frames} are possible")
-        return {"type": "video", "video": found, "frames": frames}
-    known = ("text", "image", "image_url", "video")
-    raise DataError(f'{name}.type is "{kind}"; known: {", ".join(known)}{nearest(str(kind), known)}', kind="wrong_type")
-
-
-def _images(row: Row) -> list[Any]:
-    """The pictures of the row's `image` or `images` field, as a list."""
-    if row.get("image") is not None and row.get("images") is not None:
-        raise DataError("the row has both `image` and `images`; keep one", kind="ambiguous_row", field="image")
-    key = "images" if row.get("images") is not None else "image"
-    value = row.get(key)
-    if value is None or (isinstance(value, str) and not value):
-        return []
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
-        return [_image(image, f"{key}[{i}]") for i, image in enumerate(value)]
-    return [_image(value, key)]
-
-
-def _image(value: Any, name: str, what: str = "picture") -> Any:
-    """A path as a string, encoded bytes, or a PIL image. URLs are refused: training must not depend on the network."""
-    if isinstance(value, Mapping):  # how datasets hands over an undecoded picture
-        value = value.get("bytes") or value.get("path") or value.get("url")
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    if isinstance(value, str) and value.startswith("data:"):
-        head, comma, body = value.partition(",")
-        try:
-            if not comma or not head.endswith(";base64"):
-                raise ValueError("not a base64 data URL")
-            return base64.b64decode(body, validate=True)
-        except (ValueError, binascii.Error) as error:
-            message = f"{name}: a {what}'s data URL is not valid base64"
-            raise DataError(message, kind="bad_data_url", field="image") from error
-    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
-        message = f'{name}: "{value[:120]}" is a URL. Download the {what}s and name them by path.'
-        raise DataError(message, kind="picture_address", field="image")
-    if isinstance(value, str) and value:
-        return value
-    if what == "picture" and hasattr(value, "convert"):  # a PIL image, without importing PIL for every text row
-        return value
-    kinds = "a path, bytes, a data URL or a PIL image" if what == "picture" else "a path, bytes or a data URL"
-    raise DataError(f"{name}: a {what} must be {kinds}, not {type(value).__name__}", kind="wrong_type", field="image")
-
-
-def answer_of(value: Any, name: str) -> str:
-    """An answer as VQA's annotations hold it: a text, or an object with the field `answer`."""
-    return _string(value.get("answer") if isinstance(value, Mapping) else value, name)
-
-
-def _string(value: Any, name: str) -> str:
-    if isinstance(value, float):  # a column of whole numbers with a gap comes as floats, and the gap as NaN
-        if not math.isfinite(value):
-            raise DataError(f"{name} is {value}, an empty cell: fill it or leave the row out", kind="empty_cell")
-        value = int(value) if value.is_integer() else value
-    if isinstance(value, bool | int | float):  # writers of JSON turn the answers "2" and "true" into other types
-        return str(value).lower()
-    if not isinstance(value, str):
-        raise DataError(f"{name} must be text, not {type(value).__name__}", kind="wrong_type")
-    return value
-
-
-def _list(row: Row, key: str) -> Sequence[Any]:
-    value = row.get(key)
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        message = f"{key} must be a list with at least one turn; the row's keys are {_keys(row)}"
-        raise DataError(message, kind="missing_field" if not value else "wrong_type")
-    return value
-
-
-def _field(mapping: Any, key: str, name: str) -> Any:
-    if not isinstance(mapping, Mapping):
-        message = f"{name} must be an object with the field `{key}`, not {type(mapping).__name__}"
-        raise DataError(message, kind="wrong_type")
-    if mapping.get(key) is None:
-        raise DataError(f"{name} has no `{key}`; its keys are {_keys(mapping)}", kind="missing_field")
-    return mapping[key]
 
 
 def _meta(row: Row, *used: str) -> dict[str, Any]:
@@ -378,17 +273,9 @@ def _not_an_object(row: Any) -> DataError:
     return DataError(f"a row must be an object with named fields, not {type(row).__name__}", kind="not_an_object")
 
 
-def _keys(row: Row) -> str:
-    return ", ".join(str(key) for key in row) or "none"
-
-
-def _text_part(text: str) -> Part:
-    return {"type": "text", "text": text}
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _image_part(image: Any) -> Part:
     return {"type": "image", "image": image}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

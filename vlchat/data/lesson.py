@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from vlchat import foreign, images, interop, places, video
 from vlchat.data.collate import decode_images
-from vlchat.data.dataset import Source, named_parts
+from vlchat.data.dataset import Source
 from vlchat.data.faults import BadRow
 from vlchat.data.formats import Example, Message
 from vlchat.data.histograms import Histogram
@@ -188,22 +188,29 @@ def _text(tokenizer: Any, ids: list[int], begin: int, end: int) -> str:
 
 def _blanks(source: Source, example: Example, sizes: list[tuple[int, int] | None]) -> list[Message]:
     """The messages with blank pictures of the right sizes, and of videos their frames."""
-    for part in named_parts(example):
-        part[part["type"]] = source.find(part[part["type"]], part["type"])
-    places = iter(sizes)
+    known = iter(sizes)
     messages = []
     for message in example.messages:
         content = []
         for part in message["content"]:
-            if part["type"] == "image":
-                size = next(places, None)
-                part = {"type": "image", "image": blank(*size) if size else images.decode(part["image"])}
+            size = next(known, None) if part["type"] == "image" else None
+            if size is not None:
+                part = {"type": "image", "image": blank(*size)}
+            elif part["type"] != "text":
+                part = _opened(source, part)
             content.append(part)
         messages.append({**message, "content": content})
     try:
         return video.expanded(messages)
     except ImageError as error:
         raise DataError(str(error)) from error
+
+
+def _opened(source: Source, part: dict[str, Any]) -> dict[str, Any]:
+    """A picture decoded, or a video where it lies."""
+    kind = part["type"]
+    value = source.find(part[kind], kind) if isinstance(part[kind], str) else part[kind]
+    return {**part, kind: images.decode(value) if kind == "image" else value}
 
 
 def _fault(example: Example, field: str, kind: str, reason: str) -> BadRow:
