@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from train.config import load_runs
+from train.config import HeldoutConfig, LoopConfig, OptimConfig, RunConfig, load_runs
+from train.tune import TuneObjective
 from vlchat.cli import _parser
 
 ROOT = Path(__file__).parent.parent
@@ -85,3 +88,13 @@ def test_the_figures_are_those_of_the_kept_results() -> None:
 @needs_model
 def test_the_embedded_model_is_at_most_30_mb() -> None:
     assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) <= 30e6
+
+
+def test_the_page_of_a_run_names_every_key() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    kinds: dict[str, type] = {"": RunConfig, "loop.": LoopConfig, "optim.": OptimConfig, "heldout.": HeldoutConfig}
+    keys = [prefix + field.name for prefix, kind in kinds.items() for field in fields(kind)]
+    keys = [key for key in keys if key not in ("loop", "optim", "heldout")]
+    keys += [name for name in inspect.signature(TuneObjective).parameters if name not in ("data", "seed")]
+    assert len(keys) > 40
+    assert [key for key in keys if f"`{key}`" not in page] == []
