@@ -176,12 +176,7 @@ class AlignObjective(Conversations):
             if kernels not in ("eager", "sdpa"):
                 raise ConfigError(
                     f'objective.attention is "{kernels}", which knows no masks as those between a Q-Former\'s queries '
-<<<<<<< HEAD
                     "and its text: use sdpa, or objective.itm=0, objective.itg_qformer=0 and objective.text=language."
-=======
-                    "and its text: use sdpa, or set objective.itm=0, objective.itg_qformer=0 and "
-                    "objective.text=language."
->>>>>>> objectives
                 )
             self.heads["qformer_text"] = QFormerText(self.connector, self.processor.tokenizer, SHAPE_STEP)
         self.text_side: TextSide | None = None
