@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import random
 import shutil
 import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
@@ -20,7 +17,7 @@ from torch import nn
 
 from train import ranks
 from train.config import RunConfig
-from train.step import random_state, set_random_state
+from train.randomness import RandomState, set_random_state
 from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError
 from vlchat.folders import PICKLES, read_manifest, refuse_pickles, steps, verify
 
@@ -47,27 +44,6 @@ class Progress:
     watch: dict[str, Any] = field(default_factory=dict)
 
 
-def generators(device: torch.device) -> dict[str, Any]:
-    """The states of this process's random generators, as JSON."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": [base64.b64encode(bytes(state.tolist())).decode() for state in random_state(device)],
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-    }
-
-
-def set_generators(told: dict[str, Any], device: torch.device) -> None:
-    """Puts `generators` back."""
-    states = [torch.tensor(list(base64.b64decode(state)), dtype=torch.uint8) for state in told["torch"]]
-    set_random_state(states, device)
-    version, numbers, gauss = told["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = told["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-
-
 def write(
     run: Path,
     progress: Progress,
@@ -84,7 +60,7 @@ def write(
     It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); the oldest goes only when it is whole.
 
     Args:
-        random_states: `generators` of every process.
+        random_states: `RandomState.to_dict` of every process.
         rows: what the order of the rows depends on, by name.
         scaler: of fp16's gradients, where there is one.
         spared: a step whose checkpoint is not rotated away.
@@ -265,7 +241,7 @@ def read(
     if accelerator.scaler is not None and told.get("scaler"):
         accelerator.scaler.load_state_dict(told["scaler"])
     if processes == ranks.world_size():
-        set_generators(told["random"][ranks.rank()], accelerator.device)
+        set_random_state(RandomState.of(told["random"][ranks.rank()]), accelerator.device)
     return Progress(told["step"], told["samples"], told["seconds"], told.get("watch") or {})
 
 

@@ -22,6 +22,7 @@ from train.heldout import Heldout
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
 from train.quarantine import Quarantine
+from train.randomness import random_state
 from train.ranks import exchange, join
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
@@ -253,7 +254,7 @@ def _save(
     accelerator: Accelerator,
     rows: dict[str, Any],
 ) -> Path:
-    states = exchange(checkpoint.generators(accelerator.device))
+    states = exchange(random_state(accelerator.device).to_dict())
     folder = run / f"step-{progress.step}"
     problem = None
     if accelerator.is_main_process:

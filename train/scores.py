@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from train.heldout import Heldout
+from train.randomness import undrawn
 from train.ranks import alone, exchange, rank, world_size
 from vlchat.chat import Chat
 from vlchat.data import Example
@@ -47,21 +48,6 @@ class Looked:
     answers: list[dict[str, Any]] = field(default_factory=list)
     losses: set[str] = field(default_factory=set)
     bad: dict[str, str] = field(default_factory=dict)
-
-
-@contextmanager
-def undrawn() -> Iterator[None]:
-    """Afterwards the random generators are what they were, whatever was drawn."""
-    python, numbers, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
-        torch.set_rng_state(cpu)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from train.batches import Batch
+from train.randomness import random_state, set_random_state
 from train.ranks import exchange, sum_gradients
 from train.terms import Term, add, loss_of
 from vlchat.errors import VLChatError
@@ -147,16 +148,3 @@ def _rows(ids: Sequence[str]) -> str:
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def random_state(device: torch.device) -> list[torch.Tensor]:
-    """torch's random generators of this process: the CPU's, and the device's where it has its own."""
-    states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def set_random_state(states: Sequence[torch.Tensor], device: torch.device) -> None:
-    """Puts `random_state` back."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

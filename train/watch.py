@@ -18,8 +18,9 @@ from train.bar import Bar
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
+from train.randomness import undrawn
 from train.records import append, truncate, write
-from train.scores import Looked, look, undrawn, unmoved
+from train.scores import Looked, look, unmoved
 from train.step import Outcome
 from train.trackers import Trackers
 from train.trackers import check as check_trackers
