@@ -29,8 +29,9 @@ from pathlib import Path
 import yaml
 
 from train.__main__ import main as train
-from train.checkpoint import STATE, saved
+from train.checkpoint import saved
 from vlchat.folders import read_manifest, step_of
+from vlchat.runs import PROGRESS
 
 MOMENTS = ("training", "saving", "rotating")
 OBJECTIVE = {
@@ -75,7 +76,7 @@ def bits(checkpoint: Path) -> dict[str, object]:
     """What must be the same: hashes of weights and optimizer, and the random generators."""
     manifest = read_manifest(checkpoint)
     assert manifest is not None
-    told = json.loads((checkpoint / STATE / "progress.json").read_text())
+    told = json.loads((checkpoint / PROGRESS).read_text())
     files = {name: digest for name, digest in manifest["files"].items() if name.endswith(".safetensors")}
     return {**files, "random": told["random"], "samples": told["samples"]}
 

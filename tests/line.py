@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from train.__main__ import _resume
+from train import checkpoint
 from train.config import LoopConfig, OptimConfig, RunConfig
 from train.loop import fit
 from train.ranks import Heartbeat, join
@@ -91,7 +91,7 @@ def main(run: str, *options: str) -> int:
     join()
     try:
         with Heartbeat().beating():
-            fit(Line(**line), config, steps, _resume(Path(run), given.get("resume")))
+            fit(Line(**line), config, steps, checkpoint.begin_from(Path(run), given.get("resume")))
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.code

@@ -13,11 +13,11 @@ from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
-from train.quarantine import FILE
 from train.stopping import Interrupted
+from vlchat import runs as run_files
 from vlchat.arguments import Parser
 from vlchat.data import fingerprint, inspect
-from vlchat.errors import CheckpointError, ConfigError, VLChatError
+from vlchat.errors import ConfigError, VLChatError
 
 _FEW = 50  # steps
 
@@ -75,7 +75,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
     # 1. What to do.
     trackers.check(config.trackers)
     run = Path(config.run)
-    resume = _resume(run, resume_from)
+    resume = checkpoint.begin_from(run, resume_from)
 
     # 2. The model and its loss.
     set_seed(config.seed)
@@ -117,7 +117,7 @@ def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str
     if mixture is None:
         return order
     first = ranks.rank() == 0
-    file = Path(config.run) / FILE
+    file = Path(config.run) / run_files.QUARANTINE
     if first and resume is None:
         file.unlink(missing_ok=True)
     found = inspect(mixture, max_bad=config.max_bad, quarantine=file if first else None, progress=first)
@@ -137,25 +137,6 @@ def _refuse_overwriting(run: Path, wanted: str | None, overwrite: bool) -> None:
             f"{run} already holds checkpoints, the newest {found[-1].name}. "
             "Add --resume auto to go on, --overwrite to start anew, or run=OTHER/FOLDER."
         )
-
-
-def _resume(run: Path, wanted: str | None) -> Path | None:
-    if wanted is None:
-        return None
-    if wanted != "auto":
-        return Path(wanted)
-    problem, found = None, None
-    if ranks.rank() == 0:
-        try:
-            found = checkpoint.newest_whole(run)
-        except VLChatError as error:
-            problem = str(error)
-        if found is None and problem is None:
-            print(f"There is no whole checkpoint in {run} yet: the run begins at step 0.")
-    told = ranks.exchange({"found": str(found) if found else None, "problem": problem})[0]
-    if told["problem"]:
-        raise CheckpointError(told["problem"])
-    return Path(told["found"]) if told["found"] else None
 
 
 def _complain(text: str) -> None:

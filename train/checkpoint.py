@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from train import ranks
+from train import ranks, resuming, training_state
 from train.config import RunConfig
 from train.randomness import RandomState, set_random_state
-from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError
-from vlchat.folders import PICKLES, read_manifest, refuse_pickles, steps, verify
+from vlchat import runs
+from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError, VLChatError
+from vlchat.folders import PICKLES, TRAINING_STATE, read_manifest, refuse_pickles, step_folder, steps, verify
 
-STATE = "training_state"
-_FILES = ("trained.safetensors", "optimizer.safetensors", "progress.json")
-_DAMAGED = "damaged-"
-_BOOKKEEPING = ("steps", "epochs", "minutes", "workers", "log_every", "sample_every", "save_every", "keep")
-_FREE = ("run", "data", "trackers", "heldout", "max_bad", *(f"loop.{name}" for name in _BOOKKEEPING))
+_NEEDED = (*(f"{TRAINING_STATE}/{name}" for name in (training_state.TRAINED, training_state.OPTIMIZER)), runs.PROGRESS)
 
 
 @dataclass(frozen=True)
@@ -70,20 +65,18 @@ def write(
     """
 
     def state(stage: Path) -> None:
-        folder = stage / STATE
-        folder.mkdir()
-        save_file(_trained(objective), folder / "trained.safetensors")
-        save_file(_optimizer_tensors(objective, optimizer), folder / "optimizer.safetensors")
+        (stage / TRAINING_STATE).mkdir()
+        training_state.write(stage / TRAINING_STATE, objective, optimizer)
         told = {
             **asdict(progress),
             "random": random_states,
             "rows": rows,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        (folder / "progress.json").write_text(json.dumps(told))
-        (stage / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
-        if (run / "metrics.jsonl").is_file():
-            shutil.copyfile(run / "metrics.jsonl", stage / "metrics.jsonl")
+        (stage / runs.PROGRESS).write_text(json.dumps(told))
+        (stage / runs.CONFIG).write_text(json.dumps(config.to_dict(), indent=1))
+        if (run / runs.METRICS).is_file():
+            shutil.copyfile(run / runs.METRICS, stage / runs.METRICS)
 
     broken = [n for n, p in objective.named_parameters() if p.requires_grad and not p.isfinite().all()]
     if broken:
@@ -91,15 +84,15 @@ def write(
             f"After step {progress.step}, {broken[0]} holds numbers that are not finite, so that nothing was saved. "
             f"Lower the learning rate. {_newest(run)}"
         )
-    final = run / f"step-{progress.step}"
+    final = step_folder(run, progress.step)
     try:
         objective.save(final, state)
     except (OSError, SafetensorError) as error:
         full = "StorageFull" in str(error)  # as safetensors says it
         reason = "no space is left on the device" if full else getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{final} could not be written: {reason}. {_newest(run)}") from error
-    spare = {final, run / f"step-{spared}"}
-    for old in [folder for folder in saved(run) if folder not in spare][: -(config.loop.keep - 1) or None]:
+    kept = {final} if spared is None else {final, step_folder(run, spared)}
+    for old in [folder for folder in saved(run) if folder not in kept][: -(config.loop.keep - 1) or None]:
         remove(old)
     return final
 
@@ -123,13 +116,13 @@ def clear(run: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for old in steps(run):
         remove(old)
-    for name in ("metrics.jsonl", "stopped.json", "best.json"):
+    for name in (runs.METRICS, runs.SAMPLES, runs.ABOUT, runs.BEST, runs.STOPPED, runs.PLOT):
         (run / name).unlink(missing_ok=True)
 
 
 def saved(run: Path) -> list[Path]:
     """The run's complete checkpoints, oldest first. Their hashes are not looked at."""
-    return [folder for folder in steps(run) if (folder / STATE / "progress.json").is_file()]
+    return [folder for folder in steps(run) if (folder / runs.PROGRESS).is_file()]
 
 
 def newest_whole(run: Path, say: Any = print) -> Path | None:
@@ -144,16 +137,42 @@ def newest_whole(run: Path, say: Any = print) -> Path | None:
         try:
             whole(folder)
             return folder
-        except IncompleteCheckpointError as error:
-            say(f"{error} It is left aside.")
+        except UnsafeCheckpointError:
+            raise
         except CheckpointError as error:
-            if type(error) is not CheckpointError:
-                raise
             say(f"{error} It is left aside.")
-        aside = folder.with_name(f"{_DAMAGED}{folder.name}")
+        aside = folder.with_name(f"{runs.DAMAGED}{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     return None
+
+
+def begin_from(run: Path, wanted: str | None) -> Path | None:
+    """The checkpoint that a run goes on from, the same on all processes; None begins at step 0.
+
+    Args:
+        wanted: "auto", the newest whole checkpoint of the run's folder if there is one; the folder of a checkpoint;
+            or None.
+
+    Raises:
+        CheckpointError: a checkpoint holds a pickle.
+    """
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        return Path(wanted)
+    problem, found = None, None
+    if ranks.rank() == 0:
+        try:
+            found = newest_whole(run)
+        except VLChatError as error:
+            problem = str(error)
+        if found is None and problem is None:
+            print(f"There is no whole checkpoint in {run} yet: the run begins at step 0.")
+    told = ranks.exchange({"found": str(found) if found else None, "problem": problem})[0]
+    if told["problem"]:
+        raise CheckpointError(told["problem"])
+    return Path(told["found"]) if told["found"] else None
 
 
 def whole(folder: Path) -> None:
@@ -167,16 +186,16 @@ def whole(folder: Path) -> None:
     manifest = read_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         raise CheckpointError(f"{folder} is not a checkpoint of a run.")
-    state = folder / STATE
+    state = folder / TRAINING_STATE
     for place in (folder, state):
         if place.is_dir():
             refuse_pickles(place)
     for path in state.glob("*"):
         if path.suffix in PICKLES:
             raise UnsafeCheckpointError(f"{folder} holds {path.name}, a pickle, which can run code when it is read.")
-    for name in _FILES:
-        if not (state / name).is_file():
-            raise IncompleteCheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise IncompleteCheckpointError(f"{folder} cannot be resumed: {name} is missing.")
     verify(folder, manifest)
 
 
@@ -198,46 +217,16 @@ def read(
             draws random numbers while it trains.
     """
     whole(folder)
-    state = folder / STATE
-    told = json.loads((state / "progress.json").read_text())
+    told = json.loads((folder / runs.PROGRESS).read_text())
     if not isinstance(told.get("random"), list):
         raise IncompleteCheckpointError(f"{folder} cannot be resumed: it holds no state of the random generators.")
     processes = len(told["random"])
-    if processes != ranks.world_size() and _draws(objective):
-        raise CheckpointError(
-            f"{folder} was written by {processes} processes, and {ranks.world_size()} would go on from it. "
-            "The model has dropout, whose random numbers belong to each process, so that the run would not be the "
-            f"same. Start {processes}, or begin a new run."
-        )
-    before = told.get("rows", {})
-    for name in sorted(before.keys() & rows.keys()):
-        if before[name] != json.loads(json.dumps(rows[name])):
-            what = {"data": "the training data", "bad": "which rows are left out as bad"}.get(name, name)
-            raise CheckpointError(
-                f"{folder} cannot be resumed: {what} has changed since, so that the run would see some rows twice and "
-                f"others never. Bring it back, or begin a new run: {_short(before[name])} -> {_short(rows[name])}."
-            )
+    resuming.refuse_other_draws(folder, processes, objective)
+    resuming.refuse_another_order(folder, told.get("rows", {}), rows)
     restore: Any = getattr(objective, "restore", None)
     if restore is not None:
         restore(folder)
-    weights = load_file(state / "trained.safetensors")
-    trained = _trained(objective)
-    if weights.keys() != trained.keys():
-        odd = sorted(weights.keys() ^ trained.keys())
-        raise CheckpointError(
-            f"{folder} was trained with other parameters than this run trains: {', '.join(odd[:4])}"
-            f"{' ...' if len(odd) > 4 else ''}. Give the run the configuration that it began with."
-        )
-    for name, tensor in trained.items():
-        if tensor.shape != weights[name].shape:
-            raise CheckpointError(
-                f"{folder}: {name} has the shape {tuple(weights[name].shape)}; this run's is {tuple(tensor.shape)}. "
-                "Give the run the configuration that it began with."
-            )
-    with torch.no_grad():
-        for name, tensor in trained.items():
-            tensor.copy_(weights[name])
-    _restore_optimizer(folder, objective, optimizer)
+    training_state.read(folder / TRAINING_STATE, objective, optimizer)
     if accelerator.scaler is not None and told.get("scaler"):
         accelerator.scaler.load_state_dict(told["scaler"])
     if processes == ranks.world_size():
@@ -245,80 +234,6 @@ def read(
     return Progress(told["step"], told["samples"], told["seconds"], told.get("watch") or {})
 
 
-def changes(folder: Path, config: RunConfig) -> list[str]:
-    """What of the configuration is another than in the checkpoint, such as `optim.clip: 1.0 -> 0.5`.
-
-    How long the run is, and what is shown and saved of it, is left out.
-    """
-    file = folder / "run.json"
-    before = _flat(json.loads(file.read_text())) if file.is_file() else {}
-    now = _flat(json.loads(json.dumps(config.to_dict())))
-    return [
-        f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
-    ]
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {name: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}.{key}" if name else key).items()}
-
-
-def _short(value: Any) -> str:
-    return textwrap.shorten(json.dumps(value), 120)
-
-
-def _draws(objective: nn.Module) -> bool:
-    """Whether a forward pass in training draws random numbers."""
-    if getattr(objective, "draws", False):
-        return True
-    for module in objective.modules():
-        rates = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            return True
-        if any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return True
-    return False
-
-
 def _newest(run: Path) -> str:
     found = saved(run)
     return f"The newest checkpoint is {found[-1]}." if found else f"{run} holds no checkpoint yet."
-
-
-def _trained(objective: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.data for name, parameter in objective.named_parameters() if parameter.requires_grad}
-
-
-def _optimizer_names(objective: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters in the optimizer's own order, which changes with the grouping."""
-    names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = _optimizer_names(objective, optimizer)
-    return {
-        f"{names[index]}/{key}": value if isinstance(value, torch.Tensor) else torch.tensor(value)
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
-
-
-def _restore_optimizer(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    names = _optimizer_names(objective, optimizer)
-    index_of = {name: index for index, name in enumerate(names)}
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for label, tensor in load_file(folder / STATE / "optimizer.safetensors").items():
-        name, _, key = label.rpartition("/")
-        if name not in index_of:
-            raise CheckpointError(
-                f'{folder} cannot be resumed: its optimizer state names "{label}", which this run does not train. It '
-                "may be of an earlier vlchat; begin a new run from its weights."
-            )
-        states.setdefault(index_of[name], {})[key] = tensor
-    tree = optimizer.state_dict()
-    tree["state"] = states
-    optimizer.load_state_dict(tree)

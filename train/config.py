@@ -174,6 +174,15 @@ def _index(part: str, node: list[Any], text: str) -> int:
     return int(part)
 
 
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """`{"loop": {"batch": 32}, "data": [{"path": "a"}]}` -> `{"loop.batch": 32, "data.0.path": "a"}`: as overrides say
+    it. Empty dictionaries and lists stay as they are."""
+    if not isinstance(tree, dict | list) or not tree:
+        return {name: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {k: v for key, value in items for k, v in flat(value, f"{name}.{key}" if name else str(key)).items()}
+
+
 def typed(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`, a dataclass or one of the plain types its fields use.
 

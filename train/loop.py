@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from train import checkpoint
+from train import checkpoint, records
 from train.batches import Batch, Plan, stream
 from train.checkpoint import Progress
 from train.config import RunConfig
@@ -24,12 +23,14 @@ from train.optim import parameter_groups, schedule
 from train.quarantine import Quarantine
 from train.randomness import random_state
 from train.ranks import exchange, join
+from train.resuming import changes
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
 from train.terms import Term, add
 from train.watch import Watch
+from vlchat import runs
 from vlchat.errors import CheckpointError, ConfigError, VLChatError
-from vlchat.folders import step_of
+from vlchat.folders import step_folder, step_of
 
 _PRECISIONS = ("no", "bf16", "fp16")
 
@@ -95,7 +96,7 @@ def fit(
     progress = Progress()
     if resume:
         progress = checkpoint.read(resume, objective, optimizer, accelerator, rows or {})
-        for change in checkpoint.changes(resume, config):
+        for change in changes(resume, config):
             accelerator.print(f"Not as in {resume.name}: {change}")
         accelerator.print(f"Resuming {resume}: step {progress.step:,} of {steps:,}, {progress.samples:,} samples seen.")
         if reason := _over(progress, steps, loop.minutes):
@@ -223,7 +224,7 @@ def _open_run(run: Path, config: RunConfig, resume: Path | None) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         checkpoint.tidy(run)
-        (run / "run.json").write_text(json.dumps(config.to_dict(), indent=1))
+        records.write(run / runs.CONFIG, config.to_dict())
     except OSError as error:
         raise ConfigError(f"The run cannot be written to {run}: {error.strerror}. Add run=OTHER/FOLDER.") from error
 
@@ -255,7 +256,7 @@ def _save(
     rows: dict[str, Any],
 ) -> Path:
     states = exchange(random_state(accelerator.device).to_dict())
-    folder = run / f"step-{progress.step}"
+    folder = step_folder(run, progress.step)
     problem = None
     if accelerator.is_main_process:
         kept = Progress(progress.step, progress.samples, progress.seconds, watch.state())

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from train.batches import Batch
+from vlchat import runs
 from vlchat.data import faults
 from vlchat.data.faults import BadRow
-
-FILE = "quarantine.jsonl"
 
 
 class Quarantine:
@@ -26,7 +25,7 @@ class Quarantine:
     """
 
     def __init__(self, run: Path, max_bad: int, rows: int, writes: bool, say: Callable[[str], None]) -> None:
-        self.file, self.max_bad, self.rows, self.writes, self.say = run / FILE, max_bad, rows, writes, say
+        self.file, self.max_bad, self.rows, self.writes, self.say = run / runs.QUARANTINE, max_bad, rows, writes, say
         known = faults.read_quarantine(self.file) if self.file.is_file() else []
         self.found = dict.fromkeys(known)
 

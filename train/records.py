@@ -48,13 +48,15 @@ def truncate(file: Path, step: int) -> None:
     stage.replace(file)
 
 
+def write(file: Path, content: Any) -> None:
+    """Writes JSON for people; what reads the file meanwhile sees the old one or the new one."""
+    stage = file.with_name(f".{file.name}.partial")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    stage.write_bytes(text.encode("utf-8", errors="backslashreplace"))  # a file's name may be no text
+    stage.replace(file)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return value
-
-
-def write(file: Path, content: Any) -> None:
-    stage = file.with_name(f".{file.name}.partial")
-    stage.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    stage.replace(file)

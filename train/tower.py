@@ -12,13 +12,13 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from train.checkpoint import STATE
 from train.config import transformers_config
 from train.contrastive import hits, info_nce
 from train.terms import Term
 from train.tokenizer import saved_tokenizer, train_tokenizer
+from train.training_state import TRAINED
 from vlchat.errors import ConfigError
-from vlchat.folders import newest, writing
+from vlchat.folders import TRAINING_STATE, newest, writing
 from vlchat.scenes.draw import draw
 from vlchat.scenes.maps import FIELD_WORDS, FIELDS, LETTER_FIELDS, TEXT_CODE, alt_text, cell_of, scene_map
 from vlchat.scenes.picture import picture_of
@@ -102,10 +102,10 @@ class TowerObjective(nn.Module):
 
     def _start(self, folder: Path) -> None:
         """Begin with the weights of an earlier run; fields that it did not know begin from nothing."""
-        file = folder / STATE / "trained.safetensors"
-        if not file.is_file():
-            raise ConfigError(f"objective.start: {folder} has no {STATE}/{file.name}. Name a run of this objective.")
-        weights = load_file(file)
+        file = f"{TRAINING_STATE}/{TRAINED}"
+        if not (folder / file).is_file():
+            raise ConfigError(f"objective.start: {folder} has no {file}. Name a run of this objective.")
+        weights = load_file(folder / file)
         wrong = [
             name
             for name, parameter in self.named_parameters()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train.config import flat
 from vlchat.errors import ConfigError, nearest
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
@@ -48,7 +49,9 @@ class Trackers:
                 tracker = _make(name, run)
                 tracker.start()
                 self.open.append(tracker)
-                tracker.store_init_configuration(_flat(config))
+                tracker.store_init_configuration(
+                    {k: v if isinstance(v, str | float | int | bool) else str(v) for k, v in flat(config).items()}
+                )
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Sends finite numbers: `heldout_loss` as `heldout/loss`, the others as `train/NAME`."""
@@ -102,14 +105,3 @@ def _wandb_key() -> bool:
 
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     return False
-
-
-def _flat(values: Any, name: str = "") -> dict[str, str | float | int | bool]:
-    """`{"loop": {"batch": 32}}` -> `{"loop.batch": 32}`: what trackers take as a configuration."""
-    if isinstance(values, dict):
-        items = [_flat(value, f"{name}.{key}" if name else str(key)) for key, value in values.items()]
-    elif isinstance(values, list):
-        items = [_flat(value, f"{name}.{number}") for number, value in enumerate(values)]
-    else:
-        return {name: values if isinstance(values, str | float | int | bool) else str(values)}
-    return {key: value for item in items for key, value in item.items()}

@@ -26,6 +26,7 @@ from train.trackers import Trackers
 from train.trackers import check as check_trackers
 from vlchat import runs
 from vlchat.errors import ConfigError, nearest
+from vlchat.folders import step_of
 
 _SHOWN = 4  # answers that are printed at a look
 _BETWEEN_PLOTS = 20.0  # seconds, at least
@@ -148,7 +149,7 @@ class Watch:
         """After a checkpoint was written to `folder` and is safe: notes the best one, draws the plot."""
         self._since, self._counted = time.monotonic(), self.last.step  # saving is no training
         if self.first:
-            if folder.name == f"step-{self.best_step}":
+            if step_of(folder) == self.best_step:
                 with self._told():
                     self._write_best()
             if time.monotonic() - self._drawn > _BETWEEN_PLOTS:

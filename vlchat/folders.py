@@ -20,6 +20,7 @@ MANIFEST = "vlchat.json"
 ADAPTER_CONFIG = "adapter_config.json"  # of peft
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 FORMAT = 1
+TRAINING_STATE = "training_state"  # of a save: optimizer and random generators, for resuming it
 LOCAL = re.compile(r"(/|~/|[A-Za-z]:[\\/])[^\s/\\]+[\\/]\S.*")  # an absolute path of at least two parts
 _STEP = re.compile(r"step-\d+")
 _WEIGHTS = re.compile(r"(adapter/)?[^/]+\.safetensors")
@@ -47,7 +48,7 @@ def replaceable(folder: str | Path, sources: Iterable[str | Path | None], overwr
     known = read_manifest(target)
     if known is None:
         return
-    if known.get("base") is not None or (target / "training_state").exists():
+    if known.get("base") is not None or (target / TRAINING_STATE).exists():
         raise CheckpointError(f"{folder} is a save of a run, which nothing replaces: choose another name.")
     if not overwrite:
         raise CheckpointError(f"{folder} holds a model already: choose another name, or say --overwrite to replace it.")
@@ -115,6 +116,11 @@ def steps(run: Path) -> list[Path]:
 def step_of(folder: Path) -> int:
     """N of a checkpoint `step-N`."""
     return int(folder.name.removeprefix("step-"))
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / f"step-{step}"
 
 
 def newest(folder: Path) -> Path:

@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vlchat.folders import newest, step_of, steps
+from vlchat.folders import TRAINING_STATE, newest, step_of, steps
 from vlchat.runs import (
     ABOUT,
     BEST,
     CONFIG,
+    DAMAGED,
     METRICS,
     PLOT,
+    PROGRESS,
     RUNNING,
     STOPPED,
     clock,
@@ -33,7 +35,7 @@ def describe(folder: Path) -> list[tuple[str, str]]:
 
     Nothing here fails on a folder that is broken or half-written: what cannot be read is said instead.
     """
-    save = (folder / "training_state").is_dir()
+    save = (folder / TRAINING_STATE).is_dir()
     config, about = _dictionary(folder / CONFIG), _dictionary(folder / ABOUT)
     if save and not about:
         about = _dictionary(folder.parent / ABOUT)
@@ -98,7 +100,7 @@ def _what(config: dict[str, Any], about: dict[str, Any]) -> list[tuple[str, str]
 def _how_far(
     folder: Path, config: dict[str, Any], about: dict[str, Any], logged: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    saved = _dictionary(folder / "training_state" / "progress.json")
+    saved = _dictionary(folder / PROGRESS)
     made = _number(saved.get("step")) or max((line["step"] for line in logged), default=0)
     planned, batch = _planned(config, about), _number(_loop(config, "batch"))
     parts = [f"step {made:,.0f}" + (f" of {planned:,.0f} ({100 * made / planned:.0f} %)" if planned else "")]
@@ -174,7 +176,7 @@ def _saves(folder: Path, save: bool) -> list[tuple[str, str]]:
         more = ", newest" if found == newest(folder) else ""
         more += ", best" if step_of(found) == best else ""
         facts.append(f"{found.name}: not whole: {problem}" if problem else f"{found.name}: whole, {_size(found)}{more}")
-    facts += [f"{found.name}: set aside, for it was damaged" for found in sorted(folder.glob("damaged-step-*"))]
+    facts += [f"{found.name}: set aside, for it was damaged" for found in sorted(folder.glob(f"{DAMAGED}step-*"))]
     return [("" if number else "saves", fact) for number, fact in enumerate(facts or ["none yet"])]
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vlchat.errors import CheckpointError
-from vlchat.folders import read_manifest, steps
+from vlchat.folders import TRAINING_STATE, read_manifest, steps
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+METRICS, SAMPLES, QUARANTINE = "metrics.jsonl", "samples.jsonl", "quarantine.jsonl"
 ABOUT, BEST, RUNNING, STOPPED = "about.json", "best.json", "running.json", "stopped.json"
 CONFIG, PLOT = "run.json", "loss.png"
+PROGRESS = f"{TRAINING_STATE}/progress.json"  # of a save
+DAMAGED = "damaged-"  # before the name of a save that was set aside
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -57,7 +59,7 @@ def read_json(file: Path) -> Any:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, or of one of its saves, however broken."""
-    if (folder / "training_state").is_dir():
+    if (folder / TRAINING_STATE).is_dir():
         return True
     named = any((folder / name).is_file() for name in (METRICS, CONFIG, ABOUT, STOPPED))
     return not (folder / "config.json").is_file() and (named or bool(steps(folder)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vlchat import checkpoint, interop, lora
+from vlchat import checkpoint, interop, lora, runs
 from vlchat.chat_templates import template_source
 from vlchat.errors import CheckpointError
 from vlchat.export.card import write_card
@@ -113,11 +113,11 @@ def export(
     out, place = Path(out), Path(source)
 
     def extra(stage: Path) -> None:
-        if (place / "metrics.jsonl").is_file():
-            shutil.copyfile(place / "metrics.jsonl", stage / "metrics.jsonl")
-        if (place / "run.json").is_file():
-            run = without_places(json.loads((place / "run.json").read_text(encoding="utf-8")))
-            (stage / "run.json").write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+        if (place / runs.METRICS).is_file():
+            shutil.copyfile(place / runs.METRICS, stage / runs.METRICS)
+        if (place / runs.CONFIG).is_file():
+            run = without_places(json.loads((place / runs.CONFIG).read_text(encoding="utf-8")))
+            (stage / runs.CONFIG).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
         for file, content in (adapter or {}).items():
             (stage / "adapter").mkdir(exist_ok=True)
             (stage / "adapter" / file).write_bytes(content)

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vlchat import runs
 from vlchat.errors import CheckpointError
 from vlchat.folders import EMBEDDED, newest, read_manifest
 
@@ -89,7 +90,7 @@ def _use(folder: Path) -> list[str]:
 
 
 def _recipe(folder: Path) -> list[str]:
-    path = folder / "run.json"
+    path = folder / runs.CONFIG
     if not path.is_file():
         return ["Not recorded."]
     run = json.loads(path.read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from vlchat.folders import (
     LOCAL,
     MANIFEST,
     PICKLES,
+    TRAINING_STATE,
     is_adapter,
     newest,
     read_manifest,
@@ -27,7 +28,6 @@ from vlchat.folders import (
 from vlchat.hub import unreachable
 
 CARD = "README.md"
-PRIVATE = "training_state"  # optimizer and random generators: for resuming here, of no use to others
 _FRONT = re.compile(r"---\n(.*?)\n---\n", re.S)
 _WORDS = {"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"}  # paths there are tokens
 
@@ -93,7 +93,7 @@ def pack(folder: str | Path) -> Parcel:
             raise UnsafeCheckpointError(
                 f"{path} is a pickle, which can run code when it is read. Nobody should have to: move it away."
             )
-        if name.startswith(f"{PRIVATE}/") or any(part.startswith(".") for part in Path(name).parts):
+        if name.startswith(f"{TRAINING_STATE}/") or any(part.startswith(".") for part in Path(name).parts):
             if (top := name.partition("/")[0]) not in parcel.left_out:
                 parcel.left_out.append(top)
         else:
