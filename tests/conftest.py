@@ -137,6 +137,22 @@ def tiny_processor(tiny_tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 @pytest.fixture
+def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_processor: Any) -> Path:
+    """Of tests that train: the folder of a whole tiny model to start from. Some files have a `model` of their own."""
+    from tiny_runs import base
+
+    return base(tmp_path, tiny_model, tiny_processor)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Of tests that train: a file of 16 questions about 8 coloured squares. Some files have `data` of their own."""
+    from tiny_runs import squares
+
+    return squares(tmp_path / "data")
+
+
+@pytest.fixture
 def picture() -> Callable[..., Image.Image]:
     """A factory: `picture(seed, size=(24, 24))` gives an RGB picture of coloured noise."""
 

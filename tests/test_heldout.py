@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from alignments import objective, write_backbones
 from PIL import Image
 from processes import together
 from safetensors.torch import load_file
-from tiny_runs import base, squares, train
+from tiny_runs import logged, squares, train
 from torch.nn import functional
 
 from train.config import HeldoutConfig, RunConfig, load_runs
@@ -31,21 +30,6 @@ from vlchat.data.collate import decode_images
 from vlchat.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_processor: Any) -> Path:
-    return base(tmp_path, tiny_model, tiny_processor)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return squares(tmp_path / "data")
-
-
-def logged(run: Path, name: str) -> dict[int, float]:
-    """One figure of a run by its steps."""
-    return {line["step"]: line[name] for line in runs.lines(run / runs.METRICS) if name in line}
 
 
 def ids(rows: Any) -> set[str]:

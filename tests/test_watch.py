@@ -1,4 +1,4 @@
-"""Early stop and the best checkpoint, and what a run leaves to read: figures, plot, lines, trackers."""
+"""Early stop and the best checkpoint, and what a run says and leaves to read."""
 
 import json
 import math
@@ -6,24 +6,20 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from safetensors.torch import load_file
-from tiny_runs import base, squares, train
+from tiny_runs import logged, train
 
-from train import plot
 from train.bar import Bar
 from train.checkpoint import Progress
 from train.config import HeldoutConfig, RunConfig
-from train.heldout import Heldout, hold_out
+from train.heldout import hold_out
 from train.records import append, truncate
-from train.scores import Looked
 from train.step import Outcome
 from train.tune import TuneObjective
 from train.watch import Watch
@@ -33,52 +29,7 @@ from vlchat.errors import ConfigError, VLChatError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_processor: Any) -> Path:
-    return base(tmp_path, tiny_model, tiny_processor)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return squares(tmp_path / "data")
-
-
-def logged(run: Path, name: str) -> dict[int, float]:
-    """One figure of a run by its steps."""
-    return {line["step"]: line[name] for line in runs.lines(run / runs.METRICS) if name in line}
-
-
-def ids(rows: Any) -> set[str]:
-    return {rows[index].id for index in range(len(rows))}
-
-
 # -- the best checkpoint and early stop
-
-
-def watch_of(folder: Path, **keys: Any) -> Watch:
-    config = RunConfig(str(folder), {}, heldout=HeldoutConfig(rows=1, **keys))
-    return Watch(config, torch.nn.Linear(1, 1), 100, Accelerator(cpu=True), Progress(), Heldout([], ""))
-
-
-def test_patience_counts_looks_that_are_not_better_by_enough(tmp_path: Path) -> None:
-    watch = watch_of(tmp_path, patience=3, least=0.1)
-    values = [9.0, 5.0, 4.95, math.nan, 4.8, 4.79, 4.78, 4.75, 1.0]
-    decided = []
-    for step, value in enumerate(values):
-        watch._decide(step, Looked({"loss": value}, losses={"loss"}))
-        decided.append((watch.best_step, watch.waited, watch.reason is not None))
-    assert decided[:5] == [(None, 0, False), (1, 0, False), (1, 1, False), (1, 2, False), (4, 0, False)]
-    assert decided[7] == (4, 3, True)
-    assert watch.reason == (
-        "heldout_loss has not become better for 3 looks; the best heldout_loss was 4.8 at step 4, 9 before training."
-    )
-
-
-def test_more_is_better_for_what_is_no_loss(tmp_path: Path) -> None:
-    watch = watch_of(tmp_path, metric="exact")
-    for step, value in enumerate([0.0, 0.2, 0.5, 0.4]):
-        watch._decide(step, Looked({"loss": 1.0, "exact": value}, losses={"loss"}))
-    assert (watch.best_step, watch.best, watch.waited) == (2, 0.5, 1)
 
 
 def test_a_run_that_gets_no_better_stops_and_keeps_its_best(
@@ -186,87 +137,6 @@ def test_a_terminal_gets_a_bar() -> None:
     shown = os.read(outer, 1 << 16).decode()
     os.close(outer)
     assert done.stdout == "answers\n" and "\r" in shown and "5/9" in shown and "loss 3" in shown
-
-
-def test_the_plot_is_drawn_and_replaced_at_once(tmp_path: Path) -> None:
-    assert plot.draw(tmp_path) is None and not (tmp_path / runs.PLOT).exists()
-    for step in range(1, 30):
-        append(tmp_path / runs.METRICS, {"step": step, "loss": 3 / step, "lr": 1e-3, "seconds": step})
-    append(tmp_path / runs.METRICS, {"step": 10, "heldout_loss": 2.0, "heldout_exact": 0.4})
-    (tmp_path / runs.PLOT).write_text("the old one")
-    assert plot.draw(tmp_path) is None
-    with Image.open(tmp_path / runs.PLOT) as drawn:
-        drawn.load()
-        assert drawn.format == "PNG" and drawn.width > 900
-    (tmp_path / runs.BEST).write_text('{"step": 10}')
-    before = (tmp_path / runs.PLOT).read_bytes()
-    assert plot.draw(tmp_path) is None and (tmp_path / runs.PLOT).read_bytes() != before, "the best step is marked"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([runs.BEST, runs.METRICS, runs.PLOT])
-
-
-def test_without_matplotlib_a_run_says_so(tmp_path: Path) -> None:
-    for step in (1, 2):
-        append(tmp_path / runs.METRICS, {"step": step, "loss": 1.0})
-    code = "import sys; sys.modules['matplotlib'] = None\nfrom pathlib import Path\nfrom train import plot\n"
-    code += f"print(plot.draw(Path({str(tmp_path)!r})))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "loss.png is not drawn: pip install matplotlib" in done.stdout
-
-
-def test_a_share_is_no_loss_of_the_same_name() -> None:
-    lines = [{"step": 1, "loss": 2.0, "cell_name": 0.9, "image_to_text": 0.3}, {"step": 2, "cell_name": 0.1}]
-    lines += [{"step": 2, "heldout_loss": 0.5, "heldout_itc": 0.4, "heldout_exact": 0.25}]
-    assert plot.scores(lines) == {
-        "heldout_exact": ([2], [0.25]), "image_to_text": ([1], [0.3]), "cell_name": ([2], [0.1]),
-    }  # fmt: skip
-
-
-def test_smoothing_keeps_a_line_straight_and_follows_a_fall_at_once() -> None:
-    assert plot.smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
-    falling = [100.0 - i for i in range(100)]
-    assert plot.smoothed(falling)[:90] == pytest.approx(falling[:90])
-
-
-# -- trackers
-
-
-def test_tensorboard_gets_every_figure(model: Path, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = train(tmp_path / "run", model, data, trackers=["tensorboard"], heldout={"rows": 4, "every": 2, "generate": 0})
-    found = EventAccumulator(str(run / "trackers" / "tensorboard" / "run"))
-    found.Reload()
-    for tag, name in (("train/loss", "loss"), ("train/lr", "lr"), ("heldout/loss", "heldout_loss")):
-        sent = {event.step: event.value for event in found.Scalars(tag)}
-        assert sent == pytest.approx(logged(run, name), rel=1e-5) and len(sent) >= 3
-
-
-def test_a_tracker_that_is_not_there_is_refused_by_name_before_anything_is_touched(
-    model: Path, data: Path, tmp_path: Path
-) -> None:
-    train(tmp_path / "run", model, data)
-    with pytest.raises(ConfigError, match='trackers: there is no "tensorbord"; .*Did you mean "tensorboard"?'):
-        train(tmp_path / "run", model, data, "--overwrite", trackers=["tensorbord"])
-    code = (
-        "import sys; sys.modules['mlflow'] = None\nfrom train import trackers\n"
-        "try: trackers.check(['mlflow'])\nexcept ValueError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "trackers: mlflow is not installed: pip install mlflow. Or leave it out of trackers.\n"
-    assert (tmp_path / "run" / "step-4").is_dir()
-
-
-def test_a_tracker_that_fails_ends_no_run(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("tensorboard")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "trackers").write_text("a file where a folder should be")
-    run = train(tmp_path / "run", model, data, trackers=["tensorboard"])
-    told = capsys.readouterr().out
-    assert told.count("The tracker tensorboard failed and is left out from here") == 1
-    assert (run / "step-4").is_dir() and len(logged(run, "loss")) == 4
 
 
 # -- what a run says when it begins

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from train.__main__ import main
+from vlchat import runs
 from vlchat.saving import save_full
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (30, 60, 220), "yellow": (240, 220, 40)}
@@ -61,3 +62,8 @@ def train(folder: Path, model: Path, data: Path, *extra: str, **keys: Any) -> Pa
     file.write_text(json.dumps(config_of(folder, model, data, **keys)))  # JSON is YAML
     assert main([str(file), *extra]) == 0
     return folder
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    """One figure of a run by its steps."""
+    return {line["step"]: line[name] for line in runs.lines(run / runs.METRICS) if name in line}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 
 from train import opening, plot
 from train.bar import Bar
+from train.best import Best
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
@@ -30,7 +30,6 @@ from vlchat.folders import step_of
 
 _SHOWN = 4  # answers that are printed at a look
 _BETWEEN_PLOTS = 20.0  # seconds, at least
-_KEPT = ("best_step", "best", "before", "waited", "looked")  # over a resume
 
 
 class Watch:
@@ -48,9 +47,7 @@ class Watch:
         table: what trains at which rate, for people.
 
     Attributes:
-        best_step: the step with the best held-out score so far, whose checkpoint is to be written and kept; None where
-            there is none.
-        reason: why `stepped` said to stop early.
+        best: of the looks at the held-out rows.
 
     Raises:
         ConfigError: a tracker that is not known or not installed; other rows are held out than before, so that some of
@@ -70,12 +67,8 @@ class Watch:
         self.run, self.config, self.objective, self.steps = Path(config.run), config, objective, steps
         self.accelerator, self.heldout, self.table, self.begins = accelerator, heldout, table, progress
         self.first = bool(accelerator.is_main_process)
-        self.best_step: int | None = None
-        self.best: float | None = None
-        self.before: float | None = None  # the score at step 0
-        self.waited = 0  # looks since the best one
+        self.best = Best(config.heldout)
         self.looked = -1  # the step of the last look
-        self.reason: str | None = None
         self.said: set[str] = set()
         self.every = config.heldout.every or config.loop.sample_every
         self.last = progress
@@ -106,8 +99,8 @@ class Watch:
             if error is not None and not (self.run / runs.STOPPED).exists():
                 self.stopped(str(error) or type(error).__name__, self.last)
             self._draw()
-            if self.best is not None:
-                self._say(f"{self.run}: {self._best_in_words()}")
+            if self.best.value is not None:
+                self._say(f"{self.run}: {self.best}")
             if self.trackers is not None:
                 self.trackers.close()
             with self._told():
@@ -118,7 +111,7 @@ class Watch:
     def stepped(
         self, progress: Progress, outcome: Outcome, rate: float, final: bool, hurry: bool = False
     ) -> bool:
-        """After each step. Returns whether the run should stop early, for `reason`, the same on every process.
+        """After each step. Returns whether the run should stop early, for `best.reason`, the same on every process.
 
         Args:
             outcome: `loss`, `terms` by name, and the gradient's `norm` of the step.
@@ -143,7 +136,7 @@ class Watch:
             self._sample(progress)
         if judged or sampled:
             self._since, self._counted = time.monotonic(), step  # looking is no training
-        return self.reason is not None
+        return self.best.reason is not None
 
     def saved(self, folder: Path) -> None:
         """After a checkpoint was written to `folder` and is safe: notes the best one, draws the plot."""
@@ -158,20 +151,21 @@ class Watch:
     def stopped(self, reason: str, progress: Progress) -> None:
         """The run ends: writes down why. `early` stands for what this watch gave as its reason."""
         if self.first:
-            told = self.reason if reason == "early" and self.reason else reason
+            told = self.best.reason if reason == "early" and self.best.reason else reason
             with self._told():
                 write(self.run / runs.STOPPED, {"reason": told, "step": progress.step, "at": time.time()})
-            if told is self.reason:
+            if told is self.best.reason:
                 self._say(f"Stopped early: {told}")
 
     def state(self) -> dict[str, Any]:
         """What a resumed run must know to decide the same, as JSON."""
-        kept = {name: getattr(self, name) for name in _KEPT}
-        return kept | {"metric": self.metric, "heldout": self.heldout.digest if self.heldout else None}
+        digest = self.heldout.digest if self.heldout else None
+        return self.best.state() | {"looked": self.looked, "heldout": digest}
 
     @property
-    def metric(self) -> str:
-        return f"heldout_{self.config.heldout.metric}"
+    def best_step(self) -> int | None:
+        """The step whose checkpoint is to be written and kept; None where there is none yet."""
+        return self.best.step
 
     # -- how it is done
 
@@ -198,9 +192,9 @@ class Watch:
                 "heldout: the checkpoint held out other rows than this configuration does, so that rows to look at "
                 "would have been trained on. Give the run the heldout, data and seed that it began with."
             )
-        if state.get("metric", self.metric) == self.metric:  # by another metric, what was best is not known
-            for name in _KEPT:
-                setattr(self, name, state.get(name, getattr(self, name)))
+        self.best.restore(state)
+        if state.get("metric") == self.best.metric:
+            self.looked = state["looked"]
 
     def _log_step(self, progress: Progress, outcome: Outcome, rate: float) -> None:
         now = time.monotonic()
@@ -255,29 +249,7 @@ class Watch:
                 for answer in looked.answers[:_SHOWN]:
                     append(self.run / runs.SAMPLES, {"step": progress.step, **answer})
             self._say(_shown(progress.step, named, looked))
-        self._decide(progress.step, looked)
-
-    def _decide(self, step: int, looked: Looked) -> None:
-        """Whether it has not become better for too long. The first look, before any training, is no candidate."""
-        wanted = self.config.heldout
-        value = looked.scores[wanted.metric]
-        if step == 0:
-            self.before = value if math.isfinite(value) else None
-            return
-        sign = -1 if wanted.metric in looked.losses else 1
-        if math.isfinite(value) and (self.best is None or sign * (value - self.best) > wanted.least):
-            self.best_step, self.best, self.waited = step, value, 0
-            return
-        self.waited += 1
-        if wanted.patience is not None and self.waited >= wanted.patience:
-            looks = "look" if self.waited == 1 else f"{self.waited} looks"
-            self.reason = f"{self.metric} has not become better for {looks}; {self._best_in_words()}"
-
-    def _best_in_words(self) -> str:
-        if self.best is None:
-            return "it never was a number."
-        before = f", {self.before:.4g} before training" if self.before is not None else ""
-        return f"the best {self.metric} was {self.best:.4g} at step {self.best_step:,}{before}."
+        self.best.add(progress.step, looked.scores[wanted.metric], wanted.metric in looked.losses)
 
     def _sample(self, progress: Progress) -> None:
         if not self.first:
@@ -310,7 +282,8 @@ class Watch:
         if self.best_step is None:
             (self.run / runs.BEST).unlink(missing_ok=True)
             return
-        about = {"step": self.best_step, "metric": self.metric, "value": self.best, "before": self.before}
+        best = self.best
+        about = {"step": best.step, "metric": best.metric, "value": best.value, "before": best.before}
         write(self.run / runs.BEST, about)
 
     def _say(self, text: str) -> None:
