@@ -21,7 +21,7 @@ from torch.nn import functional
 from train.config import HeldoutConfig, RunConfig, load_runs
 from train.heldout import Heldout, hold_out, split
 from train.ranks import world_size
-from train.scores import averages, chosen, look, pieces, unmoved
+from train.scores import Figure, averages, chosen, look, pieces, unmoved
 from train.sources import open_data
 from train.tune import TuneObjective
 from vlchat import checkpoint, evaluate, runs
@@ -211,9 +211,9 @@ def test_the_loss_is_that_of_each_token_of_all_rows_alone(model: Path, data: Pat
 
 
 def test_terms_are_weighted_sums_over_counts_and_figures_count_for_nothing() -> None:
-    terms = [(0, "itg", 6.0, 3.0, 1.0), (0, "itc", 1.0, 2.0, 0.5)]
-    terms += [(2, "itg", 4.0, 2.0, 1.0), (2, "hits", 1.0, 4.0, 0.0)]
-    found = averages(terms)
+    figures = [Figure(0, "itg", 6.0, 3.0, 1.0), Figure(0, "itc", 1.0, 2.0, 0.5)]
+    figures += [Figure(2, "itg", 4.0, 2.0, 1.0), Figure(2, "hits", 1.0, 4.0, 0.0)]
+    found = averages(figures)
     assert found.scores == pytest.approx({"loss": 2.0 + 0.5 * 0.5, "itg": 2.0, "itc": 0.5, "hits": 0.25})
     assert found.losses == {"loss", "itg", "itc"}
 

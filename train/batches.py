@@ -16,6 +16,11 @@ from vlchat.errors import ConfigError, VLChatError
 Batch = dict[str, Any]
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
 class BatchSource(Protocol):
     """Makes the rows at some positions of a run's endless row order into tensors."""
 

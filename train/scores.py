@@ -9,14 +9,17 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from train.batches import on_device
 from train.heldout import Heldout
+from train.memory import halving
 from train.randomness import undrawn
 from train.ranks import alone, exchange, rank, world_size
 from vlchat.chat import Chat
@@ -28,7 +31,21 @@ from vlchat.evaluate.metrics import exact_match
 from vlchat.evaluate.tasks import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
 
 _SEED = 20260  # of every look: whatever an objective draws is drawn the same at each
-Term = tuple[int, str, float, float, float]  # first row, name, total, count, weight
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One term of one batch of held-out rows, as `train.terms.Term` has it.
+
+    Attributes:
+        place: the batch's first row: sums are made in this order, whichever process found them.
+    """
+
+    place: int
+    name: str
+    total: float
+    count: float
+    weight: float
 
 
 @dataclass
@@ -89,41 +106,43 @@ def look(
         DataError: no row can be used. VLChatError: the model answers none of them.
     """
     mine, processes = rank(), world_size()
-    terms: list[Term] = []
+    figures: list[Figure] = []
     bad: dict[str, str] = {}
     replies: list[dict[str, Any]] = []
+    divisible = not getattr(objective, "whole_batch", False)
+    find = partial(_figures, objective, accelerator.device, bad)
+    answer = partial(_answers, objective, tokens)
     with unmoved(objective), accelerator.autocast():
         with alone():
             for rows in pieces(len(heldout), batch)[mine::processes]:
-                new = _terms(objective, heldout.examples[rows.start : rows.stop], rows.start, accelerator.device)
-                terms += new[0]
-                bad |= new[1]
-        shares = exchange({"terms": terms, "bad": bad})
-        looked = averages(sorted((term for share in shares for term in share["terms"]), key=lambda term: term[0]))
+                figures += halving(find, heldout.examples[rows.start : rows.stop], rows.start, divisible)
+        shares = exchange({"figures": [asdict(figure) for figure in figures], "bad": bad})
+        found = [Figure(**figure) for share in shares for figure in share["figures"]]
+        looked = averages(sorted(found, key=lambda figure: figure.place))
         looked.bad = {name: reason for share in shares for name, reason in share["bad"].items()}
         if len(looked.bad) == len(heldout):
             raise DataError(f"No held-out row can be used. The first: {next(iter(looked.bad.values()))}")
         asked = chosen([row for row in heldout.examples if row.called not in looked.bad], generate)
         for rows in pieces(len(asked), batch)[mine::processes]:
-            replies += _answers(objective, asked[rows.start : rows.stop], rows.start, tokens)
+            replies += halving(answer, asked[rows.start : rows.stop], rows.start)
     answered = [one for share in exchange({"replies": replies}) for one in share["replies"]]
     looked.answers = sorted(answered, key=lambda one: one.pop("place"))
     for name in ("exact", "score"):
-        found = [one[name] for one in looked.answers if name in one]
-        if found:
-            looked.scores[name] = math.fsum(found) / len(found)
+        values = [one[name] for one in looked.answers if name in one]
+        if values:
+            looked.scores[name] = math.fsum(values) / len(values)
     return looked
 
 
-def averages(terms: Sequence[Any]) -> Looked:
+def averages(figures: Sequence[Figure]) -> Looked:
     """Each term as its total over its count, and `loss`, their weighted sum: what the loop minimises, over all rows."""
     found: dict[str, float] = {}
     weights: dict[str, float] = {}
-    for name in dict.fromkeys(term[1] for term in terms):
-        own = [term for term in terms if term[1] == name]
-        count = math.fsum(term[3] for term in own)
-        found[name] = math.fsum(term[2] for term in own) / count if count else math.nan
-        weights[name] = max(term[4] for term in own)
+    for name in dict.fromkeys(figure.name for figure in figures):
+        own = [figure for figure in figures if figure.name == name]
+        count = math.fsum(figure.count for figure in own)
+        found[name] = math.fsum(figure.total for figure in own) / count if count else math.nan
+        weights[name] = max(figure.weight for figure in own)
     losses = [name for name in found if weights[name]]
     scores = {"loss": math.fsum(weights[name] * found[name] for name in losses)}
     if len(found) > 1:
@@ -144,41 +163,26 @@ def chosen(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[number] for number in sorted(random.Random("answers").sample(range(len(examples)), count))]
 
 
-def _terms(objective: Any, rows: list[Example], start: int, device: torch.device) -> tuple[list[Term], dict[str, str]]:
-    """The terms of some rows, and of those that cannot be used the reason by name."""
-    batch = objective.collated(rows, range(start, start + len(rows)))
+def _figures(
+    objective: Any, device: torch.device, bad: dict[str, str], rows: Sequence[Example], first: int
+) -> list[Figure]:
+    """The terms of some rows; adds to `bad` those that cannot be used, the reason by name."""
+    batch = objective.collated(rows, range(first, first + len(rows)))
     kept = set(batch.pop("ids"))
     reasons = {fault.id: str(fault) for fault in batch.pop("faults")}
-    bad = {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
-    if not kept:
-        return [], bad
-    moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    try:
-        found = objective(moved)
-        return [(start, name, float(t.total), float(t.count), float(t.weight)) for name, t in found.items()], bad
-    except torch.OutOfMemoryError:
-        # Rows that are compared with each other are no longer the same when fewer of them are.
-        if len(rows) == 1 or getattr(objective, "whole_batch", False):
-            raise
-    half = len(rows) // 2
-    one, two = _terms(objective, rows[:half], start, device), _terms(objective, rows[half:], start + half, device)
-    return one[0] + two[0], one[1] | two[1]
+    bad |= {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
+    terms = objective(on_device(batch, device)) if kept else {}
+    return [Figure(first, name, float(t.total), float(t.count), float(t.weight)) for name, t in terms.items()]
 
 
-def _answers(objective: Any, rows: list[Example], start: int, tokens: int) -> list[dict[str, Any]]:
+def _answers(objective: Any, tokens: int, rows: Sequence[Example], first: int) -> list[dict[str, Any]]:
     """The rows answered and scored by what `vlchat eval` runs."""
-    task = ExamplesTask(rows)
+    task = ExamplesTask(list(rows))
     chat = Chat(objective.model, objective.processor)
-    try:
-        result = evaluate(chat, task, batch_size=len(rows), max_new_tokens=tokens, progress=False)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-        half = len(rows) // 2
-        return _answers(objective, rows[:half], start, tokens) + _answers(objective, rows[half:], start + half, tokens)
+    result = evaluate(chat, task, batch_size=len(rows), max_new_tokens=tokens, progress=False)
     return [
         {
-            "place": start + number,
+            "place": first + number,
             "id": item.id,
             "question": text_of(item.messages[-1]),
             "reply": reply["reply"],

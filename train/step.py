@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from train.batches import Batch
+from train.batches import Batch, on_device
+from train.memory import is_out_of_memory
 from train.randomness import random_state, set_random_state
 from train.ranks import exchange, sum_gradients
 from train.terms import Term, add, loss_of
@@ -76,8 +77,8 @@ class Stepper:
                     sums[1] += count
                 if not all(math.isfinite(total) for total, _, weight in found.values() if weight):
                     broken.append({"ids": ids, "terms": {name: total for name, (total, _, _) in found.items()}})
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if self.objective.whole_batch or not _is_memory(error):
+        except RuntimeError as error:
+            if self.objective.whole_batch or not is_out_of_memory(error):
                 raise
             short = True
         told = exchange({"short": short, "broken": broken[:1], "terms": terms})
@@ -103,13 +104,8 @@ class Stepper:
     def _backward(self, batch: Batch, counts: dict[str, float]) -> dict[str, tuple[float, float, float]]:
         device = self.accelerator.device
         with self.accelerator.autocast():
-            terms: dict[str, Term] = self.objective(
-                {
-                    key: value.to(device) if isinstance(value, torch.Tensor) else value
-                    for key, value in batch.items()
-                    if key != "ids"
-                }
-            )
+            inputs = on_device({key: value for key, value in batch.items() if key != "ids"}, device)
+            terms: dict[str, Term] = self.objective(inputs)
         self.accelerator.backward(loss_of(terms, counts))
         return {name: (term.total.item(), float(term.count), term.weight) for name, term in terms.items()}
 
@@ -144,7 +140,3 @@ class Stepper:
 def _rows(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return f"Rows: {', '.join(ids[:_NAMED])}{more}."
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
