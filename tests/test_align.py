@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import re
-import typing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,14 +29,11 @@ from transformers import (
 )
 
 from train.__main__ import main
-from train.align import AlignObjective
-from train.config import load_runs, typed
-from train.contrastive import ContrastConfig, similarity
+from train.contrastive import similarity
 from train.matching import Matching, draw
 from train.qformer_text import QFormerText
 from train.ranks import alone
 from train.terms import add
-from train.warm_start import WarmStartConfig
 from vlchat import checkpoint, connectors
 from vlchat.errors import CheckpointError, ConfigError, DataError
 
@@ -359,24 +353,3 @@ def test_a_batch_of_one_is_refused_where_rows_are_compared(folder: Path) -> None
     alone = objective(folder, "mlp", itc=0.0)
     assert not alone.whole_batch
     assert alone(alone.batch([0])).keys() == {"itg"}
-
-
-PAGE = (Path(__file__).parent.parent / "docs" / "stage-1.md").read_text(encoding="utf-8")
-
-
-def test_the_page_shows_a_run_and_the_defaults(tmp_path: Path) -> None:
-    (block,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.S | re.M)
-    (tmp_path / "run.yaml").write_text(block)
-    spec = load_runs(tmp_path / "run.yaml")[0].objective
-    assert spec.pop("type") == "align"
-    kinds = typing.get_type_hints(AlignObjective.__init__)
-    for key, value in spec.items():
-        typed(kinds[key], value, key)
-    typed(ContrastConfig, spec["itc"], "itc")
-    defaults = inspect.signature(AlignObjective).parameters
-    for key, default in re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", PAGE, re.M):
-        assert defaults[key].default == float(default), key
-    assert f"`rows` ({WarmStartConfig().rows})" in PAGE and f"`ridge` ({WarmStartConfig().ridge})" in PAGE
-    assert f"`margin` ({ContrastConfig().margin})" in PAGE
-    listed = re.search(r"`itc` is a weight, or settings: `\{(.*?)\}`", PAGE)
-    assert listed is not None and listed[1].split(", ") == [field.name for field in dataclasses.fields(ContrastConfig)]
