@@ -1,4 +1,8 @@
-"""Real processes that talk over gloo, for tests that compare several with one."""
+"""Real processes that talk over gloo, for tests that compare several with one.
+
+A new process imports torch and transformers for five to ten seconds; that is what such tests take, so each asks two
+processes for all that it compares.
+"""
 
 from __future__ import annotations
 
