@@ -1,6 +1,7 @@
 """The smallest objective: planes fitted to points. A script, so that several processes can run it.
 
-python tests/line.py RUN [resume=auto|FOLDER] [memory=MiB] [loop.batch=8 ...] [bad=ROW] [dropout=0.2] [width=N] [hungry=N]
+python tests/line.py RUN [resume=auto|FOLDER] [memory=MiB] [loop.batch=8 ...] [bad=ROW] [dropout=0.2] [width=N]
+    [hungry=N]
 
 Tests whose run is to die, to meet a full disk or to have little memory start it as a process of its own, which imports
 torch and transformers for five to ten seconds; the others call `main`.
