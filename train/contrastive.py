@@ -93,7 +93,7 @@ def info_nce(
     def loss(similarities: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(scale * similarities, own, reduction="sum", label_smoothing=smoothing) / 2
 
-    return _both_ways(loss, image, text, form)
+    return _over_all(loss, image, text, form, both_ways=True)
 
 
 def triplet(
@@ -113,7 +113,7 @@ def triplet(
         cost = (margin + similarities - right).clamp(min=0).scatter(1, own[:, None], 0.0)
         return cost.sum() if negatives == "all" else cost.max(1).values.sum()
 
-    return _both_ways(loss, image, text, form)
+    return _over_all(loss, image, text, form, both_ways=True)
 
 
 def sigmoid(
@@ -129,7 +129,7 @@ def sigmoid(
         signs = torch.full_like(logits, -1.0).scatter(1, own[:, None], 1.0)
         return -functional.logsigmoid(signs * logits).sum()
 
-    return _one_way(loss, image, text, form)
+    return _over_all(loss, image, text, form, both_ways=False)
 
 
 @torch.no_grad()
@@ -192,25 +192,19 @@ def _everybody(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, t
     return images if image.ndim == 3 else images[:, 0], texts, own
 
 
-def _both_ways(loss: _RowLoss, image: torch.Tensor, text: torch.Tensor, form: str) -> tuple[torch.Tensor, int]:
-    """The loss of this process's pictures against all texts and of its texts against all pictures."""
+def _over_all(
+    loss: _RowLoss, image: torch.Tensor, text: torch.Tensor, form: str, both_ways: bool
+) -> tuple[torch.Tensor, int]:
+    """The loss of this process's pictures against all texts; with `both_ways` of its texts against all pictures too."""
     with torch.autocast(image.device.type, enabled=False):
         image, text = _precise(image), _precise(text)
         images, texts, own = _everybody(image, text)
         if form == "full":
             everything = similarity(images, texts)  # (batch, batch)
-            return loss(everything[own], own) + loss(everything.T[own], own), len(own)
-        total = _in_pieces(loss, images, texts, own, of_images=True)
-        return total + _in_pieces(loss, images, texts, own, of_images=False), len(own)
-
-
-def _one_way(loss: _RowLoss, image: torch.Tensor, text: torch.Tensor, form: str) -> tuple[torch.Tensor, int]:
-    with torch.autocast(image.device.type, enabled=False):
-        image, text = _precise(image), _precise(text)
-        images, texts, own = _everybody(image, text)
-        if form == "full":
-            return loss(similarity(images, texts)[own], own), len(own)
-        return _in_pieces(loss, images, texts, own, of_images=True), len(own)
+            directions = (everything, everything.T) if both_ways else (everything,)
+            return torch.stack([loss(one[own], own) for one in directions]).sum(), len(own)
+        sides = (True, False) if both_ways else (True,)
+        return torch.stack([_in_pieces(loss, images, texts, own, side) for side in sides]).sum(), len(own)
 
 
 def _in_pieces(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlchat import runs
+from vlchat.folders import replacing
 
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _HELD, _RATE = "#2b6cb0", "#c2410c", "#7b8794"
@@ -124,9 +125,8 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     title = run.absolute().name.replace("$", r"\$")  # a pair of them is a formula to matplotlib
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_INK, fontweight="bold")
 
-    stage = run / f".{runs.PLOT}.partial"
-    figure.savefig(stage, format="png")
-    stage.replace(run / runs.PLOT)
+    with replacing(run / runs.PLOT) as stage:
+        figure.savefig(stage, format="png")
 
 
 def _losses(axis: Any, lines: list[dict[str, Any]], losses: tuple[list[int], list[float]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlchat import runs
+from vlchat.folders import replacing
 
 
 def append(file: Path, line: dict[str, Any]) -> None:
@@ -37,23 +38,18 @@ def truncate(file: Path, step: int) -> None:
     if step == 0:
         file.unlink()
         return
-    kept = [line for line in runs.lines(file) if line["step"] <= step]
-    stage = file.with_name(f".{file.name}.partial")
-    stage.unlink(missing_ok=True)
-    stage.touch()
-    for line in kept:
-        append(stage, line)
-    with stage.open("rb") as handle:
-        os.fsync(handle.fileno())
-    stage.replace(file)
+    with replacing(file) as stage:
+        stage.write_bytes(b"")
+        for line in runs.lines(file):
+            if line["step"] <= step:
+                append(stage, line)
 
 
 def write(file: Path, content: Any) -> None:
     """Writes JSON for people; what reads the file meanwhile sees the old one or the new one."""
-    stage = file.with_name(f".{file.name}.partial")
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    stage.write_bytes(text.encode("utf-8", errors="backslashreplace"))  # a file's name may be no text
-    stage.replace(file)
+    with replacing(file) as stage:
+        stage.write_bytes(text.encode("utf-8", errors="backslashreplace"))  # a file's name may be no text
 
 
 def _plain(value: Any) -> Any:

@@ -107,6 +107,18 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Gives a file to write beside `file`, which takes its place at the end: whole and flushed, or not at all."""
+    stage = file.with_name(f".{file.name}.partial")
+    try:
+        yield stage
+        _flush(stage)
+        stage.replace(file)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: its folders `step-N`. A copy by another name is not one of them."""
     found = [path for path in run.glob("step-*") if _STEP.fullmatch(path.name) and (path / MANIFEST).is_file()]

@@ -18,6 +18,7 @@ from vlchat.data.faults import BadRow
 from vlchat.data.formats import FORMATS, Example, read_row
 from vlchat.data.paths import resolve_image as resolve_image
 from vlchat.errors import ConfigError, DataError, nearest
+from vlchat.folders import sha256
 
 
 @dataclass(frozen=True)
@@ -239,12 +240,10 @@ class Mixture:
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of a data file, or of the names and sizes in a folder; for a Hub id, of the id itself."""
     file = Path(path)
-    digest = hashlib.sha256()
     if file.is_file():
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    elif file.is_dir():
+        return sha256(file)
+    digest = hashlib.sha256()
+    if file.is_dir():
         for entry in sorted(file.rglob("*")):
             if entry.is_file():
                 digest.update(f"{entry.relative_to(file)} {entry.stat().st_size}\n".encode())

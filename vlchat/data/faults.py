@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vlchat.errors import DataError
+from vlchat.folders import replacing
 
 ERROR, NOTE = "error", "note"
 
@@ -172,16 +172,11 @@ def quarantine(path: Path, faults: Iterable[BadRow], *, anew: bool = False) -> i
     written = [fault for fault in dict.fromkeys(faults) if anew or fault not in known]
     if written or anew:
         lines = (json.dumps(asdict(fault)) + "\n" for fault in ([] if anew else [*known]) + written)
-        beside = path.with_name(f"{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
+            with replacing(path) as stage:
+                stage.write_text("".join(lines), encoding="utf-8")
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise DataError(f"The quarantine file {path} cannot be written: {error.strerror}. Name another.") from error
     return len(written)
 
