@@ -17,7 +17,15 @@ from tiny_runs import base, squares, train
 
 from train.__main__ import main
 from train.checkpoint import newest_whole, saved
-from vlchat.errors import CheckpointError, DataError, IncompleteCheckpointError, UnsafeCheckpointError
+from vlchat.errors import (
+    CheckpointError,
+    DataError,
+    EmptySupervisionError,
+    IncompleteCheckpointError,
+    PathEscapeError,
+    TooLongError,
+    UnsafeCheckpointError,
+)
 
 
 @pytest.fixture
@@ -206,3 +214,24 @@ def test_what_only_pixels_and_tokens_tell_is_left_out_on_the_way(
         assert {row["row"]: row["kind"] for row in listed} == {4: kind, 9: "damaged_file", 10: "damaged_file"}
     with pytest.raises(DataError, match="3 bad rows of 16, and max_bad allows 2"):
         train(tmp_path / "refused", model, data, objective=objective | {"too_long": "refuse"}, max_bad=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"image": "../square-1.png"}, PathEscapeError),
+        ({"image": "/etc/hostname"}, PathEscapeError),
+        ({"answer": ""}, EmptySupervisionError),
+        ({"question": "very " * 90}, TooLongError),
+    ],
+)
+def test_a_run_that_is_refused_says_by_its_error_what_its_rows_have(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, change: dict[str, str], error: type[DataError]
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    rows = json.loads(data.read_text())
+    rows[3] |= change
+    data.write_text(json.dumps(rows))
+    objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80, "too_long": "refuse"}
+    with pytest.raises(error, match=r"1 bad row of 16.*\n.*row 4 \(id "):
+        train(tmp_path / "run", model, data, objective=objective)
