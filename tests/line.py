@@ -1,7 +1,7 @@
 """The smallest objective: planes fitted to points. A script, so that several processes can run it.
 
 python tests/line.py RUN [resume=auto|FOLDER] [memory=MiB] [loop.batch=8 ...] [bad=ROW] [dropout=0.2] [width=N]
-    [hungry=N]
+    [hungry=N] [whole=1]
 
 Tests whose run is to die, to meet a full disk or to have little memory start it as a process of its own, which imports
 torch and transformers for five to ten seconds; the others call `main`.
@@ -37,17 +37,20 @@ class Line(nn.Module):
         dropout: of the inputs.
         width: outputs, for a larger checkpoint.
         hungry: float32 numbers that a row takes in the forward pass.
+        whole: 1 says that a batch can't come in pieces.
     """
 
     name = "line"
     whole_batch = False
 
-    def __init__(self, bad: int | None = None, dropout: float = 0.0, width: int = 1, hungry: int = 0) -> None:
+    def __init__(
+        self, bad: int | None = None, dropout: float = 0.0, width: int = 1, hungry: int = 0, whole: int = 0
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.plane = nn.Linear(8, width)
         self.dropout = nn.Dropout(dropout)
-        self.bad, self.hungry = bad, hungry
+        self.bad, self.hungry, self.whole_batch = bad, hungry, bool(whole)
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
         points = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(row)) for row in positions])
@@ -87,7 +90,7 @@ def main(run: str, *options: str) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (taken + int(given.pop("memory")) * 2**20,) * 2)
     loop = {"steps": 12, "batch": 8, "workers": 0, "save_every": 3, "sample_every": 1000, "log_every": 1, "keep": 100}
     loop |= {key.removeprefix("loop."): int(value) for key, value in given.items() if key.startswith("loop.")}
-    kinds: dict[str, Any] = {"bad": int, "dropout": float, "width": int, "hungry": int}
+    kinds: dict[str, Any] = {"bad": int, "dropout": float, "width": int, "hungry": int, "whole": int}
     line = {name: kind(given[name]) for name, kind in kinds.items() if name in given}
     steps = loop["steps"]
     config = RunConfig(run, {"type": "line"}, trainable={".*": 0.05}, optim=OptimConfig(weight_decay=0.01),

@@ -142,6 +142,15 @@ def test_out_of_memory_takes_fewer_rows_at_once_and_the_batch_stays(tmp_path: Pa
     close(tmp_path / "little", tmp_path / "much")
 
 
+def test_out_of_memory_is_told_where_a_batch_cannot_come_in_pieces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_line(str(tmp_path / "run"), f"hungry={2**57}", "whole=1") == 2  # 4 EiB
+    told = capsys.readouterr().err
+    assert "too little memory for the 8 rows of step 1, which are compared with each other" in told
+    assert "Lower loop.batch" in told and not list((tmp_path / "run").glob("step-*"))
+
+
 @pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on_from_there(
     tmp_path: Path, asked: signal.Signals, code: int

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from train.batches import Batch, on_device
 from train.memory import is_out_of_memory
 from train.randomness import random_state, set_random_state
-from train.ranks import exchange, sum_gradients
+from train.ranks import exchange, sum_gradients, world_size
 from train.terms import Term, add, loss_of
 from vlchat.errors import VLChatError
 
@@ -60,7 +60,8 @@ class Stepper:
             counts: of the whole batch, by term.
 
         Raises:
-            TrainingStopped: the loss or its gradient is no number, on any process. Nothing was changed.
+            TrainingStopped: the loss or its gradient is no number, on any process. Nothing was changed. Or the memory
+                is too little for rows that must come together.
             OutOfMemory: see there.
         """
         before = random_state(self.accelerator.device)
@@ -78,8 +79,14 @@ class Stepper:
                 if not all(math.isfinite(total) for total, _, weight in found.values() if weight):
                     broken.append({"ids": ids, "terms": {name: total for name, (total, _, _) in found.items()}})
         except RuntimeError as error:
-            if self.objective.whole_batch or not is_out_of_memory(error):
-                raise
+            if not is_out_of_memory(error) or (self.objective.whole_batch and world_size() > 1):
+                raise  # the others may wait in the middle of their forward pass
+            if self.objective.whole_batch:
+                raise TrainingStopped(
+                    f"There is too little memory for the {sum(len(batch['ids']) for batch in batches)} rows of step "
+                    f"{step + 1}, which are compared with each other and so can't come in pieces. Lower loop.batch, or "
+                    "train on more processes, whose rows are compared as well."
+                ) from error
             short = True
         told = exchange({"short": short, "broken": broken[:1], "terms": terms})
         if any(one["short"] for one in told):
