@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,24 @@ class Plan:
         """The positions of this process's rows of a step, in pieces."""
         first, last = (step * self.batch + self.batch * r // self.processes for r in (self.rank, self.rank + 1))
         return [range(start, min(start + self.micro, last)) for start in range(first, last, self.micro)]
+
+
+class WorkerLost(VLChatError):
+    """A process that prepares rows has died."""
+
+
+@contextlib.contextmanager
+def workers_named() -> Iterator[None]:
+    """What torch raises in the middle of anything when a loader's process dies, as a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerLost(
+            "A process that prepares rows has died; the system kills one when the memory is full. Nothing of this step "
+            "was saved. --resume auto goes on from the newest checkpoint; lower loop.workers if it happens again."
+        ) from error
 
 
 class _Steps(Dataset):

@@ -22,7 +22,8 @@ from train import ranks
 from train.config import RunConfig
 from train.step import random_state, set_random_state
 from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError
-from vlchat.folders import PICKLES, read_manifest, refuse_pickles, steps, verify
+from vlchat.folders import MANIFEST, PICKLES, is_step, read_manifest, refuse_pickles, step_of, steps, verify
+from vlchat.runs import read_json
 
 STATE = "training_state"
 _FILES = ("trained.safetensors", "optimizer.safetensors", "progress.json")
@@ -164,7 +165,9 @@ def newest_whole(run: Path, say: Any = print) -> Path | None:
     Raises:
         UnsafeCheckpointError: a checkpoint holds a pickle.
     """
-    for folder in reversed(steps(run)):
+    # One that has lost its manifest stands where this run is to write.
+    found = [path for path in run.glob("step-*") if is_step(path) and ((path / STATE).is_dir() or path in steps(run))]
+    for folder in sorted(found, key=step_of, reverse=True):
         try:
             whole(folder)
             return folder
@@ -189,8 +192,12 @@ def whole(folder: Path) -> None:
         CheckpointError: a file is missing or is not as it was written.
     """
     manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None and is_step(folder) and (folder / STATE).is_dir():
+        raise CheckpointError(f"The checkpoint {folder} is damaged: {MANIFEST} is missing.")
     if manifest is None:
-        raise CheckpointError(f"{folder} is not a checkpoint of a run.")
+        inside = steps(folder)
+        hint = f" It holds some: name one, such as {inside[-1]}, or say --resume auto." if inside else ""
+        raise CheckpointError(f"{folder} is not a checkpoint of a run.{hint}")
     state = folder / STATE
     for place in (folder, state):
         if place.is_dir():
@@ -201,6 +208,8 @@ def whole(folder: Path) -> None:
     for name in _FILES:
         if not (state / name).is_file():
             raise IncompleteCheckpointError(f"{folder} cannot be resumed: {STATE}/{name} is missing.")
+        if f"{STATE}/{name}" not in manifest.get("files", {}):
+            raise CheckpointError(f"The checkpoint {folder} is damaged: {MANIFEST} has no hash of {STATE}/{name}.")
     verify(folder, manifest)
 
 
@@ -329,6 +338,22 @@ def _optimizer_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer) -
         for index, entry in optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
+
+
+def refuse_other_optimizer(folder: Path, config: RunConfig) -> None:
+    """An optimizer's state means nothing to another one.
+
+    Raises:
+        CheckpointError: the checkpoint was written with another `optim.name`.
+    """
+    told = read_json(folder / "run.json")
+    optim = told.get("optim") if isinstance(told, dict) else None
+    before = optim.get("name") if isinstance(optim, dict) else None
+    if before is not None and before != config.optim.name:
+        raise CheckpointError(
+            f"{folder} was trained with optim.name={before}, whose state {config.optim.name} can't go on from. Give "
+            "the run the optimizer that it began with, or begin a new run from its weights."
+        )
 
 
 def _restore_optimizer(folder: Path, objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -164,8 +164,8 @@ def _terms(objective: Any, rows: list[Example], start: int, device: torch.device
     kept = set(batch.pop("ids"))
     reasons = {fault.id: str(fault) for fault in batch.pop("faults")}
     bad = {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
-    if not kept:
-        return [], bad
+    if not kept or (bad and len(kept) == 1 and getattr(objective, "whole_batch", False)):
+        return [], bad  # a row that is left alone has nothing to be compared with
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     try:
         found = objective(moved)
