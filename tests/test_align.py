@@ -394,18 +394,17 @@ def test_the_page_shows_a_run_and_the_defaults(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_compared_are_left_out_and_a_step_with_one_row_is_passed_over(
     folder: Path, loss: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of seven rows one has no picture and three have damaged ones: in batches of two some rows stand alone."""
+    """Of seven rows one has no picture and one a damaged one: in batches of two some rows stand alone."""
     rows = json.loads((folder / "rows.json").read_text())
     turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
     rows[2] = {"id": "words", "messages": turns}
     (folder / "rows.json").write_text(json.dumps(rows))
-    for number in (0, 4, 5):
-        content = (folder / f"{number}.png").read_bytes()
-        (folder / f"{number}.png").write_bytes(content[:-30])
+    content = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(content[:-30])
     own = settings(folder, "qformer", itc={"weight": 1.0, "loss": loss}, itm=1.0)
     data = own.pop("data")
     tree = {
-        "run": str(folder / "run"), "objective": {"type": "align", **own}, "data": data, "max_bad": 4,
+        "run": str(folder / "run"), "objective": {"type": "align", **own}, "data": data, "max_bad": 2,
         "loop": {"steps": 14, "batch": 2, "workers": 0, "log_every": 1, "save_every": 14, "sample_every": 100},
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
@@ -413,7 +412,7 @@ def test_rows_that_cannot_be_compared_are_left_out_and_a_step_with_one_row_is_pa
     logged = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < sum("loss" in line for line in logged) < 14
     listed = [json.loads(line) for line in (folder / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert sorted(line["row"] for line in listed) == [1, 3, 5, 6]
+    assert sorted(line["row"] for line in listed) == [1, 3]
     assert "has 0 pictures. Stage 1 aligns pairs of one picture" in capsys.readouterr().out
-    with pytest.raises(DataError, match="4 bad rows of 7, and max_bad allows 3"):
-        main([str(folder / "run.yaml"), "--overwrite", "max_bad=3"])
+    with pytest.raises(DataError, match="2 bad rows of 7, and max_bad allows 1"):
+        main([str(folder / "run.yaml"), "--overwrite", "max_bad=1"])

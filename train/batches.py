@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class Plan:
         return [range(start, min(start + self.micro, last)) for start in range(first, last, self.micro)]
 
 
+_LOST = (
+    "A process that prepares rows has died; the system kills one when the memory is full. Nothing of this step was "
+    "saved. --resume auto goes on from the newest checkpoint; lower loop.workers if it happens again."
+)
+
+
 class WorkerLost(VLChatError):
     """A process that prepares rows has died."""
 
@@ -80,12 +87,9 @@ def workers_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if re.match(r"DataLoader worker \(pid", str(error)) is None:
             raise
-        raise WorkerLost(
-            "A process that prepares rows has died; the system kills one when the memory is full. Nothing of this step "
-            "was saved. --resume auto goes on from the newest checkpoint; lower loop.workers if it happens again."
-        ) from error
+        raise WorkerLost(_LOST) from error
 
 
 class _Steps(Dataset):
@@ -122,4 +126,9 @@ def stream(source: BatchSource, plan: Plan, start: int, stop: int, workers: int)
         worker_init_fn=_stand_back,
         generator=torch.Generator(),  # its seed for workers is not drawn from the training's own randomness
     )
-    yield from loader
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # as it takes a tensor that is its last one
+        if not workers or "in DataLoader worker process" in str(error):  # an error of a row
+            raise
+        raise WorkerLost(_LOST) from error

@@ -120,7 +120,8 @@ def fit(
     written = resume
     stop = Stop()
     idle = 0
-    with stop.listening(), watching as watch, workers_named():
+    # Twice, for torch may raise it once more while the watch writes down why the run ends.
+    with workers_named(), stop.listening(), watching as watch, workers_named():
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
