@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -287,6 +288,13 @@ def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Pa
         ("qformer", {"itm": 1.0, "itc": 0.0}, "draws its hard negatives by the similarities.*give itc a weight"),
         ("mlp", {"itc": 0, "itg": 0.0}, "Nothing to learn from"),
         ("mlp", {"itc": -1.0}, "objective.itc has the weight -1; it must be 0 or more"),
+        ("mlp", {"itg": math.nan}, "objective.itg has the weight nan; it must be 0 or more"),
+        ("mlp", {"itc": {"loss": "triplet", "margin": math.nan}}, "objective.itc.margin is nan; it must be at least 0"),
+        ("mlp", {"itg_share": math.nan}, "objective.itg_share must be from 0 to 1, not nan"),
+        ("mlp", {"itg_share": -1.0}, "objective.itg_share must be from 0 to 1, not -1"),
+        ("mlp", {"projection": -1}, "objective.projection must be at least 1, not -1"),
+        ("mlp", {"sample_tokens": 0}, "objective.sample_tokens must be at least 1, not 0"),
+        ("mlp", {"max_length": -1}, "objective.max_length must be at least 1, not -1"),
         ("mlp", {"itc": {"loss": "clip"}}, 'objective.itc.loss is "clip"; use infonce or sigmoid or triplet'),
         ("qformer", {"attention": "flex_attention"}, 'attention is "flex_attention", which knows no masks.*use sdpa'),
         ("mlp", {"text": "nowhere/at-all"}, "The text tower nowhere/at-all can't be loaded"),
@@ -320,3 +328,31 @@ def test_a_batch_of_one_is_refused_where_rows_are_compared(folder: Path) -> None
     alone = objective(folder, "mlp", itc=0.0)
     assert not alone.whole_batch
     assert alone(alone.batch([0])).keys() == {"itg"}
+
+
+@pytest.mark.parametrize("loss", ["infonce", "triplet"])
+def test_rows_that_cannot_be_compared_are_left_out_and_a_step_with_one_row_is_passed_over(
+    folder: Path, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of seven rows one has no picture and one a damaged one: in batches of two some rows stand alone."""
+    rows = json.loads((folder / "rows.json").read_text())
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    rows[2] = {"id": "words", "messages": turns}
+    (folder / "rows.json").write_text(json.dumps(rows))
+    content = (folder / "0.png").read_bytes()
+    (folder / "0.png").write_bytes(content[:-30])
+    own = settings(folder, "qformer", itc={"weight": 1.0, "loss": loss}, itm=1.0)
+    data = own.pop("data")
+    tree = {
+        "run": str(folder / "run"), "objective": {"type": "align", **own}, "data": data, "max_bad": 2,
+        "loop": {"steps": 14, "batch": 2, "workers": 0, "log_every": 1, "save_every": 14, "sample_every": 100},
+    }  # fmt: skip
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    assert main([str(folder / "run.yaml")]) == 0
+    logged = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < sum("loss" in line for line in logged) < 14
+    listed = [json.loads(line) for line in (folder / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in listed) == [1, 3]
+    assert "has 0 pictures. Stage 1 aligns pairs of one picture" in capsys.readouterr().out
+    with pytest.raises(DataError, match="2 bad rows of 7, and max_bad allows 1"):
+        main([str(folder / "run.yaml"), "--overwrite", "max_bad=1"])

@@ -1,9 +1,11 @@
 """The loop: the same step however it is split, nothing that is no number, less memory, signals, resume."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 from line import Line
 from line import main as run_line
 from safetensors.torch import load_file
-from tiny_runs import base, squares, train
+from tiny_runs import base, config_of, squares, train
 
+from train.__main__ import main
 from train.batches import Plan
 from train.checkpoint import saved
 from train.config import LoopConfig, RunConfig
@@ -177,3 +180,61 @@ def test_a_resumed_run_with_dropout_is_the_unbroken_one(tmp_path: Path) -> None:
     expected = state(tmp_path / "whole" / "step-12")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state(tmp_path / "run" / "step-12").items())
     assert lines(tmp_path / "run")[-1]["loss"] == lines(tmp_path / "whole")[-1]["loss"]
+
+
+def test_a_second_signal_ends_a_run_at_once_and_says_so(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both come during the look before the first step, which writes 600 tokens."""
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+
+    def ask() -> None:
+        while not (tmp_path / "run" / "about.json").exists():
+            time.sleep(0.01)
+        for _ in range(2):
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(config_of(tmp_path / "run", model, data, heldout={"rows": 4, "tokens": 600})))
+    assert main([str(file)]) == 130
+    asking.join()
+    told = capsys.readouterr().err
+    assert "Stopped at once; --resume auto goes on from the newest checkpoint." in told
+    assert "nothing was changed" not in told
+    assert "second Ctrl-C" in json.loads((tmp_path / "run" / "stopped.json").read_text())["reason"]
+
+
+def test_a_loaders_process_that_is_killed_is_a_sentence(tmp_path: Path) -> None:
+    process = started(tmp_path / "run", "loop.steps=100000", "loop.workers=2", "loop.save_every=100000")
+    wait_for(tmp_path / "run", 5, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 2, told
+    assert "A process that prepares rows has died" in told and "Traceback" not in told
+    assert "prepares rows" in json.loads((tmp_path / "run" / "stopped.json").read_text())["reason"]
+
+
+def test_a_folder_that_a_run_writes_to_takes_no_other(tmp_path: Path) -> None:
+    process = started(tmp_path / "run", "loop.steps=100000")
+    try:
+        wait_for(tmp_path / "run", 5, process)
+        before = (tmp_path / "run" / "run.json").read_text()
+        for option in ((), ("resume=auto",)):
+            told = started(tmp_path / "run", "loop.steps=200000", *option).communicate(timeout=60)[0]
+            assert f"Process {process.pid} trains in {tmp_path / 'run'} now. Wait for it, stop it" in told
+        assert (tmp_path / "run" / "run.json").read_text() == before
+        process.kill()
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)  # dead, and not yet asked for its exit code: it holds nothing
+        assert run_line(str(tmp_path / "run"), f"loop.steps={wrote(tmp_path / 'run') + 3}", "resume=auto") == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wrote(run: Path) -> int:
+    return int(saved(run)[-1].name.removeprefix("step-"))

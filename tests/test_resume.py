@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from tiny_runs import base, squares, train
 
 from train.__main__ import main
 from train.checkpoint import newest_whole, saved
+from train.step import TrainingStopped
 from vlchat.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     EmptySupervisionError,
     IncompleteCheckpointError,
@@ -235,3 +239,91 @@ def test_a_run_that_is_refused_says_by_its_error_what_its_rows_have(
     objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80, "too_long": "refuse"}
     with pytest.raises(error, match=r"1 bad row of 16.*\n.*row 4 \(id "):
         train(tmp_path / "run", model, data, objective=objective)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"format": 1}', '{"format": 1, "files": []}'])
+def test_a_checkpoint_without_a_good_manifest_is_set_aside(
+    run: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = unbroken(run)
+    manifest = run / "step-12" / "vlchat.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    assert run_line(str(run), "resume=auto") == 0
+    assert "It is left aside." in capsys.readouterr().out
+    assert (run / "damaged-step-12").is_dir()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in state(run / "step-12").items())
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run is not a checkpoint .*name one, such as .*step-12, or say --res"):
+        run_line_strict(run, f"resume={run}")
+
+
+def test_another_optimizer_does_not_go_on(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    for one, other in (("muon", "adamw"), ("adamw", "muon")):
+        train(tmp_path / one, model, data, optim={"name": one})
+        again = [str(tmp_path / f"{one}.yaml"), "--resume", "auto", "loop.steps=5", f"optim.name={other}"]
+        with pytest.raises(CheckpointError, match=f"step-4 was trained with optim.name={one}.*begin a new run"):
+            main(again)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_disappears_while_the_run_trains_is_left_out(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, workers: int
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+
+    def remove() -> None:
+        while not (tmp_path / "run" / "about.json").exists():
+            time.sleep(0.001)
+        (tmp_path / "data" / "square-3.png").unlink()
+
+    for allowed in (1, 2):
+        removing = threading.Thread(target=remove)
+        removing.start()
+        loop = {"steps": 30, "save_every": 30, "workers": workers}  # seven epochs
+        if allowed == 1:
+            with pytest.raises(DataError, match='2 bad rows of 16, and max_bad allows 1:\n.*"square-3.png" was not'):
+                train(tmp_path / "run", model, data, max_bad=allowed, loop=loop)
+        else:
+            train(tmp_path / "run", model, data, max_bad=allowed, loop=loop)
+        removing.join()
+        listed = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+        assert sorted((one["row"], one["id"], one["kind"]) for one in listed) == [
+            (7, "colour-3", "missing_file"), (8, "red-3", "missing_file"),
+        ]  # fmt: skip
+        shutil.rmtree(tmp_path / "run")
+        squares(tmp_path / "data")
+
+
+def test_a_step_of_rows_that_are_left_out_by_choice_changes_nothing_and_ends_nothing(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    """One row a step, two of them too long; then all of them."""
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    rows = json.loads(data.read_text())
+    for row in rows[3:5]:
+        row["question"] = "Is it " + "very " * 90 + "red?"
+    data.write_text(json.dumps(rows))
+    keys: dict[str, Any] = {"loop": {"batch": 1, "steps": 16, "save_every": 16}}
+    objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80}
+    train(tmp_path / "run", model, data, objective=objective, **keys)
+    steps = [line["step"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(steps) == 14 and saved(tmp_path / "run")[-1].name == "step-16"
+    with pytest.raises(TrainingStopped, match="Not one row of step 16 can be used, nor of the 15 before it; "):
+        train(tmp_path / "none", model, data, objective=objective | {"max_length": 2}, **keys)
+
+
+def test_a_run_on_a_disk_that_is_closed_to_writing_is_a_sentence(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    with small_disk(tmp_path / "disk", 8) as disk:
+        train(disk / "run", model, data)
+        (disk / "run" / "quarantine.jsonl").write_text("")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for options in (["--overwrite"], ["--resume", "auto", "loop.steps=6"], [f"run={disk / 'other'}"]):
+            with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*Read-only file system"):
+                main([str(disk / "run.yaml"), *options])
+        assert len(saved(disk / "run")) == 2

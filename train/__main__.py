@@ -9,12 +9,13 @@ import transformers
 from accelerate.utils import set_seed
 
 from train import checkpoint, ranks, trackers
+from train.batches import WorkerLost
 from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
-from train.stopping import Interrupted
-from vlchat import runs as run_files
+from train.stopping import Interrupted, StoppedAtOnce
+from vlchat import runs
 from vlchat.arguments import Parser
 from vlchat.data import fingerprint, inspect
 from vlchat.errors import ConfigError, VLChatError
@@ -41,24 +42,29 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # the first process speaks for all
 
     try:
-        runs = load_runs(arguments.config, arguments.overrides)
-        if len(runs) > 1 and arguments.resume not in (None, "auto"):
-            raise ConfigError(f"{arguments.config} has {len(runs)} runs: say --resume auto, which goes on in each.")
-        for config in runs:  # before the first of them takes its hours
+        configs = load_runs(arguments.config, arguments.overrides)
+        if len(configs) > 1 and arguments.resume not in (None, "auto"):
+            raise ConfigError(f"{arguments.config} has {len(configs)} runs: say --resume auto, which goes on in each.")
+        for config in configs:  # before the first of them takes its hours
             _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
         with ranks.Heartbeat().beating():
-            for config in runs:
+            for config in configs:
                 train(config, arguments.resume)
     except Interrupted as error:
         _complain(str(error))
         return error.code
+    except StoppedAtOnce:
+        _complain("Stopped at once; --resume auto goes on from the newest checkpoint.")
+        return 130
     except KeyboardInterrupt:
         _complain("Stopped before the first step; nothing was changed.")
         return 130
-    except VLChatError:
-        if ranks.rank() > 0:
-            return 2  # the first process says why
-        raise
+    except VLChatError as error:
+        if ranks.rank() == 0:
+            raise
+        if isinstance(error, WorkerLost):  # else the first process says why
+            print(f"Process {ranks.rank()}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -117,9 +123,14 @@ def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str
     if mixture is None:
         return order
     first = ranks.rank() == 0
-    file = Path(config.run) / run_files.QUARANTINE
+    file = Path(config.run) / runs.QUARANTINE
     if first and resume is None:
-        file.unlink(missing_ok=True)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The run cannot be written to {config.run}: {error.strerror}. Add run=OTHER/FOLDER."
+            ) from error
     found = inspect(mixture, max_bad=config.max_bad, quarantine=file if first else None, progress=first)
     if told := found.summary():
         print(told)
@@ -131,6 +142,9 @@ def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str
 
 
 def _refuse_overwriting(run: Path, wanted: str | None, overwrite: bool) -> None:
+    problem = runs.taken(run) if ranks.rank() == 0 else None
+    if problem := ranks.exchange({"problem": problem})[0]["problem"]:
+        raise ConfigError(problem)
     found = checkpoint.saved(run)
     if wanted is None and found and not overwrite:
         raise ConfigError(

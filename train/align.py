@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from train.text_sides import LanguageText, TextSide, TowerText
 from train.warm_start import WarmStartConfig, warm_start
 from vlchat.connectors import QFormerConnector
 from vlchat.data import Example
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, DataError
 from vlchat.folders import newest
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
@@ -150,8 +151,10 @@ class AlignObjective(Conversations):
     def _check_weights(self) -> None:
         weights = {"itg": self.itg, "itc": self.itc, "itm": self.itm, "itg_qformer": self.itg_qformer}
         for name, weight in (weights | {"cells": self.cells}).items():
-            if weight < 0:
+            if not 0 <= weight < math.inf:
                 raise ConfigError(f"objective.{name} has the weight {weight:g}; it must be 0 or more.")
+        if not 0 <= self.itg_share <= 1:
+            raise ConfigError(f"objective.itg_share must be from 0 to 1, not {self.itg_share:g}.")
         if not any(weights.values()) and not self.cells:
             raise ConfigError("Nothing to learn from: objective.itg, itc, itm, itg_qformer and cells are all 0.")
         for name in ("itm", "itg_qformer"):
@@ -168,6 +171,8 @@ class AlignObjective(Conversations):
             )
 
     def _make_heads(self, contrast: ContrastConfig, projection: int, text: str | None, seed: int) -> None:
+        if projection < 1:
+            raise ConfigError(f"objective.projection must be at least 1, not {projection}.")
         self.heads = nn.ModuleDict()
         self._heads_train = False  # looked at when training begins
         of_queries = isinstance(self.connector, QFormerConnector)
@@ -200,13 +205,19 @@ class AlignObjective(Conversations):
             if rank() == 0:
                 print(told)
 
+    def unfit(self, example: Example) -> DataError | None:
+        if len(example.images) == 1:
+            return None
+        return DataError(
+            f"has {len(example.images)} pictures. Stage 1 aligns pairs of one picture and one caption; leave such rows "
+            "to stage 2",
+            field="image",
+        )
+
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         for example in examples:
-            if len(example.images) != 1:
-                raise ConfigError(
-                    f"{example.called} has {len(example.images)} pictures. Stage 1 aligns pairs of one picture "
-                    "and one caption; leave such rows to stage 2."
-                )
+            if problem := self.unfit(example):
+                raise problem.within(example.called)
         batch = super().tensors(examples, batch)
         captions, names = [example.answer for example in examples], [example.called for example in examples]
         for side in {id(side): side for side in (self.text_side, self.qformer_text) if side is not None}.values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,27 @@ class Plan:
         return [range(start, min(start + self.micro, last)) for start in range(first, last, self.micro)]
 
 
+_LOST = (
+    "A process that prepares rows has died; the system kills one when the memory is full. Nothing of this step was "
+    "saved. --resume auto goes on from the newest checkpoint; lower loop.workers if it happens again."
+)
+
+
+class WorkerLost(VLChatError):
+    """A process that prepares rows has died."""
+
+
+@contextlib.contextmanager
+def workers_named() -> Iterator[None]:
+    """What torch raises in the middle of anything when a loader's process dies, as a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if re.match(r"DataLoader worker \(pid", str(error)) is None:
+            raise
+        raise WorkerLost(_LOST) from error
+
+
 class _Steps(Dataset):
     def __init__(self, source: BatchSource, plan: Plan) -> None:
         self.source, self.plan = source, plan
@@ -108,4 +131,9 @@ def stream(source: BatchSource, plan: Plan, start: int, stop: int, workers: int)
         worker_init_fn=_stand_back,
         generator=torch.Generator(),  # its seed for workers is not drawn from the training's own randomness
     )
-    yield from loader
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # as it takes a tensor that is its last one
+        if not workers or "in DataLoader worker process" in str(error):  # an error of a row
+            raise
+        raise WorkerLost(_LOST) from error

@@ -18,7 +18,18 @@ from train.config import RunConfig
 from train.randomness import RandomState, set_random_state
 from vlchat import runs
 from vlchat.errors import CheckpointError, IncompleteCheckpointError, UnsafeCheckpointError, VLChatError
-from vlchat.folders import PICKLES, TRAINING_STATE, read_manifest, refuse_pickles, step_folder, steps, verify
+from vlchat.folders import (
+    MANIFEST,
+    PICKLES,
+    TRAINING_STATE,
+    is_step,
+    read_manifest,
+    refuse_pickles,
+    step_folder,
+    step_of,
+    steps,
+    verify,
+)
 
 _NEEDED = (*(f"{TRAINING_STATE}/{name}" for name in (training_state.TRAINED, training_state.OPTIMIZER)), runs.PROGRESS)
 
@@ -133,7 +144,9 @@ def newest_whole(run: Path, say: Any = print) -> Path | None:
     Raises:
         UnsafeCheckpointError: a checkpoint holds a pickle.
     """
-    for folder in reversed(steps(run)):
+    # One that has lost its manifest stands where this run is to write.
+    without = [path for path in run.glob("step-*") if is_step(path) and (path / TRAINING_STATE).is_dir()]
+    for folder in sorted({*steps(run), *without}, key=step_of, reverse=True):
         try:
             whole(folder)
             return folder
@@ -184,8 +197,12 @@ def whole(folder: Path) -> None:
         CheckpointError: a file is missing or is not as it was written.
     """
     manifest = read_manifest(folder) if folder.is_dir() else None
+    if manifest is None and is_step(folder) and (folder / TRAINING_STATE).is_dir():
+        raise CheckpointError(f"The checkpoint {folder} is damaged: {MANIFEST} is missing.")
     if manifest is None:
-        raise CheckpointError(f"{folder} is not a checkpoint of a run.")
+        inside = steps(folder)
+        hint = f" It holds some: name one, such as {inside[-1]}, or say --resume auto." if inside else ""
+        raise CheckpointError(f"{folder} is not a checkpoint of a run.{hint}")
     state = folder / TRAINING_STATE
     for place in (folder, state):
         if place.is_dir():
@@ -196,6 +213,8 @@ def whole(folder: Path) -> None:
     for name in _NEEDED:
         if not (folder / name).is_file():
             raise IncompleteCheckpointError(f"{folder} cannot be resumed: {name} is missing.")
+        if name not in manifest.get("files", {}):
+            raise CheckpointError(f"The checkpoint {folder} is damaged: {MANIFEST} has no hash of {name}.")
     verify(folder, manifest)
 
 

@@ -1,6 +1,7 @@
 """YAML -> typed configuration, with `key=value` overrides. Unknown keys are refused with the nearest right name."""
 
 import inspect
+import math
 import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -27,6 +28,18 @@ class OptimConfig:
     clip: float = 1.0  # gradient norm
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
 
+    def __post_init__(self) -> None:
+        for name, good, words in (
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
+            ("floor", 0 <= self.floor <= 1, "from 0 to 1"),
+            ("clip", self.clip > 0, "above 0"),  # infinity leaves gradients as they are
+        ):
+            if not good:
+                raise ConfigError(f"optim.{name} must be {words}, not {getattr(self, name):g}.")
+        if len(self.betas) != 2 or not all(type(beta) in (int, float) and 0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas must be two numbers from 0 to below 1, not {self.betas}.")
+
 
 @dataclass
 class LoopConfig:
@@ -51,7 +64,7 @@ class LoopConfig:
                 raise ConfigError(f"loop.{name} must be at least {least}, not {value}.")
         for name in ("epochs", "minutes"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"loop.{name} must be above 0, not {value:g}.")
 
 
@@ -110,6 +123,17 @@ class RunConfig:
     trackers: list[str] = field(default_factory=list)  # names of `train.trackers.TRACKERS`
     max_bad: int = 0  # rows that may be unusable before the run refuses to begin, or stops
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.run.strip():
+            raise ConfigError("run is empty; name the folder that everything goes to.")
+        if self.max_bad < 0:
+            raise ConfigError(f"max_bad must be at least 0, not {self.max_bad}.")
+        if not 0 <= self.seed < 2**32:  # as numpy takes it
+            raise ConfigError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}.")
+        for rule, rate in (self.trainable or {}).items():
+            if not 0 <= rate < math.inf:
+                raise ConfigError(f'trainable: the learning rate of "{rule}" must be at least 0, not {rate:g}.')
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -221,6 +245,9 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         if isinstance(value, plain) and not (plain is int and isinstance(value, bool)):
             if plain is dict and typing.get_args(option)[1:] == (float,):
                 return {str(key): typed(float, item, f"{where}: {key}") for key, item in value.items()}
+            if plain is list and typing.get_args(option):
+                kinds = typing.get_args(option)[0]
+                return [typed(kinds, item, f"{where}.{number}") for number, item in enumerate(value)]
             return value
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise ConfigError(f"{where} must be {names}, not {value!r}.")

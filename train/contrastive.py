@@ -6,6 +6,7 @@ Compared with float64 formulas written from the papers in tests/test_contrastive
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ class ContrastConfig:
                 raise ConfigError(f'objective.itc.{name} is "{value}"; use {" or ".join(known)}{hint}')
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"objective.itc.smoothing is {self.smoothing}; it must be from 0 to below 1.")
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError(f"objective.itc.margin is {self.margin}; it must be at least 0.")
 
 
 def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

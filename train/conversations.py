@@ -12,13 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from train.heldout import origin
 from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
 from vlchat.attention import ATTENTION, set_attention
-from vlchat.data import Collator, Example
+from vlchat.data import Collator, Example, Source
 from vlchat.data.augment import Augment
 from vlchat.data.collate import TOO_LONG, decode_images, has_answer
+from vlchat.data.faults import BadRow
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.processor import VLChatProcessor
@@ -53,6 +55,9 @@ class Conversations(nn.Module):
         if too_long not in TOO_LONG:
             hint = nearest(too_long, TOO_LONG) or "."
             raise ConfigError(f'objective.too_long is "{too_long}"; use {", ".join(TOO_LONG)}{hint}')
+        for name, value in {"max_length": max_length, "sample_tokens": sample_tokens}.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"objective.{name} must be at least 1, not {value}.")
         self.too_long = too_long
         self.mixture = open_data(data, seed)
         self.cells = cells
@@ -92,21 +97,50 @@ class Conversations(nn.Module):
 
     def batch(self, positions: Sequence[int]) -> dict[str, Any]:
         """The tensors of these rows without those that can't be used, as of `collated`."""
-        return self.collated(self.examples(positions), positions)
+        examples, read, bad = [], [], []
+        for position in positions:
+            try:
+                examples += self.examples([position])
+                read.append(position)
+            except DataError as error:  # a file of it has gone since the run began, or has changed
+                bad.append(self._fault(position, error))
+        batch = self.collated(examples, read)
+        return batch | {"faults": [*bad, *batch["faults"]]}
+
+    def _fault(self, position: int, error: DataError) -> BadRow:
+        number, row = self.mixture.locate(position % len(self.mixture))
+        source, row = origin(self.mixture.sources[number], row)
+        found = source.read(row) if isinstance(source, Source) else None
+        cause = error.__cause__  # the source puts the row's name before it
+        reason = str(cause if isinstance(cause, DataError) else error)
+        return BadRow(source.name, row + 1, found.id if found else f"#{row + 1}", error.field, error.kind, reason)
 
     def collated(self, examples: Sequence[Example], positions: Sequence[int]) -> dict[str, Any]:
         """The tensors of rows without those that can't be used, whose `faults` are told.
 
         `ids` names the rows, `positions` is (rows,). Where no row is left, there are no tensors.
         """
-        found = Collator(self.processor, self.max_length, self.model, self.too_long).collate(examples)
-        kept = [examples[number] for number in found.kept]
+        problems = [self.unfit(example) for example in examples]
+        unfit = [
+            BadRow(example.source, example.row, example.id, problem.field, problem.kind, str(problem))
+            for example, problem in zip(examples, problems, strict=True)
+            if problem is not None
+        ]
+        fit = [number for number, problem in enumerate(problems) if problem is None]
+        collator = Collator(self.processor, self.max_length, self.model, self.too_long)
+        found = collator.collate([examples[number] for number in fit])
+        numbers = [fit[number] for number in found.kept]
+        kept = [examples[number] for number in numbers]
         batch = self.tensors(kept, found.batch) if found.batch is not None else {}
         return batch | {
             "ids": [example.called for example in kept],
-            "positions": torch.tensor([positions[number] for number in found.kept]),
-            "faults": [*found.bad, *found.notes],
+            "positions": torch.tensor([positions[number] for number in numbers]),
+            "faults": [*unfit, *found.bad, *found.notes],
         }
+
+    def unfit(self, example: Example) -> DataError | None:
+        """Why the objective can't learn from a row that a model could read, or None."""
+        return None
 
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         """The tensors of rows that can all be used.
@@ -178,14 +212,17 @@ class Conversations(nn.Module):
         for index in range(len(self.mixture) - 4, len(self.mixture)):
             if index < 0:
                 continue
-            example = self.mixture[index]
+            try:
+                example = self.mixture[index]
+            except DataError:  # a bad row is told where it would be trained on
+                continue
             if not has_answer(example):
                 continue
             turns = [number for number, message in enumerate(example.messages) if message["role"] == "assistant"]
             asked = replace(example, messages=example.messages[: turns[0]])
             try:
                 inputs = {key: value.to(self.model.device) for key, value in self._prompt(asked).items()}
-            except DataError:  # a bad row is told where it would be trained on
+            except DataError:
                 continue
             out = self.model.generate(**inputs, max_new_tokens=self.sample_tokens, do_sample=False)
             written = foreign.new_tokens(out, inputs["input_ids"])[0]

@@ -101,7 +101,7 @@ def split(mixture: Mixture, wanted: HeldoutConfig, seed: int) -> tuple[Mixture, 
 
     def rank(group: list[tuple[int, int]]) -> float:
         number, row = group[0]
-        _, row = _origin(mixture.sources[number], row)
+        _, row = origin(mixture.sources[number], row)
         drawn = hashlib.blake2b(f"heldout {seed} {number} {row}".encode(), digest_size=8).digest()
         return -math.log((int.from_bytes(drawn) + 1) / 2**64) / mixture.weights[number]
 
@@ -150,7 +150,7 @@ def _shown_by(mixture: Mixture) -> set[str]:
     return {picture for _, pictures in _rows(mixture) for picture in pictures}
 
 
-def _origin(source: Any, row: int) -> tuple[Any, int]:
+def origin(source: Any, row: int) -> tuple[Any, int]:
     """The source itself, and the row's number in it, of a source that some rows were left out of."""
     while isinstance(source, Kept):
         source, row = source.source, int(source.rows[row])
@@ -163,7 +163,7 @@ def _rows(mixture: Mixture) -> Iterator[tuple[tuple[int, int], list[str]]]:
         quiet = len(part) < _MANY or not sys.stderr.isatty()
         names: dict[str, str] = {}
         for row in tqdm(range(len(part)), desc=f"pictures of {part.name}", unit="row", disable=quiet, leave=False):
-            source, own = _origin(part, row)
+            source, own = origin(part, row)
             if not isinstance(source, Source):
                 yield (number, row), []
                 continue

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from train import checkpoint, records
-from train.batches import Batch, Plan, stream
+from train.batches import Batch, Plan, stream, workers_named
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
@@ -23,7 +23,7 @@ from train.optim import parameter_groups, schedule
 from train.quarantine import Quarantine
 from train.randomness import random_state
 from train.ranks import exchange, join
-from train.resuming import changes
+from train.resuming import changes, refuse_other_optimizer
 from train.step import OutOfMemory, Stepper, TrainingStopped
 from train.stopping import Interrupted, Stop
 from train.terms import Term, add
@@ -33,6 +33,7 @@ from vlchat.errors import CheckpointError, ConfigError, VLChatError
 from vlchat.folders import step_folder, step_of
 
 _PRECISIONS = ("no", "bf16", "fp16")
+_IDLE = 100  # steps in a row without one usable row: the data is at fault, not a row
 
 
 class Objective(Protocol):
@@ -95,6 +96,7 @@ def fit(
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
     if resume:
+        refuse_other_optimizer(resume, config)
         progress = checkpoint.read(resume, objective, optimizer, accelerator, rows or {})
         for change in changes(resume, config):
             accelerator.print(f"Not as in {resume.name}: {change}")
@@ -107,20 +109,21 @@ def fit(
         if hasattr(objective, "begin"):
             objective.begin()
         set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
-    if accelerator.is_main_process:
-        _open_run(run, config, resume)
-    accelerator.wait_for_everyone()
+    mixture = getattr(objective, "mixture", ())
+    quarantine = Quarantine(run, config.max_bad, len(mixture), accelerator.is_main_process, accelerator.print)
+    watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
+    problem = _open_run(run, config, resume) if accelerator.is_main_process else None
+    if problem := exchange({"problem": problem})[0]["problem"]:
+        raise ConfigError(problem)
 
     stepper = Stepper(objective, optimizer, accelerator, config.optim.clip)
     share = schedule(config.optim)
     started = time.monotonic() - progress.seconds
     written = resume
     stop = Stop()
-    quarantine = Quarantine(
-        run, config.max_bad, len(getattr(objective, "mixture", ())), accelerator.is_main_process, accelerator.print
-    )
-    watching = Watch(config, objective, steps, accelerator, progress, heldout, table)
-    with stop.listening(), watching as watch:
+    idle = 0
+    # Twice, for torch may raise it once more while the watch writes down why the run ends.
+    with workers_named(), stop.listening(), watching as watch, workers_named():
         objective.train()
         while progress.step < steps:
             for batches in stream(objective, plan, progress.step, steps, loop.workers):
@@ -131,14 +134,12 @@ def fit(
                     if one["error"]:
                         raise TrainingStopped(one["error"])
                 quarantine.add([fault for one in told for fault in one["faults"]])
-                if not any(one["counts"] for one in told):
+                usable = _usable(told, objective.whole_batch, loop.batch)
+                idle = 0 if usable else idle + 1
+                if idle == _IDLE or idle * loop.batch >= max(1, len(mixture)):
                     raise TrainingStopped(
-                        f"Not one row of step {progress.step + 1} can be used; {quarantine.file} says why."
-                    )
-                if objective.whole_batch and not all(one["counts"] for one in told):
-                    raise TrainingStopped(
-                        f"One process has no usable row in step {progress.step + 1}, and the objective compares the "
-                        f"rows of all. {quarantine.file} says why; take these rows out, or raise loop.batch."
+                        f"Not one row of step {progress.step + 1} can be used"
+                        f"{f', nor of the {idle - 1:,} before it' if idle > 1 else ''}; {quarantine.file} says why."
                     )
                 seconds = told[0]["seconds"]  # one clock for all
                 done = progress.step / steps
@@ -147,7 +148,8 @@ def fit(
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * share(done)
                 try:
-                    outcome = stepper(progress.step, batches, add(one["counts"] for one in told))
+                    counts = add(one["counts"] for one in told)
+                    outcome = stepper(progress.step, batches, counts) if usable else None
                 except OutOfMemory:
                     plan = _smaller(plan, accelerator)
                     break  # the rows of this step come anew, in smaller pieces
@@ -174,12 +176,19 @@ def _told(
     objective: Any, batches: list[Batch] | VLChatError, quarantine: Quarantine, asked: int | None, seconds: float
 ) -> dict[str, Any]:
     """What a process tells the others before a step, as JSON."""
-    told: dict[str, Any] = {"counts": {}, "faults": [], "error": None, "signal": asked, "seconds": seconds}
+    told: dict[str, Any] = {"seconds": seconds, "counts": {}, "rows": 0, "faults": [], "error": None, "signal": asked}
     if isinstance(batches, VLChatError):
         return told | {"error": str(batches)}
     told["faults"] = quarantine.take(batches)
     batches[:] = [batch for batch in batches if batch["ids"]]
-    return told | {"counts": add(map(objective.counts, batches))}
+    return told | {"counts": add(map(objective.counts, batches)), "rows": sum(len(batch["ids"]) for batch in batches)}
+
+
+def _usable(told: list[dict[str, Any]], whole: bool, batch: int) -> bool:
+    """Whether a step has rows to learn from. Those that are compared must be two at least, and some of each process."""
+    if whole:
+        return all(one["rows"] for one in told) and sum(one["rows"] for one in told) >= min(2, batch)
+    return any(one["rows"] for one in told)
 
 
 def _accelerator(precision: str) -> Accelerator:
@@ -218,15 +227,20 @@ def _refuse_mixing(run: Path, resume: Path, progress: Progress) -> None:
         )
 
 
-def _open_run(run: Path, config: RunConfig, resume: Path | None) -> None:
-    if resume is None:
-        checkpoint.clear(run)
+def _open_run(run: Path, config: RunConfig, resume: Path | None) -> str | None:
+    """Makes the run's folder ready to write to. Returns why it can't be."""
+    if problem := runs.taken(run):
+        return problem
     try:
         run.mkdir(parents=True, exist_ok=True)
+        records.write(run / runs.RUNNING, runs.this_process())
+        if resume is None:
+            checkpoint.clear(run)
         checkpoint.tidy(run)
         records.write(run / runs.CONFIG, config.to_dict())
     except OSError as error:
-        raise ConfigError(f"The run cannot be written to {run}: {error.strerror}. Add run=OTHER/FOLDER.") from error
+        return f"The run cannot be written to {run}: {error.strerror}. Make room there, or add run=OTHER/FOLDER."
+    return None
 
 
 def _smaller(plan: Plan, accelerator: Accelerator) -> Plan:

@@ -47,6 +47,18 @@ def refuse_other_draws(folder: Path, processes: int, objective: nn.Module) -> No
         )
 
 
+def refuse_other_optimizer(folder: Path, config: RunConfig) -> None:
+    """Raises CheckpointError where another `optim.name` wrote the checkpoint: its state means nothing to this one."""
+    told = runs.read_json(folder / runs.CONFIG)
+    optim = told.get("optim") if isinstance(told, dict) else None
+    before = optim.get("name") if isinstance(optim, dict) else None
+    if before is not None and before != config.optim.name:
+        raise CheckpointError(
+            f"{folder} was trained with optim.name={before}, whose state {config.optim.name} can't go on from. Give "
+            "the run the optimizer that it began with, or begin a new run from its weights."
+        )
+
+
 def changes(folder: Path, config: RunConfig) -> list[str]:
     """What of the configuration is another than in the checkpoint, such as `optim.clip: 1.0 -> 0.5`.
 

@@ -170,8 +170,11 @@ def _figures(
     batch = objective.collated(rows, range(first, first + len(rows)))
     kept = set(batch.pop("ids"))
     reasons = {fault.id: str(fault) for fault in batch.pop("faults")}
-    bad |= {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
-    terms = objective(on_device(batch, device)) if kept else {}
+    left_out = {row.called: reasons.get(row.id, "left out") for row in rows if row.called not in kept}
+    bad |= left_out
+    if not kept or (left_out and len(kept) == 1 and getattr(objective, "whole_batch", False)):
+        return []  # a row that is left alone has nothing to be compared with
+    terms = objective(on_device(batch, device))
     return [Figure(first, name, float(t.total), float(t.count), float(t.weight)) for name, t in terms.items()]
 
 

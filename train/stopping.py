@@ -24,6 +24,10 @@ class Interrupted(VLChatError):
         self.code = code
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second Ctrl-C: the run ends where it is."""
+
+
 class Stop:
     """Whether, and by which signal, the run was asked to stop. A second Ctrl-C stops it at once, unsaved."""
 
@@ -32,7 +36,7 @@ class Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce("stopped at once by a second Ctrl-C, without a save")
         if self.signal is None:
             name = signal.Signals(number).name
             print(f"\n{name}: the run saves after this step and stops.", file=sys.stderr, flush=True)

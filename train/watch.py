@@ -109,12 +109,12 @@ class Watch:
             self.bar.close()
 
     def stepped(
-        self, progress: Progress, outcome: Outcome, rate: float, final: bool, hurry: bool = False
+        self, progress: Progress, outcome: Outcome | None, rate: float, final: bool, hurry: bool = False
     ) -> bool:
         """After each step. Returns whether the run should stop early, for `best.reason`, the same on every process.
 
         Args:
-            outcome: `loss`, `terms` by name, and the gradient's `norm` of the step.
+            outcome: `loss`, `terms` by name, and the gradient's `norm` of the step; None where no row could be used.
             rate: the first group's learning rate.
             final: this was the last step.
             hurry: the run was asked to stop: there is no time to look. A resumed run looks when it begins.
@@ -126,7 +126,7 @@ class Watch:
             total = min(total, round(step / min(1.0, max(1e-9, progress.seconds / 60 / loop.minutes))))
         if self.bar is not None:
             self.bar.advance(step, step if final else max(step, total))
-        if step % loop.log_every == 0 or final:
+        if outcome is not None and (step % loop.log_every == 0 or final):
             self._log_step(progress, outcome, rate)
         judged = self.heldout is not None and (step % self.every == 0 or final) and not hurry
         if judged:

@@ -125,6 +125,11 @@ def steps(run: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def is_step(folder: Path) -> bool:
+    """Whether a folder has the name of a checkpoint of a run, `step-N`."""
+    return bool(_STEP.fullmatch(folder.name)) and folder.is_dir()
+
+
 def step_of(folder: Path) -> int:
     """N of a checkpoint `step-N`."""
     return int(folder.name.removeprefix("step-"))
@@ -162,6 +167,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is damaged: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a manifest of format {FORMAT}; it needs another version of vlchat.")
+    if not isinstance(manifest.get("files", {}), dict):
+        raise CheckpointError(f"{path} is damaged: it names no files.")
     return manifest
 
 

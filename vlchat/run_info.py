@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
 from pathlib import Path
@@ -20,10 +19,10 @@ from vlchat.runs import (
     PROGRESS,
     RUNNING,
     STOPPED,
+    alive,
     clock,
     lines,
     problem_of,
-    process_start,
     read_json,
 )
 
@@ -129,7 +128,7 @@ def _state(folder: Path, config: dict[str, Any], about: dict[str, Any], logged: 
         host, pid = running.get("host"), running.get("pid")
         if host != socket.gethostname():
             return f"a process on {host} has trained; the last figures are {_ago(folder / METRICS)} old"
-        if isinstance(pid, int) and _alive(pid, running.get("start")):
+        if isinstance(pid, int) and alive(pid, running.get("start")):
             left = _left(config, planned, logged)
             return f"training now (process {pid})" + (f", {clock(left)} left" if left is not None else "")
         return f"killed at about step {made:,}: its process is gone and said no word"
@@ -189,16 +188,6 @@ def _left(config: dict[str, Any], planned: float | None, logged: list[dict[str, 
     left = max(0.0, pace * (planned - timed[-1]["step"]))
     minutes = _number(_loop(config, "minutes"))
     return min(left, max(0.0, 60 * minutes - timed[-1]["seconds"])) if minutes else left
-
-
-def _alive(pid: int, start: Any) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        pass
-    except (OSError, OverflowError):
-        return False
-    return start is None or process_start(pid) == start
 
 
 def _planned(config: dict[str, Any], about: dict[str, Any]) -> float | None:

@@ -41,10 +41,33 @@ def this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "began": time.time(), "start": process_start(os.getpid())}
 
 
+def taken(run: Path) -> str | None:
+    """Why this process may not write to a run's folder now, or None. Of other machines' processes nothing is known."""
+    told = read_json(run / RUNNING)
+    if not isinstance(told, dict) or told.get("host") != socket.gethostname():
+        return None
+    pid = told.get("pid")
+    if not isinstance(pid, int) or pid == os.getpid() or not alive(pid, told.get("start")):
+        return None
+    return f"Process {pid} trains in {run} now. Wait for it, stop it, or add run=OTHER/FOLDER."
+
+
+def alive(pid: int, start: Any) -> bool:
+    """Whether a process runs, and is the one that began at `start` (`process_start`; None does not ask)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    return start is None or process_start(pid) == start
+
+
 def process_start(pid: int) -> str | None:
     """What tells a process from a later one of the same number; None where there is none, or nothing tells."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state[0] in "ZX" else state[19]  # dead, and nobody has asked for its exit code yet
     except (OSError, IndexError):
         return None
 
