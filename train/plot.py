@@ -125,7 +125,7 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     title = run.absolute().name.replace("$", r"\$")  # a pair of them is a formula to matplotlib
     figure.suptitle(title, x=0.012, ha="left", fontsize=12, color=_INK, fontweight="bold")
 
-    with replacing(run / runs.PLOT) as stage:
+    with replacing(run / runs.PLOT, flush=False) as stage:
         figure.savefig(stage, format="png")
 
 

@@ -48,7 +48,7 @@ def truncate(file: Path, step: int) -> None:
 def write(file: Path, content: Any) -> None:
     """Writes JSON for people; what reads the file meanwhile sees the old one or the new one."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    with replacing(file) as stage:
+    with replacing(file, flush=False) as stage:
         stage.write_bytes(text.encode("utf-8", errors="backslashreplace"))  # a file's name may be no text
 
 

@@ -108,12 +108,17 @@ def writing(folder: str | Path, manifest: dict[str, Any]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Gives a file to write beside `file`, which takes its place at the end: whole and flushed, or not at all."""
+def replacing(file: Path, flush: bool = True) -> Iterator[Path]:
+    """Gives a file to write beside `file`, which takes its place at the end: whole, or not at all.
+
+    Args:
+        flush: to the disk, so that a power cut leaves it whole too; it may take a while.
+    """
     stage = file.with_name(f".{file.name}.partial")
     try:
         yield stage
-        _flush(stage)
+        if flush:
+            _flush(stage)
         stage.replace(file)
     finally:
         stage.unlink(missing_ok=True)
