@@ -297,3 +297,19 @@ def test_a_run_on_a_disk_that_is_closed_to_writing_is_a_sentence(
             with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*Read-only file system"):
                 main([str(disk / "run.yaml"), *options])
         assert len(saved(disk / "run")) == 2
+
+
+def test_a_run_that_begins_on_a_full_disk_is_a_sentence_and_leaves_nothing(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    with small_disk(tmp_path / "disk", 8) as disk:
+        train(disk / "run", model, data)
+        before = sorted(path.name for path in (disk / "run").iterdir())
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        for options in (["--overwrite"], ["--resume", "auto", "loop.steps=6"]):
+            with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*No space left on device"):
+                main([str(disk / "run.yaml"), *options])
+        assert sorted(path.name for path in (disk / "run").iterdir()) == before

@@ -56,5 +56,9 @@ def _plain(value: Any) -> Any:
 
 def write(file: Path, content: Any) -> None:
     stage = file.with_name(f".{file.name}.partial")
-    stage.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    stage.replace(file)
+    try:
+        stage.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        stage.replace(file)
+    except OSError:
+        stage.unlink(missing_ok=True)
+        raise
