@@ -20,7 +20,16 @@ from tiny_runs import base, squares, train
 from train.__main__ import main
 from train.checkpoint import newest_whole, saved
 from train.step import TrainingStopped
-from vlchat.errors import CheckpointError, ConfigError, DataError, IncompleteCheckpointError, UnsafeCheckpointError
+from vlchat.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EmptySupervisionError,
+    IncompleteCheckpointError,
+    PathEscapeError,
+    TooLongError,
+    UnsafeCheckpointError,
+)
 
 
 @pytest.fixture
@@ -313,3 +322,24 @@ def test_a_run_that_begins_on_a_full_disk_is_a_sentence_and_leaves_nothing(
             with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*No space left on device"):
                 main([str(disk / "run.yaml"), *options])
         assert sorted(path.name for path in (disk / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"image": "../square-1.png"}, PathEscapeError),
+        ({"image": "/etc/hostname"}, PathEscapeError),
+        ({"answer": ""}, EmptySupervisionError),
+        ({"question": "very " * 90}, TooLongError),
+    ],
+)
+def test_a_run_that_is_refused_says_by_its_error_what_its_rows_have(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, change: dict[str, str], error: type[DataError]
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    rows = json.loads(data.read_text())
+    rows[3] |= change
+    data.write_text(json.dumps(rows))
+    objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80, "too_long": "refuse"}
+    with pytest.raises(error, match=r"1 bad row of 16.*\n.*row 4 \(id "):
+        train(tmp_path / "run", model, data, objective=objective)

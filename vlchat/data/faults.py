@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlchat.errors import DataError
+from vlchat.errors import DataError, EmptySupervisionError, PathEscapeError, TooLongError
 
 ERROR, NOTE = "error", "note"
 
@@ -83,6 +83,14 @@ KINDS: dict[str, Kind] = _errors(
 )  # fmt: skip
 
 
+# What all of some rows have wrong is an error of its own for programs.
+_ERRORS: dict[frozenset[str], type[DataError]] = {
+    frozenset({"path_leads_up", "path_absolute", "path_link_out"}): PathEscapeError,
+    frozenset({"no_answer", "empty_answer", "invisible_answer", "no_supervision"}): EmptySupervisionError,
+    frozenset({"too_long"}): TooLongError,
+}
+
+
 @dataclass(frozen=True)
 class BadRow:
     """What is wrong with one row.
@@ -122,6 +130,8 @@ def called(row: int, id: str, source: str = "") -> str:
 def too_many(bad: Sequence[BadRow], max_bad: int, rows: int, quarantine: Path | None) -> DataError:
     """The error of a run whose data has more than `max_bad` bad rows: ten of them, the total and what to do.
 
+    A PathEscapeError, EmptySupervisionError or TooLongError where that is what all of them are.
+
     Args:
         bad: all faults; a row with two counts once.
         rows: how many rows there are.
@@ -135,7 +145,9 @@ def too_many(bad: Sequence[BadRow], max_bad: int, rows: int, quarantine: Path | 
         lines.append(f"  and {len(first) - 10:,} more")
     listed = f" All are listed in {quarantine}." if quarantine is not None else ""
     verb = "row" if len(first) == 1 else "rows"
-    return DataError(
+    common = {fault.kind for fault in bad}
+    error = next((error for kinds, error in _ERRORS.items() if common <= kinds), DataError)
+    return error(
         f"{len(first):,} bad {verb} of {rows:,}, and max_bad allows {max_bad:,}:\n" + "\n".join(lines) + "\n"
         f"Mend them, or set max_bad={len(first)} to go on without them.{listed} {advice(bad)}".rstrip()
     )
