@@ -223,9 +223,12 @@ def test_a_folder_that_a_run_writes_to_takes_no_other(tmp_path: Path) -> None:
     try:
         wait_for(tmp_path / "run", 5, process)
         before = (tmp_path / "run" / "run.json").read_text()
-        for option in ((), ("resume=auto",)):
-            told = started(tmp_path / "run", "loop.steps=200000", *option).communicate(timeout=60)[0]
-            assert f"Process {process.pid} trains in {tmp_path / 'run'} now. Wait for it, stop it" in told
+        words = f"Process {process.pid} trains in {tmp_path / 'run'} now. Wait for it, stop it"
+        assert words in started(tmp_path / "run").communicate(timeout=60)[0]
+        (tmp_path / "run.yaml").write_text(json.dumps({"run": str(tmp_path / "run"), "objective": {"type": "tune"}}))
+        for options in ((), ("--resume", "auto"), ("--overwrite",)):
+            with pytest.raises(ConfigError, match=words):
+                main([str(tmp_path / "run.yaml"), *options])
         assert (tmp_path / "run" / "run.json").read_text() == before
         process.kill()
         while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":

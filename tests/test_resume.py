@@ -220,27 +220,6 @@ def test_what_only_pixels_and_tokens_tell_is_left_out_on_the_way(
         train(tmp_path / "refused", model, data, objective=objective | {"too_long": "refuse"}, max_bad=2)
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ({"image": "../square-1.png"}, PathEscapeError),
-        ({"image": "/etc/hostname"}, PathEscapeError),
-        ({"answer": ""}, EmptySupervisionError),
-        ({"question": "very " * 90}, TooLongError),
-    ],
-)
-def test_a_run_that_is_refused_says_by_its_error_what_its_rows_have(
-    tmp_path: Path, tiny_model: Any, tiny_processor: Any, change: dict[str, str], error: type[DataError]
-) -> None:
-    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
-    rows = json.loads(data.read_text())
-    rows[3] |= change
-    data.write_text(json.dumps(rows))
-    objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80, "too_long": "refuse"}
-    with pytest.raises(error, match=r"1 bad row of 16.*\n.*row 4 \(id "):
-        train(tmp_path / "run", model, data, objective=objective)
-
-
 @pytest.mark.parametrize("content", [None, "", "{}", '{"format": 1}', '{"format": 1, "files": []}'])
 def test_a_checkpoint_without_a_good_manifest_is_set_aside(
     run: Path, content: str | None, capsys: pytest.CaptureFixture[str]
@@ -327,3 +306,40 @@ def test_a_run_on_a_disk_that_is_closed_to_writing_is_a_sentence(
             with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*Read-only file system"):
                 main([str(disk / "run.yaml"), *options])
         assert len(saved(disk / "run")) == 2
+
+
+def test_a_run_that_begins_on_a_full_disk_is_a_sentence_and_leaves_nothing(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    with small_disk(tmp_path / "disk", 8) as disk:
+        train(disk / "run", model, data)
+        before = sorted(path.name for path in (disk / "run").iterdir())
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        for options in (["--overwrite"], ["--resume", "auto", "loop.steps=6"]):
+            with pytest.raises(ConfigError, match="The run cannot be written to .*disk.*No space left on device"):
+                main([str(disk / "run.yaml"), *options])
+        assert sorted(path.name for path in (disk / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"image": "../square-1.png"}, PathEscapeError),
+        ({"image": "/etc/hostname"}, PathEscapeError),
+        ({"answer": ""}, EmptySupervisionError),
+        ({"question": "very " * 90}, TooLongError),
+    ],
+)
+def test_a_run_that_is_refused_says_by_its_error_what_its_rows_have(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, change: dict[str, str], error: type[DataError]
+) -> None:
+    model, data = base(tmp_path, tiny_model, tiny_processor), squares(tmp_path / "data")
+    rows = json.loads(data.read_text())
+    rows[3] |= change
+    data.write_text(json.dumps(rows))
+    objective = {"type": "tune", "model": str(model), "lora": {"r": 2}, "max_length": 80, "too_long": "refuse"}
+    with pytest.raises(error, match=r"1 bad row of 16.*\n.*row 4 \(id "):
+        train(tmp_path / "run", model, data, objective=objective)
