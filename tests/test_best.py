@@ -14,10 +14,10 @@ def test_patience_counts_looks_that_are_not_better_by_enough() -> None:
     for step, value in enumerate(values):
         best.add(step, value, lower_is_better=True)
         decided.append((best.step, best.waited, best.reason is not None))
-    assert decided[:5] == [(None, 0, False), (1, 0, False), (1, 1, False), (1, 2, False), (4, 0, False)]
-    assert decided[7] == (4, 3, True)
+    assert decided[:5] == [(None, 0, False), (1, 0, False), (2, 1, False), (2, 2, False), (4, 0, False)]
+    assert decided[7] == (7, 3, True)
     assert best.reason == (
-        "heldout_loss has not become better for 3 looks; the best heldout_loss was 4.8 at step 4, 9 before training."
+        "heldout_loss has not become better for 3 looks; the best heldout_loss was 4.75 at step 7, 9 before training."
     )
 
 

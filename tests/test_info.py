@@ -54,14 +54,14 @@ def test_a_run_that_is_done(run: Path, capsys: pytest.CaptureFixture[str]) -> No
         "trains lora_", "(frozen)", "progress step 4 of 4 (100 %), 16 rows seen, 1.33 of 1.33 epochs, 0:",
         "state finished at step 4", "first, lowest", "scores heldout loss", "best step-", "before training)",
         f"plot {run}/loss.png", "saves step-2: whole, ", "step-4: whole, ", ", newest",
-        f"resume vlchat train {run}/run.json --resume auto", f"chat vlchat chat --model {run} ",
+        f"go further vlchat train {run}/run.json --resume auto loop.steps=8", f"chat vlchat chat --model {run} ",
     ):  # fmt: skip
         assert part in words, part
     assert any(bar in words for bar in "▁▂▃▄▅▆▇█")
 
 
 def test_the_command_to_go_on_is_one(run: Path) -> None:
-    command = next(text for name, text in describe(run) if name == "resume").split()
+    command = next(text for name, text in describe(run) if name == "go further").split()
     assert main([*command[1:], f"run={run}", "loop.steps=6"]) == 0
     assert (run / "step-6").is_dir()
 
@@ -191,3 +191,11 @@ def test_a_curve_in_a_line() -> None:
     falling = sparkline([100 / n for n in range(1, 500)], width=40)
     assert len(falling) == 40 and falling[0] == "█" and falling[-1] == "▁"
     assert falling == "".join(sorted(falling, reverse=True)) and len(set(falling)) > 4
+
+
+def test_the_command_to_go_on_begins_where_the_run_did(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (run / "stopped.json").write_text(json.dumps({"reason": "SIGTERM", "step": 4}))
+    here = Path.cwd()
+    assert any(text.startswith("vlchat train ") for name, text in describe(run) if name == "resume")
+    monkeypatch.chdir(tmp_path)
+    assert any(text.startswith(f"cd {here} && vlchat train ") for name, text in describe(run) if name == "resume")

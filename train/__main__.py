@@ -26,7 +26,7 @@ _FEW = 50  # steps
 def main(argv: list[str] | None = None) -> int:
     """Run a training from the command line. Returns 0, or raises VLChatError for a person's mistake."""
     parser = Parser(prog="vlchat train", description="Train from a YAML file.")
-    parser.add_argument("config", help="a YAML file, such as configs/mini/tune.yaml; its runs train in turn")
+    parser.add_argument("config", nargs="?", help="a YAML file, such as configs/mini/tune.yaml; its runs train in turn")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as loop.steps=100")
     parser.add_argument(
         "--resume", nargs="?", const="auto", metavar="auto|FOLDER", help="go on from the newest checkpoint, or this one"
@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints"
     )
     arguments = parser.parse_intermixed_args(argv)  # key=value may follow --resume auto
+    if arguments.config is None:
+        raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat train --help.")
 
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
     ranks.join()
@@ -108,7 +110,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
 
     # 5. Train.
     last = fit(objective, config, steps, resume, heldout, rows)
-    print(f"Done: {last}")
+    print(f"Done: {last}. vlchat info {run} says how it went.")
     return last
 
 

@@ -15,7 +15,8 @@ class Best:
         metric: the figure's name in the run's metrics.
         step, value: the best look so far; None where there is none.
         before: the figure at step 0, before any training, which is no candidate.
-        waited: looks since the best one.
+        mark: the figure that a look must be better than, by more than `least`, for patience to begin anew.
+        waited: looks since then.
         reason: why the run should stop early, or None.
     """
 
@@ -25,6 +26,7 @@ class Best:
         self.step: int | None = None
         self.value: float | None = None
         self.before: float | None = None
+        self.mark: float | None = None
         self.waited = 0
         self.reason: str | None = None
 
@@ -34,12 +36,14 @@ class Best:
             self.before = value if math.isfinite(value) else None
             return
         sign = -1 if lower_is_better else 1
-        if math.isfinite(value) and (self.value is None or sign * (value - self.value) > self.least):
-            self.step, self.value, self.waited = step, value, 0
+        if math.isfinite(value) and (self.value is None or sign * (value - self.value) > 0):
+            self.step, self.value = step, value
+        if math.isfinite(value) and (self.mark is None or sign * (value - self.mark) > self.least):
+            self.mark, self.waited = value, 0
             return
         self.waited += 1
         if self.patience is not None and self.waited >= self.patience:
-            looks = "look" if self.waited == 1 else f"{self.waited} looks"
+            looks = "one look" if self.waited == 1 else f"{self.waited} looks"
             self.reason = f"{self.metric} has not become better for {looks}; {self}"
 
     def __str__(self) -> str:
@@ -55,6 +59,7 @@ class Best:
             "best_step": self.step,
             "best": self.value,
             "before": self.before,
+            "mark": self.mark,
             "waited": self.waited,
         }
 
@@ -62,4 +67,4 @@ class Best:
         """Goes on from `state`; by another metric what was best is not known."""
         if state.get("metric") == self.metric:
             self.step, self.value, self.before = state["best_step"], state["best"], state["before"]
-            self.waited = state["waited"]
+            self.mark, self.waited = state["mark"], state["waited"]

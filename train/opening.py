@@ -33,6 +33,7 @@ def facts(
         "epochs": None if mixture is None else steps * config.loop.batch / len(mixture),
         "processes": processes,
         "device": device,
+        "started_in": str(Path.cwd()),  # where relative paths of the configuration begin
     }
 
 

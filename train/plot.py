@@ -13,6 +13,7 @@ from vlchat.folders import replacing
 _INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
 _TRAIN, _HELD, _RATE = "#2b6cb0", "#c2410c", "#7b8794"
 _LINES = ("#2b6cb0", "#c2410c", "#2f855a", "#8b5cf6", "#b7791f", "#0f766e", "#be185d", "#525252")  # told apart by all
+_FEW = 60  # steps that are logged
 _SHARE = re.compile("score|exact|right|accuracy|recall|_to_|naming")
 
 
@@ -80,7 +81,7 @@ def scores(lines: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[float
 def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], list[float]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shown = scores(lines)
     heights = [3.2, *([1.8] if shown else []), 0.8]
@@ -108,6 +109,7 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
     peak = max(rates, default=0.0)
     axes[-1].set_yticks([0, peak] if peak else [0], ["0", f"{peak:.2g}"] if peak else ["0"])
     _head(axes[-1], "learning rate")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     reached = max(line["step"] for line in lines)
     axes[-1].set_xlim(-0.006 * reached, 1.006 * reached)
@@ -131,12 +133,15 @@ def _figure(run: Path, lines: list[dict[str, Any]], losses: tuple[list[int], lis
 
 def _losses(axis: Any, lines: list[dict[str, Any]], losses: tuple[list[int], list[float]]) -> None:
     steps, values = losses
-    axis.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.9)
-    smooth = smoothed(values)
-    axis.plot(steps, smooth, color=_TRAIN, linewidth=1.8, label=f"training  {smooth[-1]:.3g}")
+    if len(values) < _FEW:  # a mean of so few hides more than it shows
+        smooth, label = values, f"training  {values[-1]:.4g}"
+    else:
+        axis.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=0.9)
+        smooth, label = smoothed(values), f"training  {values[-1]:.4g} (thick: the mean around each step)"
+    axis.plot(steps, smooth, color=_TRAIN, linewidth=1.8, label=label)
     held = series(lines, "heldout_loss")
     if held[0]:
-        label = f"held out  {held[1][-1]:.3g}"
+        label = f"held out  {held[1][-1]:.4g}"
         axis.plot(*held, color=_HELD, linewidth=1.6, marker="o", markersize=4, label=label, zorder=3)
     # The first steps of a run may be many times higher than all that follows, which is what people come to see.
     later = [*smooth[len(smooth) // 10 :], *held[1][1:]]
@@ -150,10 +155,12 @@ def _scores(axis: Any, shown: dict[str, tuple[list[int], list[float]]]) -> None:
     top = 0.0
     for (name, (steps, values)), color in zip(shown.items(), _LINES, strict=False):
         dense = len(values) > 60
-        label = f"{name.removeprefix('heldout_').replace('_', ' ')}  {100 * values[-1]:.1f}"
+        twice = name.startswith("heldout_") and name.removeprefix("heldout_") in shown
+        label = name.removeprefix("heldout_").replace("_", " ") + (", held out" if twice else "")
+        label += f"  {100 * values[-1]:.1f}"
         axis.plot(
             steps, smoothed(values) if dense else values, color=color, linewidth=1.5, label=label,
-            marker=None if dense else "o", markersize=4, alpha=0.75 if dense else 1,
+            marker=None if dense else "o", markersize=4, alpha=0.75 if dense else 1, clip_on=False,
         )  # fmt: skip
         top = max(top, *values)
     axis.set_ylim(0, min(1.0, max(0.1, math.ceil(top * 11) / 10)) + 0.02)

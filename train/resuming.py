@@ -83,9 +83,8 @@ def _draws(objective: nn.Module) -> bool:
     if getattr(objective, "draws", False):
         return True
     for module in objective.modules():
-        rates = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout"))
         if isinstance(module, nn.Dropout) and module.p > 0:
             return True
-        if any(isinstance(rate, float) and rate > 0 for rate in rates):
-            return True
+        if any(isinstance(rate, float) and rate > 0 and "drop" in name for name, rate in vars(module).items()):
+            return True  # of the attention, by the names that families give it
     return False

@@ -5,7 +5,7 @@ from typing import Any
 
 from train.config import construct, typed
 from vlchat.data import Example, Mixture, SourceConfig, load_source
-from vlchat.errors import ConfigError, nearest
+from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.scenes.language import caption, detail
 from vlchat.scenes.picture import picture_of
 from vlchat.scenes.rows import conversation, generator
@@ -90,7 +90,10 @@ def open_data(specs: Sequence[dict[str, Any]], seed: int) -> Mixture:
             weight = source.weight
         else:
             config = typed(SourceConfig, spec, where)
-            source, weight = load_source(config), config.weight
+            try:
+                source, weight = load_source(config), config.weight
+            except DataError as error:
+                raise error.within(f"{where}.path") from error
         sources.append(source)
         weights.append(weight)
     return Mixture(sources, weights, seed)

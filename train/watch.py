@@ -213,7 +213,7 @@ class Watch:
             }
         )
         if self.bar is not None:
-            self.bar.note(f"loss {outcome.loss:.3f}  lr {rate:.1e}  {speed:.0f} rows/s")
+            self.bar.note(f"loss {outcome.loss:.3f}  lr {rate:.1e}  {speed:.3g} rows/s")
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.first:

@@ -225,13 +225,14 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def _info_of_run(arguments: argparse.Namespace, folder: Path) -> int:
+    from vlchat.folders import steps
     from vlchat.run_info import describe
 
     try:
         _print_model(arguments)
         print()
     except VLChatError as error:  # a run that has saved nothing yet, or whose newest save is damaged
-        print(f"{'model':>12}  {error}\n")
+        print(f"{'model':>12}  {error if steps(folder) else 'no checkpoint yet'}\n")
     for name, text in describe(folder):
         print(f"{name:>12}  {text}")
     return 0

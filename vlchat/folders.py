@@ -204,7 +204,7 @@ def weights_digest(folder: Path) -> str | None:
     manifest = read_manifest(folder)
     if manifest is None:
         found = sorted(folder.glob("*.safetensors"))
-        return hashlib.sha256("\n".join(map(_sampled, found)).encode()).hexdigest() if found else None
+        return hashlib.sha256("\n".join(map(sampled, found)).encode()).hexdigest() if found else None
     files = sorted(manifest.get("files", {}).items())
     weights = [f"{name} {found}" for name, found in files if _WEIGHTS.fullmatch(name)]
     return hashlib.sha256("\n".join(weights).encode()).hexdigest()
@@ -319,8 +319,8 @@ def without_places(content: Any) -> Any:
     return re.split(r"[\\/]", content.rstrip("\\/"))[-1] if is_path else content
 
 
-def _sampled(path: Path) -> str:
-    """A file by its name, its size and 64 pieces of it: weights that were trained on differ in every one of them."""
+def sampled(path: Path) -> str:
+    """A hash of a file's name, size and 64 pieces: weights that were trained on differ in every one of them."""
     size, piece = path.stat().st_size, 4096
     digest = hashlib.sha256(f"{path.name} {size}".encode())
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import socket
 import time
 from pathlib import Path
@@ -53,7 +54,14 @@ def describe(folder: Path) -> list[tuple[str, str]]:
     facts += _saves(folder, save)
     if config:
         go_on = f"vlchat train {folder.parent if save else folder}/{CONFIG} --resume {folder if save else 'auto'}"
-        facts.append(("resume", go_on))
+        begun = about.get("started_in")
+        if isinstance(begun, str) and begun != str(Path.cwd()):  # paths in the configuration may begin there
+            go_on = f"cd {shlex.quote(begun)} && {go_on}"
+        planned = _planned(config, about)
+        if planned and _dictionary(folder / STOPPED).get("reason") == "done":
+            facts.append(("go further", f"{go_on} loop.steps={2 * planned:.0f}"))
+        else:
+            facts.append(("resume", go_on))
     if (newest(folder) / "processor_config.json").is_file():
         facts.append(("chat", f'vlchat chat --model {folder} photo.jpg "What is this?"'))
     return facts

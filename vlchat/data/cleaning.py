@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -56,7 +57,8 @@ def write_clean(config: SourceConfig, source: Source, bad: set[int], out: Path) 
     except OSError as error:
         raise DataError(f"The clean copy {out} cannot be written: {error.strerror}. Name another file.") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where a folder could not even be made
+            beside.unlink(missing_ok=True)
     return len(kept)
 
 

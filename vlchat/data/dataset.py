@@ -18,7 +18,7 @@ from vlchat.data.faults import BadRow
 from vlchat.data.formats import FORMATS, Example, read_row
 from vlchat.data.paths import resolve_image as resolve_image
 from vlchat.errors import ConfigError, DataError, nearest
-from vlchat.folders import sha256
+from vlchat.folders import sampled, sha256
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class Mixture:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a data file, or of the names and sizes in a folder; for a Hub id, of the id itself."""
+    """SHA-256 of a data file, or of the names, sizes and pieces of the files in a folder; for a Hub id, of the id."""
     file = Path(path)
     if file.is_file():
         return sha256(file)
@@ -246,7 +246,7 @@ def fingerprint(path: str | Path) -> str:
     if file.is_dir():
         for entry in sorted(file.rglob("*")):
             if entry.is_file():
-                digest.update(f"{entry.relative_to(file)} {entry.stat().st_size}\n".encode())
+                digest.update(f"{entry.relative_to(file)} {sampled(entry)}\n".encode())
     else:
         digest.update(str(path).encode())
     return digest.hexdigest()

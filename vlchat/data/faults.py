@@ -149,7 +149,8 @@ def too_many(bad: Sequence[BadRow], max_bad: int, rows: int, quarantine: Path | 
     error = next((error for kinds, error in _ERRORS.items() if common <= kinds), DataError)
     return error(
         f"{len(first):,} bad {verb} of {rows:,}, and max_bad allows {max_bad:,}:\n" + "\n".join(lines) + "\n"
-        f"Mend them, or set max_bad={len(first)} to go on without them.{listed} {advice(bad)}".rstrip()
+        f"Mend them, or set max_bad to {len(first)} or more to go on without them; `vlchat check --model` also finds "
+        f"what only pixels and tokens tell.{listed} {advice(bad)}".rstrip()
     )
 
 
@@ -161,7 +162,7 @@ def advice(bad: Iterable[BadRow], folders: Sequence[str] = ()) -> str:
     """
     if {fault.kind for fault in bad} & {"missing_file", "path_absolute", "path_link_out"}:
         looked = f"Pictures are looked for in {', '.join(folders)}. " if folders else ""
-        return f"{looked}If they lie elsewhere, name their folder: --images FOLDER, in a run's YAML data.N.images."
+        return f"{looked}If pictures lie elsewhere, name their folder: --images FOLDER, for a run data.N.images=FOLDER."
     return ""
 
 
