@@ -116,8 +116,8 @@ def required(mapping: Any, key: str, name: str) -> Any:
         message = f"{name} must be an object with the field `{key}`, not {type(mapping).__name__}"
         raise DataError(message, kind="wrong_type")
     if mapping.get(key) is None:
-        lacks = f"{name}: `{key}` is null" if key in mapping else f"{name} has no `{key}`; its keys are {keys_of(mapping)}"
-        raise DataError(lacks, kind="missing_field")
+        lacks = f"{name} has no `{key}`; its keys are {keys_of(mapping)}"
+        raise DataError(f"{name}: `{key}` is null" if key in mapping else lacks, kind="missing_field")
     return mapping[key]
 
 
