@@ -269,9 +269,10 @@ def test_a_picture_that_disappears_while_the_run_trains_is_left_out(
             train(tmp_path / "run", model, data, max_bad=allowed, loop=loop)
         removing.join()
         listed = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
-        assert sorted((one["row"], one["id"], one["kind"]) for one in listed) == [
+        # A row may be told twice: it was found, and gone when it was opened; and later not found.
+        assert {(one["row"], one["id"], one["kind"]) for one in listed} == {
             (7, "colour-3", "missing_file"), (8, "red-3", "missing_file"),
-        ]  # fmt: skip
+        }  # fmt: skip
         shutil.rmtree(tmp_path / "run")
         squares(tmp_path / "data")
 
