@@ -1,0 +1,13 @@
+"""What can be asked. A task gives items and reads replies; to add one, write a class in this folder and name it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vlchat.evaluate.tasks.base import Task
+from vlchat.evaluate.tasks.scenes import ScenesTask
+from vlchat.evaluate.tasks.vqa import VqaTask
+
+TASKS: dict[str, Callable[..., Task]] = {"scenes": ScenesTask, "vqa": VqaTask}
+
+__all__ = ["TASKS", "ScenesTask", "Task", "VqaTask"]
