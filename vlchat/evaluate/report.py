@@ -77,7 +77,7 @@ def result_folder(folder: str | Path) -> Path:
 
 
 def save(result: Result, folder: str | Path) -> Path:
-    """Writes result.json, result.md, replies.jsonl (one question a line) and certificate.json, and returns the folder."""
+    """Writes result.json, result.md, replies.jsonl (a line a question) and certificate.json, and returns the folder."""
     target = result_folder(folder)
     _write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
     _write(target / "result.md", markdown(result))

@@ -59,7 +59,6 @@ class Result:
     notes: list[str]
     seconds: float
     versions: dict[str, str]
-    controls_asked: Sequence[str] = ()
     prompts: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -75,7 +74,7 @@ class Result:
     @cached_property
     def controls(self) -> dict[str, Control]:
         """Each blind control that was asked, by name."""
-        return {name: self._control(name) for name in self.controls_asked}
+        return {name: self._control(name) for name in self.settings["controls"]}
 
     def _control(self, name: str) -> Control:
         rows = [row for row in self.rows if name in row.get("controls", {})]
