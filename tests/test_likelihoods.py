@@ -86,7 +86,7 @@ def test_what_another_makers_model_writes_is_as_likely_as_it_says(
 
 
 def test_only_the_last_run_of_labels_stays() -> None:
-    labels = torch.tensor([[-100, 1, 2, -100, 3, 4, -100], [-100, -100, -100, -100, -100, 5, 6], [7, -100, 8] + [-100] * 4])
+    labels = torch.tensor([[-100, 1, 2, -100, 3, 4, -100], [-100] * 5 + [5, 6], [7, -100, 8] + [-100] * 4])
     kept = torch.tensor([[-100, -100, -100, -100, 3, 4, -100], [-100] * 5 + [5, 6], [-100, -100, 8] + [-100] * 4])
     assert torch.equal(last_run(labels, -100), kept)
 
