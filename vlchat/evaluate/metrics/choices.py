@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from string import ascii_uppercase as LETTERS
+
+from vlchat.evaluate.items import Reading, Reply
+from vlchat.evaluate.measures import Measure, divided
 
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 _LEADING = re.compile(r"[\"'*]*([A-Z])[\"'*]*\s*(?:[.):]|-\s|,(?!\s*(?:and\s|or\s)?\s*[A-Z]\b))")
@@ -12,6 +16,16 @@ _STATED = re.compile(
     r"(?i:\b(?:answer|option|choice)\b(?:\s+is\b|\s*:)?\s*(?:option|choice)?\s*)[(\[\"'*]*([A-Z])(?![A-Za-z'’])"
 )
 _LEAD_IN = re.compile(r"(?i)^(?:the\s+)?(?:correct\s+|right\s+)?answer(?:\s+is|\s*:)\s*")
+
+
+# As POPE reports them (Li et al. 2023); F1 as 2 tp / (2 tp + fp + fn), which is 0 where nothing positive is found.
+YES_NO_MEASURES = (
+    Measure("accuracy", lambda sums: divided(sums["tp"] + sums["tn"], sums["rows"]), ("tp", "tn")),
+    Measure("precision", lambda sums: divided(sums["tp"], sums["tp"] + sums["fp"]), ("tp", "fp")),
+    Measure("recall", lambda sums: divided(sums["tp"], sums["tp"] + sums["fn"]), ("tp", "fn")),
+    Measure("F1", lambda sums: divided(2 * sums["tp"], 2 * sums["tp"] + sums["fp"] + sums["fn"]), ("tp", "fp", "fn")),
+    Measure("yes ratio", lambda sums: divided(sums["tp"] + sums["fp"], sums["rows"]), ("tp", "fp")),
+)
 
 
 def pope_yes_no(reply: str) -> str:
@@ -28,6 +42,29 @@ def first_word_verdict(reply: str) -> str | None:
     """`yes` where the reply's first word is yes or true, `no` where it is no or false, else None."""
     first = re.match(r"\W*(yes|true|no|false)\b", reply.lower())
     return None if first is None else "yes" if first.group(1) in ("yes", "true") else "no"
+
+
+def yes_no_reading(said: str | None, positive: bool) -> Reading:
+    """`yes`, `no` or None as a reading with the statistics that `YES_NO_MEASURES` are made of.
+
+    Args:
+        said: how the reply was understood.
+        positive: whether yes is right.
+    """
+    right = said == ("yes" if positive else "no")
+    stats = {
+        "tp": said == "yes" and positive,
+        "fp": said == "yes" and not positive,
+        "tn": said == "no" and not positive,
+        "fn": said != "yes" and positive,
+        "neither": said is None,
+    }
+    return Reading(said or "neither", float(right), {name: float(value) for name, value in stats.items()})
+
+
+def probability(reply: Reply) -> float | None:
+    """The probability of the words that were written, 0 to 1; None where the model does not say."""
+    return None if reply.logprob is None or reply.error is not None else math.exp(min(0.0, reply.logprob))
 
 
 def chosen(reply: str, options: Sequence[str]) -> int | None:

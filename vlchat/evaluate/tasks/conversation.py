@@ -12,6 +12,7 @@ from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.measures import Measure, mean_of, ratio_of
 from vlchat.evaluate.metrics import exact_match, vqa_accuracy, vqa_normalize
+from vlchat.evaluate.metrics.choices import probability
 from vlchat.evaluate.tasks.base import Task
 from vlchat.evaluate.tasks.vqa import PEOPLE_FOR_SOFT_ACCURACY, data_of, source_config, usable, vqa_item
 
@@ -97,7 +98,9 @@ class ConversationTask(Task):
             stats[f"right at {name}"] = stats.get(f"right at {name}", 0.0) + score
             stats[f"asked at {name}"] = stats.get(f"asked at {name}", 0.0) + 1
         said = " | ".join(vqa_normalize(reply.text) for reply in replies)
-        return Reading(said, sum(scores) / len(scores), stats)
+        sure = [found for reply in replies if (found := probability(reply)) is not None]
+        # As the score is the mean over the turns, so is what the model expects of it.
+        return Reading(said, sum(scores) / len(scores), stats, sum(sure) / len(scores) if sure else None)
 
 
 def _name(place: int) -> str:

@@ -17,7 +17,7 @@ from vlchat.data.formats import Message
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.measures import Measure, mean_of, ratio_of
-from vlchat.evaluate.metrics.choices import chosen
+from vlchat.evaluate.metrics.choices import chosen, probability
 from vlchat.evaluate.tasks.base import Task
 from vlchat.evaluate.tasks.vqa import data_of, source_config, usable, vqa_item
 
@@ -149,7 +149,10 @@ class MultipleChoiceTask(Task):
         complete = len(taken) == len(choices.options)
         every = float(complete and all(place == choices.right for place in taken))
         stats = {"circular": every, "vanilla": first, "unread": unread, "asked": float(len(taken))}
-        return Reading(answer, every, stats)
+        # Right is only what is right every time.
+        sure = [probability(reply) for reply in replies]
+        known = [found for found in sure if found is not None]
+        return Reading(answer, every, stats, math.prod(known) if len(known) == len(sure) else None)
 
 
 def laid_out(text: str, options: Sequence[str], instruction: str = INSTRUCTION) -> str:

@@ -8,21 +8,12 @@ from typing import Any
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.items import Item, Reading, Reply
-from vlchat.evaluate.measures import Measure, divided, mean_of
-from vlchat.evaluate.metrics.choices import first_word_verdict
+from vlchat.evaluate.measures import mean_of
+from vlchat.evaluate.metrics.choices import YES_NO_MEASURES, first_word_verdict, yes_no_reading
 from vlchat.evaluate.tasks.base import Task
 from vlchat.evaluate.tasks.vqa import data_of, source_config, usable, vqa_item
 
 _LISTED = 20
-
-# As POPE reports them (Li et al. 2023); F1 as 2 tp / (2 tp + fp + fn), which is 0 where nothing positive is found.
-YES_NO_MEASURES = (
-    Measure("accuracy", lambda sums: divided(sums["tp"] + sums["tn"], sums["rows"]), ("tp", "tn")),
-    Measure("precision", lambda sums: divided(sums["tp"], sums["tp"] + sums["fp"]), ("tp", "fp")),
-    Measure("recall", lambda sums: divided(sums["tp"], sums["tp"] + sums["fn"]), ("tp", "fn")),
-    Measure("F1", lambda sums: divided(2 * sums["tp"], 2 * sums["tp"] + sums["fp"] + sums["fn"]), ("tp", "fp", "fn")),
-    Measure("yes ratio", lambda sums: divided(sums["tp"] + sums["fp"], sums["rows"]), ("tp", "fp")),
-)
 
 
 class YesNoTask(Task):
@@ -82,21 +73,3 @@ class YesNoTask(Task):
     def read(self, item: Item, replies: Sequence[Reply]) -> Reading:
         said = None if replies[0].error is not None else first_word_verdict(replies[0].text)
         return yes_no_reading(said, first_word_verdict(item.reference) == "yes")
-
-
-def yes_no_reading(said: str | None, positive: bool) -> Reading:
-    """`yes`, `no` or None as a reading with the statistics that `YES_NO_MEASURES` are made of.
-
-    Args:
-        said: how the reply was understood.
-        positive: whether yes is right.
-    """
-    right = said == ("yes" if positive else "no")
-    stats = {
-        "tp": said == "yes" and positive,
-        "fp": said == "yes" and not positive,
-        "tn": said == "no" and not positive,
-        "fn": said != "yes" and positive,
-        "neither": said is None,
-    }
-    return Reading(said or "neither", float(right), {name: float(value) for name, value in stats.items()})
