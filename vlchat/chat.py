@@ -204,7 +204,7 @@ class Chat:
                 score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)
             ]
         texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Answer(text.strip(), *one) for text, *one in zip(texts, logprobs, tokens, strict=True)]
+        return [Answer(text.strip(), *one) for text, one in zip(texts, zip(logprobs, tokens, strict=True), strict=True)]
 
     def likelihoods(self, messages: Sequence[Message], choices: Sequence[str]) -> list[Answer]:
         """How likely the model holds each of some answers to a conversation, in its template's own words.

@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.suite is not None:
         return _suite(arguments, shared)
     options = _options(arguments)
-    processes = Processes()
+    processes = Processes.launched()
     result = run(
         arguments.model,
         arguments.task or ("vqa" if "data" in options else "scenes"),
@@ -96,7 +96,7 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     if given := [name for name in ("task", "data") if getattr(arguments, name) is not None]:
         raise VLChatError(f"--suite names its own tasks and data; leave --{given[0]} out.")
     suite = read_suite(arguments.suite)
-    processes = Processes()
+    processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
     for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
         if processes.first:

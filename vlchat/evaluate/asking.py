@@ -38,7 +38,7 @@ class Asker:
     batch_size: int = 16
     max_new_tokens: int = 64
     cache: AnswerCache | None = None
-    processes: Processes | None = None
+    processes: Processes = Processes()
     progress: bool = True
     asked: int = 0
     known: int = 0
@@ -74,7 +74,7 @@ class Asker:
         return replies
 
     def _answers(self, requests: Sequence[Request], names: Sequence[str], label: str) -> list[Reply]:
-        processes = self.processes or Processes()
+        processes = self.processes
         keys = [self._key(request) for request in requests] if self.cache is not None else []
         known = processes.agreed(lambda: self.cache.find(keys) if self.cache is not None else {})
         answers = [known.get(key) for key in keys] if keys else [None] * len(requests)

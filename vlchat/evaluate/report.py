@@ -48,7 +48,8 @@ def terminal(result: Result) -> str:
     parts = ["\n".join(facts(result)), _aligned(table(result), last=True)]
     if found := measures(result):
         parts.append(_aligned(found))
-    parts += ["\n".join(verdicts(result))] if verdicts(result) else []
+    if result.verdicts:
+        parts.append("\n".join(map(str, result.verdicts)))
     return "\n\n".join(parts)
 
 
@@ -57,13 +58,8 @@ def markdown(result: Result) -> str:
     parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), _piped(table(result), last=True)]
     if found := measures(result):
         parts.append(_piped(found))
-    parts += verdicts(result)
+    parts += map(str, result.verdicts)
     return "\n\n".join(parts) + "\n"
-
-
-def verdicts(result: Result) -> list[str]:
-    """What the controls say, in sentences."""
-    return [control.verdict for control in result.controls.values()]
 
 
 def result_folder(folder: str | Path) -> Path:
@@ -81,7 +77,7 @@ def result_folder(folder: str | Path) -> Path:
 
 
 def save(result: Result, folder: str | Path) -> Path:
-    """Writes result.json, result.md, replies.jsonl (one question a line) and certificate.json, and returns the folder."""
+    """Writes result.json, result.md, replies.jsonl (a line a question) and certificate.json, and returns the folder."""
     target = result_folder(folder)
     _write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
     _write(target / "result.md", markdown(result))
@@ -118,13 +114,13 @@ def facts(result: Result) -> list[str]:
     plain = {key: value for key, value in result.data.items() if not isinstance(value, dict)}
     data = ", ".join(f"{key} {str(value)[:12] if key == 'sha256' else value}" for key, value in plain.items())
     counts = result.counts
+    known = f"; {counts['known']:,} of {counts['known'] + counts['asked']:,} answers were known"
     found = [
         f"model: {model}" + (f" (trained on: {trained})" if trained else ""),
         f"protocol: {result.protocol}",
         f"data: {data}",
         f"{counts['questions']:,} questions, seed {result.settings['seed']}, {result.settings['decoding']}, "
-        f"{result.seconds:,.0f} s"
-        + (f"; {counts['known']:,} of {counts['known'] + counts['asked']:,} answers were known" if counts["known"] else ""),
+        f"{result.seconds:,.0f} s" + (known if counts["known"] else ""),
         *result.notes,
     ]
     if counts["unanswered"]:

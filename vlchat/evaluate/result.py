@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from vlchat.evaluate.measures import Measure
-from vlchat.evaluate.statistics import Difference, Figure, Table, difference, figure, figures, looks
+from vlchat.evaluate.statistics import Figure, Table, figure, figures
+from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
 
 FORMAT = 2  # of result.json and replies.jsonl
 
@@ -22,15 +23,13 @@ class Control:
         rows: how many rows were asked again.
         blind: the headline measure without their pictures.
         seen: the same rows with them.
-        difference: what the pictures are worth, paired by row.
-        verdict: that in a sentence.
+        verdict: what the pictures are worth, paired by row, and that in a sentence.
     """
 
     rows: int
     blind: Figure
     seen: Figure
-    difference: Difference
-    verdict: str
+    verdict: Verdict
 
 
 @dataclass
@@ -60,7 +59,6 @@ class Result:
     notes: list[str]
     seconds: float
     versions: dict[str, str]
-    controls_asked: Sequence[str] = ()
     prompts: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -76,7 +74,7 @@ class Result:
     @cached_property
     def controls(self) -> dict[str, Control]:
         """Each blind control that was asked, by name."""
-        return {name: self._control(name) for name in self.controls_asked}
+        return {name: self._control(name) for name in self.settings["controls"]}
 
     def _control(self, name: str) -> Control:
         rows = [row for row in self.rows if name in row.get("controls", {})]
@@ -88,8 +86,7 @@ class Result:
             len(rows),
             figure(measure, blind, clusters),
             figure(measure, seen, clusters),
-            difference(measure, blind, seen, clusters),
-            looks(measure, seen, blind, clusters, name),
+            looks(measure, seen, blind, clusters, name=name),
         )
 
     def control_slice(self, name: str, slice_name: str, value: str) -> Figure:
@@ -104,6 +101,16 @@ class Result:
         if not self.rows or any("floor" not in row for row in self.rows):
             return None
         return self._table([row["floor"]["stats"] for row in self.rows])
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What the controls and the floor say, in sentences."""
+        found = [control.verdict for control in self.controls.values()]
+        if self.floor is not None:
+            shown = [row["stats"] for row in self.rows]
+            floor = [row["floor"]["stats"] for row in self.rows]
+            found.append(beats_floor(self.measures[0], shown, floor, [row["cluster"] for row in self.rows]))
+        return found
 
     def _table(self, stats: Sequence[Mapping[str, float]]) -> Table:
         clusters = [row["cluster"] for row in self.rows]
@@ -122,6 +129,7 @@ class Result:
             **_plain(self.table),
             "controls": {name: _plain(control) for name, control in self.controls.items()},
             "floor": None if self.floor is None else _plain(self.floor),
+            "verdicts": [verdict.sentence for verdict in self.verdicts],
         }
 
 

@@ -87,7 +87,7 @@ def run(
         VLChatError: the task, its data or the model cannot be used.
     """
     made = make_task(task, **options, **({"seed": seed} if task == "scenes" else {}))
-    processes = Processes()
+    processes = Processes.launched()
     answerer = answerer or open_answerer(model, url=url, loading=loading, processes=processes)
     kept = AnswerCache(cache or default_folder()) if remember else None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vlchat.errors import VLChatError
@@ -11,8 +12,9 @@ from vlchat.errors import VLChatError
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class Processes:
-    """This process among those that share the work.
+    """This process among those that share the work; by default it is alone.
 
     Attributes:
         rank: its number, from 0.
@@ -20,15 +22,19 @@ class Processes:
         device: which device `auto` means for this process; None leaves it to the model's loading.
     """
 
-    def __init__(self) -> None:
-        self.rank, self.count = 0, int(os.environ.get("WORLD_SIZE", "1"))
-        self.device: str | None = None
-        if self.count > 1:
-            from accelerate import PartialState
+    rank: int = 0
+    count: int = 1
+    device: str | None = None
 
-            state = PartialState()
-            self.rank, self.count = state.process_index, state.num_processes
-            self.device = str(state.device)
+    @classmethod
+    def launched(cls) -> Processes:
+        """As `accelerate launch` or `torchrun` says; alone where neither started this process."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState()
+        return cls(state.process_index, state.num_processes, str(state.device))
 
     @property
     def first(self) -> bool:
@@ -48,9 +54,9 @@ class Processes:
             except VLChatError as error:
                 shared = [(None, error)]
         broadcast_object_list(shared)
-        value, error = shared[0]
-        if error is not None:
-            raise error
+        value, refused = shared[0]
+        if refused is not None:
+            raise refused
         return value
 
     def shared(self, pieces: Sequence[T], work: Callable[[T], Any]) -> list[Any]:
