@@ -45,10 +45,9 @@ class ChartQa(Benchmark):
         if files.data.is_file():
             found = [files.data]
         else:
-            names = [f"{split}_human.json", f"{split}_augmented.json"]
-            found = [
-                files.one("questions", name, f"{split}/{name}", f"ChartQA Dataset/{split}/{name}") for name in names
-            ]
+            places = ("", f"{split}/", f"ChartQA Dataset/{split}/")
+            names = (f"{split}_human.json", f"{split}_augmented.json")
+            found = [files.one("questions", *(place + name for place in places)) for name in names]
         pictures = Pictures(files.pictures(images, "png", f"{split}/png", f"ChartQA Dataset/{split}/png"))
         items: list[Item] = []
         lost: dict[str, str] = {}

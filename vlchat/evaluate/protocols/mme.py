@@ -1,4 +1,4 @@
-"""MME (Fu et al. 2023): two yes/no questions about each picture, one of which each answer is right for."""
+"""MME (Fu et al. 2023): two questions about each picture, one to be answered yes and one no."""
 
 from __future__ import annotations
 

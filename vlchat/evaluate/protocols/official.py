@@ -185,12 +185,11 @@ class Benchmark(Task):
         without = [item for item in chosen if item.id in lost]
         names = list(dict.fromkeys(lost[item.id] for item in without))
         if without and (missing == "error" or len(without) == len(chosen)):
-            listed = ", ".join(names[:_LISTED]) + (
-                f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-            )
+            more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
             raise files.error(
-                f"{len(names):,} pictures of {len(without):,} of {len(chosen):,} questions are missing: {listed}. Name "
-                "their folder as images, or leave these questions out: missing=skip."
+                f"{len(names):,} pictures of {len(without):,} of {len(chosen):,} questions are missing: "
+                f"{', '.join(names[:_LISTED])}{more}. Name their folder as images, or leave these questions out: "
+                "missing=skip."
             )
         self._items = [item for item in chosen if item.id not in lost]
         self.data = {"path": str(files.data), "limit": limit, "files": files.hashes()}
