@@ -50,8 +50,8 @@ def test_the_answer_is_a_letter_a_text_or_a_place(row: dict[str, Any], letter: s
 
 def test_a_conversation_with_choices_asks_its_last_question(tmp_path: Path) -> None:
     turns = [("human", "Hello."), ("gpt", "Hello!"), ("human", "Which organ?"), ("gpt", "C")]
-    row = {"conversations": [{"from": who, "value": text} for who, text in turns], "choices": ["lung", "liver", "heart"]}
-    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    (tmp_path / "rows.json").write_text(json.dumps([row | {"choices": ["lung", "liver", "heart"]}]))
     (item,) = MultipleChoiceTask(data=str(tmp_path / "rows.json")).items()
     assert [text_of(message) for message in item.messages] == ["Hello.", "Hello!", PROMPT] and item.reference == "C"
 

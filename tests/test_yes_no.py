@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scripted import Scripted, measured, replied
@@ -18,7 +17,10 @@ ANSWERS = ["Yes", "yes.", "true", "No", "no", "False"]
 
 
 def rows(folder: Path, answers: list[str]) -> str:
-    found = [{"id": f"q{number}", "question": f"Is it {number}?", "answer": answer, "kind": "k"} for number, answer in enumerate(answers)]  # fmt: skip # noqa: E501
+    found = [
+        {"id": f"q{number}", "question": f"Is it {number}?", "answer": answer, "kind": "k"}
+        for number, answer in enumerate(answers)
+    ]
     (folder / "rows.json").write_text(json.dumps(found))
     return str(folder / "rows.json")
 

@@ -76,7 +76,7 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     2. The whole text of one option, in any case, with or without "the answer is" before it and a full stop after it;
        or a letter and its option's text: "lung", "The answer is lung.", "B lung". Options of the same text are none.
     3. A capital letter first, then a full stop, bracket, colon, comma or dash: "B. lung", "B: the lung", not "A, B".
-       Or a letter in brackets first: "(b) lung".
+       Or a letter in brackets first: "(b) lung", not "(A) or (B)".
     4. "answer", "option" or "choice", with or without "is" or a colon, then a capital letter: "The answer is B",
        "I choose option (C)". Different letters in one reply are none.
     5. A letter in brackets anywhere: "It must be (B)". Different letters are none.
@@ -97,9 +97,10 @@ def chosen(reply: str, options: Sequence[str]) -> int | None:
     ]
     if same:
         return same[0] if len(same) == 1 else None
-    if first := _LEADING.match(text) or _BRACKETED.match(text):
+    if first := _LEADING.match(text):
         return _place(first.group(1), letters)
-    for pattern in (_STATED, _BRACKETED):
+    patterns = (_BRACKETED,) if _BRACKETED.match(text) else (_STATED, _BRACKETED)
+    for pattern in patterns:
         if found := {letter.upper() for letter in pattern.findall(text)}:
             return _place(found.pop(), letters) if len(found) == 1 else None
     return None
