@@ -8,7 +8,7 @@ from typing import Any
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
 from vlchat.evaluate.metrics import anls
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, texts
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text, texts
 
 
 class DocVqa(Benchmark):
@@ -48,7 +48,7 @@ class DocVqa(Benchmark):
             if (picture := pictures.find(PurePosixPath(picture_name).name, picture_name)) is None:
                 lost[name] = picture_name
             answers = texts(row, "answers", where)
-            messages = asked(picture, f"{field(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, answers[0], answers, _types(row)))
         self._keep(files, items, lost, limit, missing)
 

@@ -7,7 +7,7 @@ from typing import Any
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, text
 
 _SEMANTIC = {"attr": "attribute", "cat": "category", "global": "scene", "obj": "object", "rel": "relation"}
 
@@ -54,7 +54,7 @@ class Gqa(Benchmark):
             if (picture := pictures.find(picture_name)) is None:
                 lost[name] = picture_name
             answer = str(field(row, "answer", where))
-            messages = asked(picture, f"{field(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, answer, (answer,), _slices(field(row, "types", where), where)))
         if not items:
             raise DataError(f"{path} has no balanced questions")

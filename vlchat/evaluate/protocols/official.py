@@ -254,6 +254,18 @@ def field(row: Any, name: str, where: str) -> Any:
     return row[name]
 
 
+def text(row: Any, name: str, where: str) -> str:
+    """A field that must be a text and say something.
+
+    Raises:
+        DataError: it is not.
+    """
+    found = field(row, name, where)
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(f"{where}: `{name}` must be a text, not {json.dumps(found)[:60]}")
+    return found
+
+
 def texts(row: Any, name: str, where: str) -> tuple[str, ...]:
     """A field that must be a list of texts with at least one.
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
-from vlchat.evaluate.protocols.official import Benchmark, Pictures, asked, field, texts
+from vlchat.evaluate.protocols.official import Benchmark, Pictures, asked, field, text, texts
 from vlchat.evaluate.tasks.multiple_choice import laid_out
 
 _LETTERS = "ABCDE"
@@ -63,7 +63,7 @@ class ScienceQa(Benchmark):
         parts = files.load(files.one("the ids of each part", "pid_splits.json", given=splits, option="splits"))
         if not isinstance(problems, dict) or not isinstance(parts, dict):
             raise files.error(f"{path} and its splits must hold objects: are they the official files?")
-        if split not in parts:
+        if not isinstance(parts.get(split), list):
             raise DataError(f'There is no split "{split}"; known: {", ".join(parts)}')
         folder = "test" if split == "minitest" else "val" if split == "minival" else split
         named = (f"images/{folder}", folder, "images")
@@ -74,11 +74,12 @@ class ScienceQa(Benchmark):
             if pid not in problems:
                 raise DataError(f"{where} is in the split {split}, but not among the problems")
             row, picture = problems[pid], None
+            question = text(row, "question", where)
             if row.get("image"):
                 picture_name = f"{pid}/{row['image']}"
                 if (picture := pictures.find(picture_name)) is None:
                     lost[pid] = picture_name
-            items.append(_item(pid, row, picture, where))
+            items.append(_item(pid, row, question, picture, where))
         self._keep(files, items, lost, limit, missing)
         self.data["split"] = split
 
@@ -93,24 +94,24 @@ class ScienceQa(Benchmark):
 
 def llava_letter(reply: str, count: int) -> str | None:
     """The letter that LLaVA's script reads in a reply to a question with `count` choices, or None."""
-    text = reply.replace("\n", ". ")
-    stated = re.search(r"The answer is ([A-E])\.", text) or re.search(r"The answer is ([A-E])", text)
-    if len(text.strip()) == 1:
-        letter = text.strip()
-    elif len(text) >= 3 and text[0] in _LETTERS and text[1:3] == ". ":
-        letter = text[0]
+    said = reply.replace("\n", ". ")
+    stated = re.search(r"The answer is ([A-E])\.", said) or re.search(r"The answer is ([A-E])", said)
+    if len(said.strip()) == 1:
+        letter = said.strip()
+    elif len(said) >= 3 and said[0] in _LETTERS and said[1:3] == ". ":
+        letter = said[0]
     else:
         letter = stated.group(1) if stated else ""
     return letter if letter and letter in _LETTERS[:count] else None
 
 
-def _item(pid: str, row: Any, picture: Any, where: str) -> Item:
+def _item(pid: str, row: Any, question: str, picture: Any, where: str) -> Item:
     options = texts(row, "choices", where)
     place = field(row, "answer", where)
     if not isinstance(place, int) or not 0 <= place < len(options) <= len(_LETTERS):
         raise DataError(f"{where}: answer {place!r} is not the place of one of its {len(options)} choices")
     hint = str(row.get("hint") or "")
-    text = (f"Context: {hint}\n" if hint else "") + str(field(row, "question", where))
+    asked_text = laid_out((f"Context: {hint}\n" if hint else "") + question, options)
     grade = int(re.sub(r"\D", "", str(row.get("grade", ""))) or 0)
     subject = str(row.get("subject", "unknown"))
     slices = {
@@ -121,5 +122,5 @@ def _item(pid: str, row: Any, picture: Any, where: str) -> Item:
         "grades": "G1-6" if 1 <= grade <= 6 else "G7-12" if grade else "unknown",
     }
     return Item(
-        pid, asked(picture, laid_out(text, options)), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
+        pid, asked(picture, asked_text), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.metrics import vqa_normalize
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text
 
 
 class VqaV2(Benchmark):
@@ -58,20 +58,22 @@ class VqaV2(Benchmark):
         for where, row in numbered(files.rows(path, "questions"), path):
             name = str(field(row, "question_id", where))
             if name not in known:
-                raise DataError(
-                    f"{where} (question_id {name}) has no annotation in {truth.name}: are they of one part?"
-                )
-            picture_name = f"COCO_{subset}_{int(field(row, 'image_id', where)):012d}.jpg"
+                raise DataError(f"{where}: question_id {name} is not in {truth.name}; are they of one part?")
+            image = field(row, "image_id", where)
+            if not isinstance(image, int):
+                raise DataError(f"{where}: image_id must be a whole number, not {str(image)[:60]}")
+            picture_name = f"COCO_{subset}_{image:012d}.jpg"
             if (picture := pictures.find(picture_name)) is None:
                 lost[name] = picture_name
             marked = known[name]
             place = f"{truth.name}: question_id {name}"
-            answers = tuple(str(field(answer, "answer", place)) for answer in field(marked, "answers", place))
-            if not answers:
-                raise DataError(f"{place} has no answers")
+            given = field(marked, "answers", place)
+            if not isinstance(given, list) or not given:
+                raise DataError(f"{place}: `answers` must be a list with at least one answer")
+            answers = tuple(str(field(answer, "answer", place)) for answer in given)
             slices = {kind: str(marked[kind]) for kind in ("answer_type", "question_type") if marked.get(kind)}
             reference = str(marked.get("multiple_choice_answer") or answers[0])
-            messages = asked(picture, f"{field(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, reference, answers, slices))
         self._keep(files, items, lost, limit, missing)
 
