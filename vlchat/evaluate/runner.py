@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 import random
 import time
@@ -20,36 +19,14 @@ from vlchat.evaluate.cache import AnswerCache, default_folder
 from vlchat.evaluate.certificate import prompts_of
 from vlchat.evaluate.identity import model_identity
 from vlchat.evaluate.items import Item, Reading, Reply
+from vlchat.evaluate.known import make_task
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.rows import control_of, read_all, row_of
 from vlchat.evaluate.sharing import Processes
-from vlchat.evaluate.tasks import TASKS
 from vlchat.evaluate.tasks.base import Task
 from vlchat.models import resolve
 
 CONTROL_ROWS = 500  # so many rows tell what the pictures are worth to within a few points
-
-
-def make_task(name: str, **options: Any) -> Task:
-    """A task by its name in `TASKS`, with its own options.
-
-    Raises:
-        ConfigError: an unknown task, or options that it does not have.
-    """
-    if name not in TASKS:
-        raise ConfigError(f'Unknown task "{name}"; known: {", ".join(TASKS)}{nearest(name, TASKS)}')
-    known = inspect.signature(TASKS[name]).parameters
-    for option in options:
-        if option not in known:
-            owners = [task for task in TASKS if option in inspect.signature(TASKS[task]).parameters]
-            raise ConfigError(
-                f'The task "{name}" has no option "{option}"'
-                + (f"; {_listed(owners)}." if owners else nearest(option, known) or ".")
-            )
-    for option, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ConfigError(f'The task "{name}" needs {option}: --{option} on the command line.')
-    return TASKS[name](**options)
 
 
 def run(
@@ -281,8 +258,3 @@ def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_
     for name in controls:
         if name not in CONTROLS:
             raise ConfigError(f'There is no control "{name}"; known: {", ".join(CONTROLS)}{nearest(name, CONTROLS)}')
-
-
-def _listed(owners: Sequence[str]) -> str:
-    several = len(owners) > 1
-    return f"the task{'s' if several else ''} {', '.join(owners[:6])} {'have' if several else 'has'}"

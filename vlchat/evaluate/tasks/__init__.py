@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vlchat.evaluate.tasks.base import Task
+from vlchat.evaluate.tasks.captions import CaptionTask
+from vlchat.evaluate.tasks.conversation import ConversationTask
+from vlchat.evaluate.tasks.multiple_choice import MultipleChoiceTask
+from vlchat.evaluate.tasks.reading import ChartTask, CountingTask, DocumentTask, ReadingTask
 from vlchat.evaluate.tasks.scenes import ScenesTask
+from vlchat.evaluate.tasks.video import VideoTask
 from vlchat.evaluate.tasks.vqa import VqaTask
+from vlchat.evaluate.tasks.yes_no import YesNoTask
 
-TASKS: dict[str, Callable[..., Task]] = {"scenes": ScenesTask, "vqa": VqaTask}
-
-__all__ = ["TASKS", "ScenesTask", "Task", "VqaTask"]
+__all__ = [
+    "CaptionTask", "ChartTask", "ConversationTask", "CountingTask", "DocumentTask", "MultipleChoiceTask", "ReadingTask",
+    "ScenesTask", "Task", "VideoTask", "VqaTask", "YesNoTask",
+]  # fmt: skip
