@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlchat.evaluate.measures import Measure
-from vlchat.evaluate.statistics import Difference, Figure, Stats, difference
+from vlchat.evaluate.resampling import Stats
+from vlchat.evaluate.statistics import Difference, Figure, difference
 
 CONTROLS = {
     "none": "no picture",
