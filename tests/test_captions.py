@@ -142,6 +142,7 @@ STANFORD = {
     "see no. 5, say no.": "see no. 5 say no",
     "black-and-white and/or w/o AT&T r&b": "black-and-white and/or w/o at&t r & b",
     "the '80s 747's rock 'n' roll o'clock 'tis": "the '80s 747 's rock 'n' roll o'clock 't is",
+    "c'mon ma'am, y'all met O'Brien 'em more'n ol' Al": "c'mon ma'am y' all met o'brien 'em more 'n ol' al",
     "WOW!!! what?! yes!": "wow !!! what ?! yes",
     "a dog 🐶 on ½ 😀🚗 ❤️": "a dog on 1/2 ❤",
     "café naïve Zürich e\u0301tude 漢字": "café naïve zürich e\u0301tude 漢字",

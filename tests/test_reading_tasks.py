@@ -78,6 +78,15 @@ def test_reading_is_all_errors_over_all_words(folder: Path) -> None:
     assert [reading.score for reading in readings] == pytest.approx([3 / 6, 1.0, 1 / 2])
 
 
+def test_of_several_texts_the_one_with_the_fewest_wrong_words_counts(folder: Path) -> None:
+    task = ReadingTask(data=written(folder, [["go away", "gowayy"]]))
+    # One of two words is wrong in six letters, or the only word in four.
+    found, _ = read(task, ["go tomorrow"])
+    assert found["WER"] == pytest.approx(1 / 2)
+    found, _ = read(task, ["gowayx"])
+    assert found["WER"] == pytest.approx(1.0) and found["CER"] == pytest.approx(1 / 6)
+
+
 def test_the_protocol_of_reading_names_its_normalisation(folder: Path) -> None:
     data = written(folder, ["x"])
     assert "lower case, no punctuation at the edges of words" in ReadingTask(data=data).protocol
