@@ -43,10 +43,11 @@ def requests(picture: Callable[..., Image.Image]) -> list[Request]:
     """Twelve questions that a tiny model answers differently, about no, one or two pictures."""
     shown = [[], [picture(1)], [picture(2), picture(3, (40, 20))]]
     asked = ["What is it?", "How many cats are there?", "a b c d", "Is it red or blue?"]
-    return [
-        Request(ask_messages(shown[(number + number // 4) % 3], f"{text} {number}", "Be brief." if number > 9 else None))
-        for number, text in enumerate(asked * 3)
-    ]
+    made = []
+    for number, text in enumerate(asked * 3):
+        system = None if number % 5 else "Be brief."
+        made.append(Request(ask_messages(shown[(number + number // 4) % 3], f"{text} {number}", system)))
+    return made
 
 
 def texts(answerer: RemoteAnswerer, requests: list[Request]) -> list[str]:
