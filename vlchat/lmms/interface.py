@@ -1,8 +1,4 @@
-"""vlchat's models inside lmms-eval: `python -m lmms_eval --model vlchat --model_args pretrained=PATH --tasks mme,pope`.
-
-lmms-eval finds this file by the entry point `vlchat = "vlchat.lmms:manifest"` in the group `lmms_eval.models`. Its chat
-tasks are asked through `VLChatLmms`; those with likelihoods are simple tasks, for `--force_simple`.
-"""
+"""lmms-eval's two ways of asking a model, on vlchat's answerers. Nothing here needs lmms-eval itself."""
 
 from __future__ import annotations
 
@@ -10,87 +6,51 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lmms_eval.api.instance import GenerationResult, TokenCounts  # type: ignore[import-not-found,import-untyped]
-from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped]
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from vlchat.chat import Chat
-from vlchat.errors import ConfigError, VLChatError, nearest
+from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate.answerers import ChatAnswerer, one_by_one
 from vlchat.evaluate.items import Reply, Request
-from vlchat.lmms_requests import Decoding, interleaved, length, shown, where
+from vlchat.lmms.requests import Decoding, interleaved, length, shown, where
 
-_OPTIONS = ("pretrained", "quantize", "dtype", "attn", "revision", "frames", "system_prompt", "device", "batch_size")
-_HARMLESS = {"max_batch_size"}  # lmms-eval passes it to every model
-
-
-def manifest() -> Any:
-    """What lmms-eval's registry takes: the name `vlchat` and where its classes are."""
-    from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found,import-untyped]
-
-    return ModelManifest(
-        "vlchat", simple_class_path="vlchat.lmms.VLChatLmmsSimple", chat_class_path="vlchat.lmms.VLChatLmms"
-    )
+Written = tuple[str, dict[str, int]]  # an answer, and its `output_tokens`
 
 
-class _VLChat(lmms):  # type: ignore[misc]
-    """What both of lmms-eval's interfaces share.
+class Interface:
+    """What the chat and the simple interface share.
+
+    A request is lmms-eval's `Instance`: its `args` tell the task, split and number of a document, and the task's
+    functions that make a question of it.
 
     Args:
-        pretrained: a folder, Hub id or short name; by default the embedded model.
-        quantize, dtype, attn, revision: as of `vlchat.chat.Chat.load`.
+        answerer: the model.
         frames: how many pictures of a video are shown.
         system_prompt: goes before every conversation that has none.
-        device: by default the GPU of this process, or the CPU.
         batch_size: questions answered at once.
 
-    Raises:
-        VLChatError: an option that is not known, or a model that cannot be loaded.
+    Attributes:
+        task_dict: task -> split -> documents; lmms-eval fills it in.
+        rank: of this process; the first one shows its progress.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        quantize: str | None = None,
-        dtype: str = "auto",
-        attn: str | None = None,
-        revision: str | None = None,
-        frames: int = 8,
-        system_prompt: str | None = None,
-        device: str | None = None,
-        batch_size: int | str = 1,
-        **others: Any,
-    ) -> None:
-        super().__init__()
-        for name in others:
-            if name not in _HARMLESS:
-                raise ConfigError(
-                    f'--model_args: vlchat has no "{name}"; known: {", ".join(_OPTIONS)}{nearest(name, _OPTIONS)}'
-                )
-        if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ConfigError(f"--batch_size is {batch_size}; vlchat needs a number from 1 on.")
-        from accelerate import Accelerator
+    task_dict: dict[str, Any]
+    rank: int
 
-        self.accelerator = Accelerator()
-        self._rank, self._world_size = self.accelerator.local_process_index, self.accelerator.num_processes
-        place = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
-        chat = Chat.load(pretrained, quantize=quantize, dtype=dtype, device=place, attn=attn, revision=revision)
-        self.answerer = ChatAnswerer(chat)
-        self.frames, self.batch_size = frames, int(batch_size)
-        self.system_prompt = self._resolve_system_prompt(system_prompt)
+    def __init__(
+        self, answerer: ChatAnswerer, *, frames: int = 8, system_prompt: str | None = None, batch_size: int = 1
+    ) -> None:
+        self.answerer = answerer
+        self.frames, self.system_prompt, self.batch_size = frames, system_prompt, batch_size
 
     @property
     def chat(self) -> Chat:
         return self.answerer.chat
 
-    @property
-    def device(self) -> Any:
-        return self.chat.model.device
-
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise ConfigError("lmms-eval asks for likelihoods through its simple tasks: add --force_simple.")
 
-    def generate_until(self, requests: list[Any]) -> list[Any]:
+    def generate_until(self, requests: list[Any]) -> list[Written]:
         """One answer a request, in order; one that the model cannot take is empty, with a warning."""
         asked = []
         for request in requests:
@@ -105,7 +65,7 @@ class _VLChat(lmms):  # type: ignore[misc]
             written: list[str] = []
             for messages, options in self._rounds(request, written):
                 found = self._answers([(messages, Decoding.of(options), where(request))], quiet=True)
-                written.append(found[0].text)
+                written.append(found[0][0])
             results.append(written)
         return results
 
@@ -122,7 +82,7 @@ class _VLChat(lmms):  # type: ignore[misc]
 
     def _answers(
         self, asked: Sequence[tuple[list[dict[str, Any]], Decoding, str]], *, quiet: bool = False
-    ) -> list[Any]:
+    ) -> list[Written]:
         """Answers by batches of equal decoding and like length."""
         replies: list[Reply] = [Reply()] * len(asked)
         order = sorted(range(len(asked)), key=lambda number: (repr(asked[number][1]), length(asked[number][0])))
@@ -138,7 +98,7 @@ class _VLChat(lmms):  # type: ignore[misc]
                         warnings.warn(f"{asked[number][2]} gets an empty answer: {reply.error}", stacklevel=2)
                 bar.update(len(batch))
         return [
-            GenerationResult(asked[number][1].cut(reply.text), TokenCounts(output_tokens=reply.tokens))
+            (asked[number][1].cut(reply.text), {"output_tokens": reply.tokens})
             for number, reply in enumerate(replies)
         ]
 
@@ -161,10 +121,8 @@ class _VLChat(lmms):  # type: ignore[misc]
         return [{"role": "system", "content": [{"type": "text", "text": self.system_prompt}]}, *messages]
 
 
-class VLChatLmms(_VLChat):
+class ChatTasks(Interface):
     """The chat interface: tasks give conversations."""
-
-    is_simple = False
 
     def _question(self, request: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
         _, doc_to_messages, options, number, task, split = request.args
@@ -200,10 +158,8 @@ class VLChatLmms(_VLChat):
         return shown(given.get("url"), str(given["type"]), self.frames)
 
 
-class VLChatLmmsSimple(_VLChat):
+class SimpleTasks(Interface):
     """The simple interface: tasks give a text and pictures apart. Here likelihoods are asked for."""
-
-    is_simple = True
 
     def _question(self, request: Any) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
         text, options, doc_to_visual, number, task, split = request.args
