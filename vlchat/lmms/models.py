@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult  # type: ignore[import-not-found,import-untyped]
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped]
 
 from vlchat.chat import Chat
@@ -69,3 +70,7 @@ class VLChat(ChatTasks, _Loaded):
 
 class VLChatSimple(SimpleTasks, _Loaded):
     is_simple = True
+
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
+        # lmms-eval 0.7.3 (api/instance.py, unwrap_generation_output) makes a string of a plain pair, and then fails.
+        return [GenerationResult(pair) for pair in super().loglikelihood(requests)]
