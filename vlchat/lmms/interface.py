@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -178,15 +179,18 @@ class SimpleTasks(Interface):
             visuals, text, _, _, info = found
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation as the whole answer, its closing token included, and whether it is
-        what the model would write."""
+        """The loss of each continuation as the whole answer, and whether it is what the model would write.
+
+        A loss in spite of the name: lmms-eval takes the choice with the least of it (api/task.py, `np.argmin(lls)`),
+        and its own models give transformers' loss, the mean over the tokens, the closing one included.
+        """
         together: dict[tuple[Any, ...], list[int]] = {}
         for place, request in enumerate(requests):
             if len(request.args) != 6:
                 raise ConfigError("acc_mutual_info asks for answers without a question; use acc or acc_norm.")
             text, _, _, number, task, split = request.args
             together.setdefault((text, number, task, split), []).append(place)
-        results: list[tuple[float, bool]] = [(float("-inf"), False)] * len(requests)
+        results = [(math.inf, False)] * len(requests)
         for (text, number, task, split), places in tqdm(
             together.items(), desc="Model Responding", disable=self.rank != 0
         ):
@@ -199,8 +203,10 @@ class SimpleTasks(Interface):
                 warnings.warn(f"{where(requests[places[0]])} counts as impossible: {judged.error}", stacklevel=2)
                 continue
             (written,) = one_by_one(self.answerer, [Request(messages)], max(judged.choice_tokens))
-            for place, choice, logprob in zip(places, choices, judged.choices, strict=True):
-                results[place] = (logprob, written.text == choice)
+            for place, choice, logprob, count in zip(
+                places, choices, judged.choices, judged.choice_tokens, strict=True
+            ):
+                results[place] = (-logprob / count, written.text == choice)
         return results
 
     def _conversation(self, text: str, visuals: Sequence[Any] | None) -> list[dict[str, Any]]:
