@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; nothing here may ask a server
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlchat-tests-")  # answers of a test are nobody's cache
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 from collections.abc import Callable
 from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlchat.data import Example, SourceConfig, check, fingerprint, load_source
+from vlchat.data import Example, Source, SourceConfig, check, fingerprint, load_source
 from vlchat.data.formats import answer_of, text_of
 from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.floor import QuestionOnlyFloor
@@ -106,13 +106,14 @@ def data_of(config: SourceConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def usable(config: SourceConfig) -> list[Example]:
+def usable(source: Source | SourceConfig) -> list[Example]:
     """The examples of a source.
 
     Raises:
         DataError: a row cannot be used; all faults are listed.
     """
-    source = load_source(config)
+    if isinstance(source, SourceConfig):
+        source = load_source(source)
     report = check(source)
     # An id given twice confuses a training run; here it only appears twice among the replies.
     report.bad = [problem for problem in report.bad if problem.field != "id"]
