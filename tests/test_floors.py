@@ -24,6 +24,7 @@ FLOORS = {
     "vlchat.export": 2,
     "vlchat.adapters": 2,
     "vlchat.compare": 2,
+    "vlchat.lmms": 2,
     "vlchat.interop": 1,
     "vlchat.model": 1,
     "vlchat.backbones": 1,
