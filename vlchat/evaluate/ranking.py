@@ -1,4 +1,4 @@
-"""Scores of rankings: hits among the first k, and how well a score tells matches from the rest. Ties are counted fairly.
+"""How high a ranking puts what is right, and how well a score tells matches from the rest. Ties are counted fairly.
 
 A model that gives everything the same score gets what chance gives: of tied candidates each order is as likely as any.
 """
