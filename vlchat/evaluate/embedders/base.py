@@ -24,6 +24,7 @@ class Embedder(Protocol):
         identity: a hash that changes with the weights and with how pictures and texts are prepared.
         embeds: whether it has `images` and `texts`; one that has not judges each pair by `match`.
         matches: whether it has `match`.
+        probable: whether the softmax of `match`'s logits is a probability; else only their order means something.
         scale, bias: of its loss: `scale * similarity + bias` are its logits. A scale of None is not known; a bias is
             only that of a sigmoid loss, whose logits are those of a match.
         cut: how many texts, so far, were longer than it reads, and were cut off.
@@ -33,6 +34,7 @@ class Embedder(Protocol):
     identity: str
     embeds: bool
     matches: bool
+    probable: bool
     scale: float | None
     bias: float | None
     cut: int

@@ -32,7 +32,7 @@ class Blip2Embedder:
         CheckpointError: it cannot be read, or lacks tensors.
     """
 
-    embeds, matches = True, True
+    embeds, matches, probable = True, True, True
     scale: float | None = None
     bias: float | None = None
 

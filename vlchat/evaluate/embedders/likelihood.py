@@ -50,6 +50,7 @@ class LikelihoodMatcher:
         if by not in WAYS:
             raise ConfigError(f'likelihood is "{by}"; use {", ".join(WAYS)}{nearest(by, WAYS)}')
         self.answerer, self.by, self.batch_size = answerer, by, batch_size
+        self.probable = by == "yes"
         self.identity = f"{answerer.identity} {by}"
         self.description: dict[str, Any] = {**answerer.description, "kind": f"likelihood ({by})"}
         self._blank: dict[str, float] = {}

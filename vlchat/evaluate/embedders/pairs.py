@@ -32,7 +32,7 @@ class PairEmbedder:
         CheckpointError: it cannot be read, lacks tensors, or is no such pair.
     """
 
-    embeds, matches = True, False
+    embeds, matches, probable = True, False, False
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ class StageOneEmbedder:
         CheckpointError: as `vlchat.checkpoint.load` and `vlchat.heads.reading.read_heads`.
     """
 
-    embeds = True
+    embeds, probable = True, True
 
     def __init__(
         self, folder: Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
