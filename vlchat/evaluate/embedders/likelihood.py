@@ -20,8 +20,11 @@ _GREY = (128, 128, 128)
 class Asked(Protocol):
     """What is needed of an Answerer: `vlchat.evaluate.answerers.Answerer` has it."""
 
-    description: dict[str, Any]
-    identity: str
+    @property
+    def description(self) -> dict[str, Any]: ...
+
+    @property
+    def identity(self) -> str | None: ...
 
     def answer(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Reply]: ...
 
