@@ -25,6 +25,7 @@ from transformers import (
 
 from vlchat.towers import clip_image_processor
 
+SIZES = {"align": 160}  # pixels a side; of the others 24
 TEXTS = ["a red circle", "two cats and one dog", "the blue square is left of it", "no cats"]
 
 
@@ -62,8 +63,8 @@ def write_pair(folder: Path, kind: str, tokenizer: PreTrainedTokenizerFast) -> A
     elif kind == "siglip":
         model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 16}, vision_config=vision))
     elif kind == "align":
-        small = {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 16, "image_size": 24}
-        model = AlignModel(AlignConfig(text_config=text, vision_config=small, projection_dim=16))
+        small = {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 16, "image_size": SIZES[kind]}
+        model = AlignModel(AlignConfig(text_config=text, vision_config=small, projection_dim=32))
     else:
         qformer = Blip2QFormerConfig(
             vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
@@ -77,5 +78,5 @@ def write_pair(folder: Path, kind: str, tokenizer: PreTrainedTokenizerFast) -> A
     spread(model)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    clip_image_processor(24).save_pretrained(folder)
+    clip_image_processor(SIZES.get(kind, 24)).save_pretrained(folder)
     return model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from alignments import CAPTIONS, objective, settings, write_backbones
-from pairs_of_towers import TEXTS, pictures, write_pair
+from pairs_of_towers import SIZES, TEXTS, pictures, write_pair
 from PIL import Image
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -23,8 +23,8 @@ from vlchat.evaluate.embedders.base import identity_of
 from vlchat.towers import clip_image_processor
 
 
-def pixels(shown: list[Image.Image]) -> torch.Tensor:
-    return clip_image_processor(24)(shown, return_tensors="pt")["pixel_values"]
+def pixels(shown: list[Image.Image], size: int = 24) -> torch.Tensor:
+    return clip_image_processor(size)(shown, return_tensors="pt")["pixel_values"]
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "align"])
@@ -45,7 +45,7 @@ def test_a_pairs_logits_are_those_of_transformers(
     if kind != "siglip":  # whose padding is read
         given["attention_mask"] = tokens["attention_mask"]
     with torch.no_grad():
-        expected = model(pixel_values=pixels(pictures()), **given).logits_per_image.numpy()
+        expected = model(pixel_values=pixels(pictures(), SIZES.get(kind, 24)), **given).logits_per_image.numpy()
     assert np.ptp(expected) > 0.1  # the pairs differ
     ours = embedder.scale * similarity(images, texts) + (embedder.bias or 0.0)
     assert ours == pytest.approx(expected, abs=2e-4, rel=2e-4)
@@ -95,7 +95,7 @@ def test_the_identity_changes_with_the_weights_alone(tmp_path: Path, tiny_tokeni
     assert identity_of([("a", torch.tensor(1.0))]) != identity_of([("b", torch.tensor(1.0))])
 
 
-def trained(folder: Path, connector: str, **options: Any) -> dict[str, Any]:
+def trained(folder: Path, connector: str | dict[str, Any], **options: Any) -> dict[str, Any]:
     """A stage-1 run of two steps in FOLDER/run; its settings."""
     made = settings(folder, connector, **options)
     config = {
@@ -134,12 +134,13 @@ def test_stage_one_compares_as_its_training_step_did(
 ) -> None:
     options = dict(options)
     if options.pop("instructed", False):
-        spec = settings(folder, connector)["connector"] | {"text_vocab_size": len(tiny_tokenizer)}
-        options["connector"] = spec
+        shape: Any = settings(folder, connector)["connector"] | {"text_vocab_size": len(tiny_tokenizer)}
+    else:
+        shape = connector
     if options.get("text") == "clip":
         write_pair(folder / "clip", "clip", tiny_tokenizer)
         options["text"] = str(folder / "clip")
-    made = trained(folder, connector, **options)
+    made = trained(folder, shape, **options)
     again = objective(folder, made["connector"], **options)
     training_state._read_trained(folder / "run" / "step-2" / "training_state", again)
     again.eval()
