@@ -18,8 +18,11 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerF
 from train import training_state
 from train.__main__ import main
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.evaluate.embedders import Blip2Embedder, PairEmbedder, StageOneEmbedder, open_embedder, similarity
+from vlchat.evaluate.embedders import open_embedder, similarity
 from vlchat.evaluate.embedders.base import identity_of
+from vlchat.evaluate.embedders.blip2 import Blip2Embedder
+from vlchat.evaluate.embedders.pairs import PairEmbedder
+from vlchat.evaluate.embedders.stage1 import StageOneEmbedder
 from vlchat.towers import clip_image_processor
 
 

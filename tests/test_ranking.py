@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from vlchat.evaluate.ranking import best_threshold, chance_of, placements, places_of, precisions
+from vlchat.evaluate.metrics.ranking import best_threshold, chance_of, placements, places_of, precisions
 
 
 def counted(scores: list[float], right: list[bool], k: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.captioned import read_captioned
 from vlchat.evaluate.embedders import open_embedder
 from vlchat.evaluate.embeddings import Embeddings, evaluate_with
-from vlchat.evaluate.ranking import chance_of
+from vlchat.evaluate.metrics.ranking import chance_of
 from vlchat.evaluate.tasks.retrieval import RetrievalTask, first, reranked
 from vlchat.towers import clip_image_processor
 

@@ -12,7 +12,8 @@ from vlchat.data import Example, SourceConfig, load_source
 from vlchat.data.formats import CAPTION_KEYS
 from vlchat.data.paths import resolve_image
 from vlchat.errors import ConfigError, DataError
-from vlchat.evaluate.embeddings import Picture, key_of
+from vlchat.evaluate.embeddings import Picture
+from vlchat.evaluate.identity import picture_key
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def read_captioned(config: SourceConfig, captions: int | None = None) -> list[Ca
         pairs = _karpathy(official, config)
     joined: dict[str, Captioned] = {}
     for one in pairs:
-        key = str(one.picture.resolve()) if isinstance(one.picture, Path) else key_of(one.picture)
+        key = str(one.picture.resolve()) if isinstance(one.picture, Path) else picture_key(one.picture)
         known = joined.get(key)
         joined[key] = one if known is None else replace(known, texts=known.texts + one.texts)
     found = list(joined.values())[: config.limit]

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 from vlchat import images
 from vlchat.errors import ConfigError, DataError, ImageError, VLChatError
 from vlchat.evaluate.embedders.base import Embedder, similarity
+from vlchat.evaluate.identity import picture_key
 from vlchat.evaluate.items import Item, Reading
-from vlchat.evaluate.ranking import rounded
+from vlchat.evaluate.metrics.ranking import rounded
 from vlchat.evaluate.tasks.base import Task
-from vlchat.folders import replacing, sha256
+from vlchat.folders import replacing
 
 Picture = Path | bytes | Image.Image
 _PIECE = 256  # pictures or texts in one file of the cache: what an interrupted run loses at most
@@ -26,12 +27,21 @@ _LOGITS = 5  # decimals of matching logits, whose float32 noise is larger than t
 
 
 class EmbeddingTask(Task):
-    """A task that needs no replies but embeddings: `evaluate_with` runs it."""
+    """A task that needs no replies but embeddings: `evaluate_with` runs it.
+
+    Attributes:
+        likelihood: how a chat model, which has none, judges pairs: one of `vlchat.evaluate.embedders.likelihood.WAYS`.
+    """
 
     needs: ClassVar[str] = "embedder"
+    likelihood: str = "yes"
 
     def readings(self, embeddings: Embeddings) -> list[Reading]:
         """One for each of `items()`, in their order."""
+        raise NotImplementedError
+
+    def chances(self) -> list[dict[str, float]]:
+        """What each item's statistics are for a model that cannot tell anything apart, in expectation."""
         raise NotImplementedError
 
 
@@ -76,7 +86,7 @@ class Embeddings:
 
     def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> np.ndarray:
         """(pictures, queries, dim). Raises DataError, with the name of the row, for one that cannot be decoded."""
-        keys = [key_of(picture) for picture in pictures] if self.cache is not None else []
+        keys = [picture_key(picture) for picture in pictures] if self.cache is not None else []
 
         def embed(rows: range) -> np.ndarray:
             return self.embedder.images([decoded(pictures[row], names[row]) for row in rows])
@@ -154,15 +164,6 @@ def decoded(picture: Picture, name: str) -> Image.Image:
         return images.decode(picture)
     except ImageError as error:
         raise DataError(f"{name}: {error}", kind=error.kind, field="image") from error
-
-
-def key_of(picture: Picture) -> str:
-    """A hash of a picture's file, or of its pixels: two rows with the same one show the same picture."""
-    if isinstance(picture, Path):
-        return sha256(picture)
-    if isinstance(picture, bytes):
-        return hashlib.sha256(picture).hexdigest()
-    return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
 
 
 def hashed(text: str) -> str:

@@ -5,23 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from vlchat.errors import CheckpointError, ConfigError, nearest
 from vlchat.evaluate.embedders.base import Embedder, similarity
-from vlchat.evaluate.embedders.blip2 import Blip2Embedder
 from vlchat.evaluate.embedders.likelihood import LikelihoodMatcher
-from vlchat.evaluate.embedders.pairs import PairEmbedder, is_pair
-from vlchat.evaluate.embedders.stage1 import StageOneEmbedder
 from vlchat.folders import newest, read_manifest, refuse_pickles, verify
-from vlchat.heads.reading import is_stage_one
 from vlchat.places import locate
 from vlchat.reading import reading
 
-__all__ = [
-    "Blip2Embedder", "Embedder", "LikelihoodMatcher", "PairEmbedder", "StageOneEmbedder", "open_embedder", "similarity",
-]  # fmt: skip
+__all__ = ["Embedder", "LikelihoodMatcher", "open_embedder", "similarity"]
 
 _DTYPES = {
     "auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -44,6 +36,15 @@ def open_embedder(
     Raises:
         CheckpointError: nothing can be read there, or it is damaged. ConfigError: an unknown dtype.
     """
+    # Only here: a task that is only described needs no model classes.
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    from vlchat.evaluate.embedders.blip2 import Blip2Embedder
+    from vlchat.evaluate.embedders.pairs import PairEmbedder, is_pair
+    from vlchat.evaluate.embedders.stage1 import StageOneEmbedder
+    from vlchat.heads.reading import is_stage_one
+
     if dtype not in _DTYPES:
         raise ConfigError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}{nearest(dtype, _DTYPES)}')
     if model is None:

@@ -50,9 +50,7 @@ class LikelihoodMatcher:
     cut = 0
 
     def __init__(self, answerer: Asked, by: str = "yes", batch_size: int = 16) -> None:
-        if by not in WAYS:
-            raise ConfigError(f'likelihood is "{by}"; use {", ".join(WAYS)}{nearest(by, WAYS)}')
-        self.answerer, self.by, self.batch_size = answerer, by, batch_size
+        self.answerer, self.by, self.batch_size = answerer, way(by), batch_size
         self.probable = by == "yes"
         self.identity = f"{answerer.identity} {by}"
         self.description: dict[str, Any] = {**answerer.description, "kind": f"likelihood ({by})"}
@@ -104,6 +102,13 @@ class LikelihoodMatcher:
                     )
                 replies.append(reply)
         return replies
+
+
+def way(by: str) -> str:
+    """`by` as it is. Raises ConfigError where it is none of `WAYS`."""
+    if by not in WAYS:
+        raise ConfigError(f'likelihood is "{by}"; use {", ".join(WAYS)}{nearest(by, WAYS)}')
+    return by
 
 
 def _shown(picture: Image.Image, text: str) -> list[Message]:

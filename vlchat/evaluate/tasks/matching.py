@@ -11,11 +11,12 @@ from vlchat.data import SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate.captioned import read_captioned
 from vlchat.evaluate.embedders.likelihood import QUESTION
+from vlchat.evaluate.embedders.likelihood import way as way_of
 from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.measures import Measure, Sums, divided, mean_of
+from vlchat.evaluate.metrics.ranking import best_threshold, placements, precisions
 from vlchat.evaluate.pairs import Foursome, Pair, drawn_pairs, is_foursome, read_foursomes, read_pairs
-from vlchat.evaluate.ranking import best_threshold, placements, precisions
 from vlchat.evaluate.tasks.vqa import data_of, source_config
 
 WAYS = ("auto", "match", "similarity")
@@ -46,7 +47,9 @@ class MatchingTask(EmbeddingTask):
         label: the field that says whether they belong together; by default `match` or `label`.
         captions: at most so many texts of each picture, where mismatches are drawn.
         by: "match" asks the matching head, "similarity" compares embeddings; "auto" takes the head where there is one.
-        seed: of the mismatches.
+        likelihood: how a chat model, which has no embeddings, judges a pair: "yes" (P(yes) when asked), "caption" or
+            "pmi" (the text's likelihood, or by how much the picture raises it).
+        mismatch_seed: of the mismatches' draw.
 
     Raises:
         DataError: a row cannot be used. ConfigError: an option out of range.
@@ -63,17 +66,18 @@ class MatchingTask(EmbeddingTask):
         label: str | None = None,
         captions: int | None = None,
         by: str = "auto",
-        seed: int = 0,
+        likelihood: str = "yes",
+        mismatch_seed: int = 0,
     ) -> None:
         if by not in WAYS:
             raise ConfigError(f'by is "{by}"; use {", ".join(WAYS)}{nearest(by, WAYS)}')
         config = source_config(data, format=format, images=images, split=split, limit=limit)
-        self.by = by
+        self.by, self.likelihood = by, way_of(likelihood)
         self.data: dict[str, Any] = data_of(config)
         self.notes: list[str] = []
         self.pairs: list[Pair] = []
         self.foursomes: list[Foursome] = []
-        self._read(config, label, captions, seed)
+        self._read(config, label, captions, mismatch_seed)
         self._told_first = list(self.notes)
         self._items = [_item_of_four(four) for four in self.foursomes] or [_item(pair) for pair in self.pairs]
         if self.foursomes:
@@ -97,6 +101,20 @@ class MatchingTask(EmbeddingTask):
         """See `EmbeddingTask.readings`."""
         self.notes = list(self._told_first)
         return self._fours(embeddings) if self.foursomes else self._twos(embeddings)
+
+    def chances(self) -> list[dict[str, float]]:
+        """Of pairs the more frequent answer, and scores that tell nothing apart."""
+        if self.foursomes:
+            return [{"text": 0.25, "image": 0.25, "group": 1 / 6}] * len(self.foursomes)
+        share = sum(pair.match for pair in self.pairs) / len(self.pairs)
+        rows = []
+        for pair in self.pairs:
+            stats = {"right": float(pair.match == (share >= 0.5))}
+            if 0 < share < 1:
+                side, other = ("yes", "no") if pair.match else ("no", "yes")
+                stats |= {side: 1.0, other: 0.0, f"area of {side}": 0.5, f"area of {other}": 0.0, "area": 0.5}
+            rows.append(stats | ({"precision": share, "preferred": 0.5} if pair.match else {}))
+        return rows
 
     def _read(self, config: SourceConfig, label: str | None, captions: int | None, seed: int) -> None:
         official = config.path.lower().endswith(".json") and label is None

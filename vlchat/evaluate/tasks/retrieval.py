@@ -10,10 +10,11 @@ import numpy as np
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate.captioned import Captioned, read_captioned
+from vlchat.evaluate.embedders.likelihood import way as way_of
 from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown, softmax
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.measures import Measure, Sums, divided, ratio_of
-from vlchat.evaluate.ranking import Place, chance_of, places_of
+from vlchat.evaluate.metrics.ranking import Place, chance_of, places_of
 from vlchat.evaluate.tasks.vqa import data_of, source_config
 
 CUTS = (1, 5, 10)
@@ -38,6 +39,8 @@ class RetrievalTask(EmbeddingTask):
         limit: the first so many pictures.
         captions: at most so many texts of each picture.
         rerank: candidates of each query that the matching head ranks anew; 0 leaves that out. BLIP-2 takes 128.
+        likelihood: how a chat model, which has no embeddings, judges a pair: "yes" (P(yes) when asked), "caption" or
+            "pmi" (the text's likelihood, or by how much the picture raises it).
         most_pairs: pairs that are judged one by one at most, where the model has no embeddings.
 
     Raises:
@@ -61,6 +64,7 @@ class RetrievalTask(EmbeddingTask):
         limit: int | None = None,
         captions: int | None = None,
         rerank: int = 128,
+        likelihood: str = "yes",
         most_pairs: int = 20_000,
     ) -> None:
         if rerank < 0 or most_pairs < 1:
@@ -69,7 +73,7 @@ class RetrievalTask(EmbeddingTask):
         self.shown: list[Captioned] = read_captioned(config, captions)
         self.texts = [text for one in self.shown for text in one.texts]
         self.owner = np.repeat(np.arange(len(self.shown)), [len(one.texts) for one in self.shown])  # (texts,)
-        self.rerank, self.most_pairs = rerank, most_pairs
+        self.rerank, self.most_pairs, self.likelihood = rerank, most_pairs, way_of(likelihood)
         ranked = f"first {rerank} reranked by a matching head where there is one" if rerank else "no reranking"
         self.protocol = f"vlchat-retrieval-1 (any text of a picture is right; ties in expectation; {ranked})"
         self.data: dict[str, Any] = data_of(config)
@@ -81,7 +85,7 @@ class RetrievalTask(EmbeddingTask):
 
     def readings(self, embeddings: Embeddings) -> list[Reading]:
         """See `EmbeddingTask.readings`: first the pictures, then the texts, as queries."""
-        own = np.arange(len(self.shown))[:, None] == self.owner  # (pictures, texts)
+        own = self._own()
         to_text, to_picture, confidence = self._scores(embeddings)
         self.notes = self._told(own)
         readings: list[Reading] = []
@@ -99,6 +103,15 @@ class RetrievalTask(EmbeddingTask):
             ]
             self.notes.append(f"{WAYS[way]}: median rank {np.median(place.rank):g} of {scores.shape[1]:,}.")
         return readings
+
+    def chances(self) -> list[dict[str, float]]:
+        own = self._own()
+        ways = (("to text", own), ("to picture", own.T))
+        return [stats for way, right in ways for stats in _stats(way, chance_of(right))]
+
+    def _own(self) -> np.ndarray:
+        """(pictures, texts) bool: which texts are a picture's own."""
+        return np.arange(len(self.shown))[:, None] == self.owner
 
     def _scores(self, embeddings: Embeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Scores to rank texts by, and pictures by, (pictures, texts); and logits of both where there are any."""

@@ -10,11 +10,12 @@ import numpy as np
 
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError
-from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown, softmax
+from vlchat.evaluate.embedders.likelihood import way as way_of
+from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, hashed, shown, softmax
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.labelled import class_names, read_labelled
 from vlchat.evaluate.measures import mean_of, ratio_of
-from vlchat.evaluate.ranking import places_of
+from vlchat.evaluate.metrics.ranking import places_of
 from vlchat.evaluate.tasks.vqa import data_of, source_config
 from vlchat.evaluate.templates import prompts, templates_of
 
@@ -33,6 +34,8 @@ class ZeroShotTask(EmbeddingTask):
         label: the field that holds the class; by default `label`, `class` or `category`.
         classes: the names to choose from; by default the labels that occur. See `labelled.class_names`.
         templates: a name of `vlchat.evaluate.templates.TEMPLATES`, or one or several prompts with {} in them.
+        likelihood: how a chat model, which has no embeddings, judges a pair: "yes" (P(yes) when asked), "caption" or
+            "pmi" (the text's likelihood, or by how much the picture raises it).
         most_pairs: pairs that are judged one by one at most, where the model has no embeddings.
 
     Raises:
@@ -56,16 +59,19 @@ class ZeroShotTask(EmbeddingTask):
         label: str | None = None,
         classes: str | Sequence[str] | Mapping[str, str] | None = None,
         templates: str | Sequence[str] = "photo",
+        likelihood: str = "yes",
         most_pairs: int = 20_000,
     ) -> None:
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         self.rows = read_labelled(config, label)
         self.names, self.right = class_names(classes, [row.label for row in self.rows])
         self.templates = templates_of(templates)
-        self.most_pairs = most_pairs
+        self.most_pairs, self.likelihood = most_pairs, way_of(likelihood)
         called = templates if isinstance(templates, str) else f"{len(self.templates)} templates"
         self.protocol = f"vlchat-zero-shot-1 (mean of normalised prompts; templates: {called}; ties in expectation)"
-        self.data: dict[str, Any] = data_of(config)
+        asked = prompts(self.names, self.templates)
+        told = {"count": len(asked), "sha256": hashed("\n".join(asked))}
+        self.data: dict[str, Any] = data_of(config) | {"prompts": told}
         self.notes: list[str] = []
         twice = len({row.id for row in self.rows}) < len(self.rows)
         self._items = [
@@ -85,16 +91,21 @@ class ZeroShotTask(EmbeddingTask):
         place = places_of(scores, right)
         top, five, taken = place.hit(1), place.hit(5), scores.argmax(axis=1)
         sure = None if logits is None else softmax(logits)[np.arange(len(scores)), taken]
-        counts = Counter(self.right)
-        self.notes = self._told(taken, counts)
+        self.notes = self._told(taken, Counter(self.right))
         return [
-            Reading(
-                self.names[taken[row]],
-                float(top[row]),
-                {"top 1": float(top[row]), "top 5": float(five[row]), "class": 1.0 / counts[number],
-                 "top 1 by class": float(top[row]) / counts[number]},
-                None if sure is None else float(sure[row]),
-            )
+            Reading(self.names[taken[row]], float(top[row]), stats, None if sure is None else float(sure[row]))
+            for row, stats in enumerate(self._stats(top, five))
+        ]
+
+    def chances(self) -> list[dict[str, float]]:
+        shares = [np.full(len(self.rows), min(1.0, k / len(self.names))) for k in (1, 5)]
+        return self._stats(*shares)
+
+    def _stats(self, top: np.ndarray, five: np.ndarray) -> list[dict[str, float]]:
+        counts = Counter(self.right)
+        return [
+            {"top 1": float(top[row]), "top 5": float(five[row]), "class": 1.0 / counts[number],
+             "top 1 by class": float(top[row]) / counts[number]}
             for row, number in enumerate(self.right)
         ]  # fmt: skip
 
