@@ -44,6 +44,7 @@ FLOORS = {
     "vlchat.runs": 1,
     "vlchat.run_info": 1,
     "vlchat.data": 1,
+    "vlchat.heads": 1,
 }
 HEAVY = {"bitsandbytes", "gradio", "peft", "datasets", "matplotlib", "playwright"}
 FILES = sorted(path for room in ("vlchat", "train", "serve") for path in (ROOT / room).rglob("*.py"))
