@@ -21,12 +21,12 @@ from vlchat.errors import ConfigError, DataError, VLChatError
 from vlchat.evaluate.answerers import ChatAnswerer
 from vlchat.evaluate.cache import AnswerCache
 from vlchat.evaluate.captioned import read_captioned
-from vlchat.evaluate.comparing import RememberedAnswerer, compare
 from vlchat.evaluate.embedders import LikelihoodMatcher, open_embedder, similarity
 from vlchat.evaluate.embedders.likelihood import QUESTION
 from vlchat.evaluate.embeddings import evaluate_with
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.pairs import drawn_pairs, read_pairs
+from vlchat.evaluate.similarity import RememberedAnswerer, run_similarity
 from vlchat.evaluate.tasks.matching import MatchingTask
 from vlchat.evaluate.tasks.retrieval import RetrievalTask
 from vlchat.evaluate.tasks.zero_shot import ZeroShotTask
@@ -269,7 +269,7 @@ def test_a_result_stands_beside_chance_and_asks_nothing_twice(
 ) -> None:
     write_pair(tmp_path / "clip", "clip", tiny_tokenizer)
     task = RetrievalTask(data=str(data / "captions.json"))
-    result = compare(tmp_path / "clip", task, cache=tmp_path / "cache", progress=False)
+    result = run_similarity(tmp_path / "clip", task, cache=tmp_path / "cache", progress=False)
     written = json.loads(json.dumps(result.to_dict()))
     assert written["controls"]["chance"]["blind"]["value"] == pytest.approx(
         np.mean([2 / 8, 1 - math.comb(6, 5) / math.comb(8, 5), 1, 1 / 4, 1, 1])
@@ -280,7 +280,7 @@ def test_a_result_stands_beside_chance_and_asks_nothing_twice(
     assert (tmp_path / "cache" / "embeddings").is_dir()
     matching = MatchingTask(data=str(data / "pairs.json"))
     for _ in range(2):
-        found = compare(None, matching, chatting=lambda: chatty, cache=tmp_path / "cache", progress=False)
+        found = run_similarity(None, matching, chatting=lambda: chatty, cache=tmp_path / "cache", progress=False)
         assert len(chatty.asked) == 8  # the second time everything is known
     assert found.headline.value is not None
     remembered = RememberedAnswerer(chatty, AnswerCache(tmp_path / "cache"))

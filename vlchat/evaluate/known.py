@@ -23,6 +23,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "document": tasks.DocumentTask,
     "chart": tasks.ChartTask,
     "counting": tasks.CountingTask,
+    "retrieval": tasks.RetrievalTask,
+    "zero_shot": tasks.ZeroShotTask,
+    "matching": tasks.MatchingTask,
     **PROTOCOLS,
 }
 

@@ -17,12 +17,14 @@ from vlchat.evaluate.asking import Asker
 from vlchat.evaluate.blind import CONTROLS, control, images_of
 from vlchat.evaluate.cache import AnswerCache, default_folder
 from vlchat.evaluate.certificate import prompts_of
+from vlchat.evaluate.embeddings import EmbeddingTask
 from vlchat.evaluate.identity import model_identity
 from vlchat.evaluate.items import Item, Reading, Reply
 from vlchat.evaluate.known import make_task
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.rows import control_of, read_all, row_of
 from vlchat.evaluate.sharing import Processes
+from vlchat.evaluate.similarity import run_similarity
 from vlchat.evaluate.tasks.base import Task
 from vlchat.models import resolve
 
@@ -65,24 +67,23 @@ def run(
     """
     made = make_task(task, **options, **({"seed": seed} if task == "scenes" else {}))
     processes = Processes.launched()
-    answerer = answerer or open_answerer(model, url=url, loading=loading, processes=processes)
-    kept = AnswerCache(cache or default_folder()) if remember else None
-    try:
-        result = evaluate(
-            answerer,
-            made,
-            controls=controls,
-            control_rows=control_rows,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            cache=kept,
-            processes=processes,
-            progress=progress,
-        )
-    finally:
-        if kept is not None:
-            kept.close()
+
+    def opened() -> Answerer:
+        return answerer or open_answerer(model, url=url, loading=loading, processes=processes)
+
+    place = cache or default_folder()
+    shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "progress": progress}
+    if isinstance(made, EmbeddingTask):
+        found: dict[str, Any] = {"url": url, "loading": loading, "chatting": opened, "cache": place if remember else None}
+        result = run_similarity(model, made, **found, **shared)
+    else:
+        shared |= {"controls": controls, "control_rows": control_rows, "seed": seed, "max_new_tokens": max_new_tokens}
+        kept = AnswerCache(place) if remember else None
+        try:
+            result = evaluate(opened(), made, cache=kept, **shared)
+        finally:
+            if kept is not None:
+                kept.close()
     result.task = task
     chosen = {name: value for name, value in (loading or {}).items() if value not in (None, "auto")}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
@@ -185,6 +186,7 @@ def evaluate(
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
     counts |= {"asked": asker.asked, "known": asker.known}
+    notes += getattr(asked, "notes", [])
     return Result(
         task=type(task).__name__,
         protocol=task.protocol,

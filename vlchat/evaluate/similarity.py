@@ -20,7 +20,7 @@ from vlchat.evaluate.sharing import Processes
 CHANCE = "chance"  # stands beside the score where other tasks have their blind controls
 
 
-def compare(
+def run_similarity(
     model: str | Path | None,
     task: EmbeddingTask,
     *,
