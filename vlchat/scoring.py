@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--suite", type=Path, metavar="FILE", help="a YAML file of several tasks, instead of --task")
     add("--url", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add("--api-key", metavar="KEY", help="of the server (default: $OPENAI_API_KEY)")
+    add("--concurrency", type=int, default=8, metavar="N", help="requests to the server at a time (default: 8)")
     add("--controls", default="shuffled,none,blurred", metavar="NAMES", help="blind controls: shuffled, none, blurred")
     add("--no-controls", action="store_true", help="leave the blind controls out")
     add("--control-rows", type=int, default=500, metavar="N", help="rows of each control (default: 500; 0: all)")
@@ -43,13 +45,15 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="FOLDER", help="where answers are kept (default: the user's cache)")
     add("--no-cache", action="store_true", help="ask everything again, and keep nothing")
     add("--out", type=Path, metavar="FOLDER", help="write the report, the replies and a certificate")
+    add("--track", action="append", default=[], metavar="NAME", help="also to tensorboard, trackio, wandb or mlflow")
     add("--verify", type=Path, metavar="FOLDER", help="ask again what its certificate says, and compare")
     add("--json", action="store_true", help="print the result as JSON")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
-    from vlchat.evaluate import open_answerer, result_folder, run, save, terminal
+    from vlchat import trackers
+    from vlchat.evaluate import open_answerer, result_folder, run
     from vlchat.evaluate.sharing import Processes
 
     if arguments.list:
@@ -61,6 +65,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.verify is not None:
         return _verify(arguments)
+    trackers.check(arguments.track, "--track")
+    if arguments.track and arguments.out is None:
+        raise VLChatError("--track needs --out FOLDER: what trackers keep on this machine lies there.")
     if arguments.out is not None:
         result_folder(arguments.out)
     controls = [] if arguments.no_controls else [name.strip() for name in arguments.controls.split(",") if name.strip()]
@@ -87,14 +94,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
         **options,
     )
     if processes.first:
-        _print(result, arguments.json, terminal)
-        if arguments.out is not None:
-            print(f"Written: {save(result, arguments.out)}")
+        _show(arguments, result, arguments.out)
     return 0
 
 
 def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
-    from vlchat.evaluate import open_answerer, save, terminal
+    from vlchat.evaluate import open_answerer
     from vlchat.evaluate.sharing import Processes
     from vlchat.evaluate.suite import read_suite, run_suite
 
@@ -105,9 +110,7 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
     for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
         if processes.first:
-            _print(result, arguments.json, terminal)
-            if arguments.out is not None:
-                print(f"Written: {save(result, arguments.out / name)}\n")
+            _show(arguments, result, arguments.out and arguments.out / name)
     return 0
 
 
@@ -144,9 +147,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.url is not None:
-        return {} if arguments.api_key is None else {"key": arguments.api_key}
+        return {"key": arguments.api_key, "concurrency": arguments.concurrency}
     return loading(arguments)
 
 
-def _print(result: Result, as_json: bool, text: Any) -> None:
-    print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) if as_json else text(result))
+def _show(arguments: argparse.Namespace, result: Result, out: Path | None) -> None:
+    """Prints a result, and writes it down where that was asked for."""
+    from vlchat.evaluate import save, terminal
+    from vlchat.evaluate.tracking import log_result
+
+    as_json = arguments.json and json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
+    print(as_json or terminal(result))
+    if out is not None:
+        print(f"Written: {save(result, out)}", file=sys.stderr if arguments.json else sys.stdout)
+        if arguments.track:
+            log_result(result.to_dict(), arguments.track, out)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vlchat.errors import VLChatError
+from vlchat.evaluate.endpoint import ServerError
 from vlchat.evaluate.items import Reply, Request
 
 
@@ -90,6 +91,8 @@ def one_by_one(answerer: Answerer, requests: Sequence[Request], max_new_tokens: 
     """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer."""
     try:
         return answerer.answer(requests, max_new_tokens=max_new_tokens)
+    except ServerError:  # nobody is answered: no row is at fault
+        raise
     except VLChatError as error:
         if len(requests) == 1:
             return [Reply(error=str(error))]

@@ -74,7 +74,8 @@ def run(
     place = cache or default_folder()
     shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "progress": progress}
     if isinstance(made, EmbeddingTask):
-        found: dict[str, Any] = {"url": url, "loading": loading, "chatting": opened, "cache": place if remember else None}
+        kept_in = place if remember else None
+        found: dict[str, Any] = {"url": url, "loading": loading, "chatting": opened, "cache": kept_in}
         result = run_similarity(model, made, **found, **shared)
     else:
         shared |= {"controls": controls, "control_rows": control_rows, "seed": seed, "max_new_tokens": max_new_tokens}
@@ -85,7 +86,8 @@ def run(
             if kept is not None:
                 kept.close()
     result.task = task
-    chosen = {name: value for name, value in (loading or {}).items() if value not in (None, "auto")}
+    secret = ("key",)
+    chosen = {n: value for n, value in (loading or {}).items() if value not in (None, "auto") and n not in secret}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
     result.settings["url"] = url
     return result
