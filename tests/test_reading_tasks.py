@@ -72,12 +72,10 @@ def test_reading_is_all_errors_over_all_words(folder: Path) -> None:
 
 
 def test_of_several_texts_the_one_with_the_fewest_wrong_words_counts(folder: Path) -> None:
-    task = ReadingTask(data=written(folder, [["go away", "gowayy"]]))
-    # One of two words is wrong in six letters, or the only word in four.
+    task = ReadingTask(data=written(folder, [["go away", "gotomorrow"]]))
+    # One of two words is wrong, in most of its letters; of the other text only a space is, but no word is right.
     found, _ = read(task, ["go tomorrow"])
-    assert found["WER"] == pytest.approx(1 / 2)
-    found, _ = read(task, ["gowayx"])
-    assert found["WER"] == pytest.approx(1.0) and found["CER"] == pytest.approx(1 / 6)
+    assert found["WER"] == pytest.approx(1 / 2) and found["CER"] > 1 / 2
 
 
 def test_the_protocol_of_reading_names_its_normalisation(folder: Path) -> None:
