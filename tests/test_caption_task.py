@@ -12,8 +12,12 @@ from PIL import Image
 
 pytest.importorskip("pycocoevalcap")
 
+from scripted import Scripted, measured, replied
+
 from vlchat.data.formats import CAPTION_INSTRUCTION, text_of
 from vlchat.errors import ConfigError, DataError
+from vlchat.evaluate import evaluate
+from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.items import Reading, Reply
 from vlchat.evaluate.metrics.captions import caption_scores
 from vlchat.evaluate.metrics.tokens import java_runs, python_tokens
@@ -34,14 +38,8 @@ def written(folder: Path, rows: Any, name: str = "rows.json") -> str:
 
 def answered(task: CaptionTask, captions: list[str]) -> list[Reading]:
     items = task.items()
-    readings = [task.read(item, [Reply(caption)]) for item, caption in zip(items, captions, strict=True)]
+    readings = [replied(task, item, caption) for item, caption in zip(items, captions, strict=True)]
     return task.finish(items, readings)
-
-
-def figures(task: CaptionTask, readings: list[Reading]) -> dict[str, float]:
-    sums = {name: np.asarray(sum(reading.stats[name] for reading in readings)) for name in readings[0].stats}
-    sums["rows"] = np.asarray(len(readings))
-    return {measure.name: float(measure.value(sums)) for measure in task.measures}
 
 
 def test_rows_of_one_picture_are_one_question(folder: Path) -> None:
@@ -64,7 +62,7 @@ def test_rows_of_one_picture_are_one_question(folder: Path) -> None:
     readings = answered(task, ["A man rides a big horse!", "dogs outside"])
     references = {item.id: [python_tokens([text])[0] for text in item.answers] for item in task.items()}
     expected = caption_scores(references, {"1": "a man rides a big horse", "2": "dogs outside"})
-    assert figures(task, readings) == pytest.approx(expected)
+    assert measured(task, readings) == pytest.approx(expected)
     assert expected["CIDEr"] > 1 and readings[1].answer == "dogs outside"
     assert readings[1].score == readings[1].stats["ROUGE-L"] == pytest.approx(1.0)
 
@@ -74,8 +72,26 @@ def test_part_of_the_rows_scores_as_in_the_whole(folder: Path) -> None:
     task = CaptionTask(data=written(folder, rows), tokenizer="python")
     whole = answered(task, ["a man", "a cat", "cars"])
     items = task.items()[1:]
-    part = task.finish(items, [task.read(items[0], [Reply("a cat")]), task.read(items[1], [Reply("cars")])])
+    part = task.finish(items, [replied(task, items[0], "a cat"), replied(task, items[1], "cars")])
     assert part == whole[1:]
+
+
+def test_a_run_with_a_blind_control(folder: Path) -> None:
+    names = {0: "a black square", 80: "a dark grey square", 160: "a grey square"}
+    rows = [{"image": f"{name}.png", "caption": text} for name, text in zip("abc", names.values(), strict=True)]
+    task = CaptionTask(data=written(folder, rows), tokenizer="python")
+    model = Scripted(lambda request: names[images_of(request.messages)[0].getpixel((0, 0))[0]].title() + ".")
+    result = evaluate(model, task, controls=["shuffled"], control_rows=2, progress=False)
+    assert result.headline.value == pytest.approx(sum(task_value(row) for row in result.rows) / 3)
+    assert [row["score"] for row in result.rows] == pytest.approx([1.0] * 3)
+    assert result.table.overall["BLEU-2"].value == pytest.approx(1.0)
+    blind = [row["controls"]["shuffled"] for row in result.rows if "controls" in row]
+    # A shown picture is another one's, and its caption shares no more than "a", "square" and perhaps "grey".
+    assert len(blind) == 2 and all(0 < found["score"] < 1 and found["stats"]["CIDEr"] < 5 for found in blind)
+
+
+def task_value(row: dict[str, Any]) -> float:
+    return float(row["stats"]["CIDEr"])
 
 
 def test_every_format_has_its_references(folder: Path) -> None:
@@ -193,4 +209,4 @@ def test_no_reply_breaks_the_scores(folder: Path, caption: str) -> None:
         task = CaptionTask(data=written(folder, rows), tokenizer=tokenizer)
         readings = answered(task, [caption, "a b thing"])
         assert readings[0].score == 0.0 and readings[1].score == pytest.approx(1.0)
-        assert all(np.isfinite(value) for value in figures(task, readings).values())
+        assert all(np.isfinite(value) for value in measured(task, readings).values())

@@ -167,7 +167,7 @@ def test_python_tokens_are_stanfords(caption: str) -> None:
 @needs_java
 def test_stanford_tokens_keep_their_lines() -> None:
     assert stanford_tokens(list(STANFORD)) == list(STANFORD.values())
-    assert stanford_tokens([""]) == [""]
+    assert stanford_tokens([""]) == [""] and stanford_tokens([]) == []
 
 
 def as_written(tokens: str, number: int) -> str:

@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
+from scripted import measured, replied
 
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError, DataError
-from vlchat.evaluate.items import Reading, Reply
+from vlchat.evaluate.items import Reading
 from vlchat.evaluate.tasks.base import Task
 from vlchat.evaluate.tasks.reading import ChartTask, CountingTask, DocumentTask, ReadingTask
 
@@ -38,15 +38,8 @@ def written(folder: Path, answers: list[Any], **fields: Any) -> str:
 
 def read(task: Task, replies: list[str]) -> tuple[dict[str, float], list[Reading]]:
     """The figures as a report makes them, and the readings."""
-    items = task.items()
-    readings = [task.read(item, [Reply(reply)]) for item, reply in zip(items, replies, strict=True)]
-    readings = task.finish(items, readings)
-    found = {}
-    for measure in task.measures:
-        rows = [reading.stats for reading in readings if set(measure.needs) <= set(reading.stats)]
-        sums = {name: np.asarray(sum(row[name] for row in rows)) for name in measure.needs}
-        found[measure.name] = float(measure.value(sums | {"rows": np.asarray(len(rows))}))
-    return found, readings
+    readings = [replied(task, item, reply) for item, reply in zip(task.items(), replies, strict=True)]
+    return measured(task, readings), readings
 
 
 def test_documents(folder: Path) -> None:
@@ -79,12 +72,10 @@ def test_reading_is_all_errors_over_all_words(folder: Path) -> None:
 
 
 def test_of_several_texts_the_one_with_the_fewest_wrong_words_counts(folder: Path) -> None:
-    task = ReadingTask(data=written(folder, [["go away", "gowayy"]]))
-    # One of two words is wrong in six letters, or the only word in four.
+    task = ReadingTask(data=written(folder, [["go away", "gotomorrow"]]))
+    # One of two words is wrong, in most of its letters; of the other text only a space is, but no word is right.
     found, _ = read(task, ["go tomorrow"])
-    assert found["WER"] == pytest.approx(1 / 2)
-    found, _ = read(task, ["gowayx"])
-    assert found["WER"] == pytest.approx(1.0) and found["CER"] == pytest.approx(1 / 6)
+    assert found["WER"] == pytest.approx(1 / 2) and found["CER"] > 1 / 2
 
 
 def test_the_protocol_of_reading_names_its_normalisation(folder: Path) -> None:

@@ -35,6 +35,8 @@ def stanford_tokens(captions: Sequence[str]) -> list[str]:
     """
     from importlib.util import find_spec
 
+    if not captions:
+        return []
     scorer("pycocoevalcap.tokenizer.ptbtokenizer", "pycocoevalcap", "Caption scores")
     specification = find_spec("pycocoevalcap.tokenizer.ptbtokenizer")
     assert specification is not None and specification.origin is not None  # it was just imported
