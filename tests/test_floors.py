@@ -24,6 +24,7 @@ FLOORS = {
     "vlchat.export": 2,
     "vlchat.adapters": 2,
     "vlchat.compare": 2,
+    "vlchat.lmms": 2,
     "vlchat.interop": 1,
     "vlchat.model": 1,
     "vlchat.backbones": 1,
@@ -43,6 +44,7 @@ FLOORS = {
     "vlchat.runs": 1,
     "vlchat.run_info": 1,
     "vlchat.data": 1,
+    "vlchat.heads": 1,
 }
 HEAVY = {"bitsandbytes", "gradio", "peft", "datasets", "matplotlib", "playwright"}
 FILES = sorted(path for room in ("vlchat", "train", "serve") for path in (ROOT / room).rglob("*.py"))

@@ -52,6 +52,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from vlchat.evaluate import open_answerer, result_folder, run, save, terminal
     from vlchat.evaluate.sharing import Processes
 
+    if arguments.list:
+        from vlchat.evaluate.known import listing
+
+        print(listing())
+        return 0
     known_format(arguments.format)
     quiet()
     if arguments.verify is not None:

@@ -39,7 +39,9 @@ class Blurred:
         return picture.filter(ImageFilter.GaussianBlur(_BLUR * max(picture.size)))
 
 
-def control(name: str, shown: Sequence[list[Any]], seed: int) -> tuple[Callable[[int, list[Message]], list[Message]], int]:
+def control(
+    name: str, shown: Sequence[list[Any]], seed: int
+) -> tuple[Callable[[int, list[Message]], list[Message]], int]:
     """How a control changes the conversation of a row, and how many rows it leaves as they are.
 
     Args:

@@ -48,9 +48,16 @@ def terminal(result: Result) -> str:
     parts = ["\n".join(facts(result)), _aligned(table(result), last=True)]
     if found := measures(result):
         parts.append(_aligned(found))
-    if result.verdicts:
-        parts.append("\n".join(map(str, result.verdicts)))
-    return "\n\n".join(parts)
+    parts.append("\n".join(sentences(result)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def sentences(result: Result) -> list[str]:
+    """What the figures mean: the controls, the floor, how far the model's confidence can be trusted."""
+    found = [str(verdict) for verdict in result.verdicts]
+    if result.calibration.rows:
+        found += [*result.calibration.sentences(), result.abstention().sentence]
+    return found
 
 
 def markdown(result: Result) -> str:
@@ -58,7 +65,7 @@ def markdown(result: Result) -> str:
     parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), _piped(table(result), last=True)]
     if found := measures(result):
         parts.append(_piped(found))
-    parts += map(str, result.verdicts)
+    parts += sentences(result)
     return "\n\n".join(parts) + "\n"
 
 

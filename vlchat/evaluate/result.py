@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any
 
+from vlchat.evaluate.calibration import Abstention, Calibration, abstain_threshold, calibration
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.statistics import Figure, Table, figure, figures
 from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
 
 FORMAT = 2  # of result.json and replies.jsonl
+ABSTAIN_AT = 0.1  # of the answers that are shown, so many may be wrong
 
 
 @dataclass
@@ -112,6 +114,18 @@ class Result:
             found.append(beats_floor(self.measures[0], shown, floor, [row["cluster"] for row in self.rows]))
         return found
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How well the model's confidence tells what is right."""
+        answered = [row for row in self.rows if "error" not in row]
+        return calibration([row["confidence"] for row in answered], [row["score"] for row in answered])
+
+    def abstention(self, target: float = ABSTAIN_AT) -> Abstention:
+        """From which confidence on no more than a share of `target` of the shown answers is wrong."""
+        answered = [row for row in self.rows if "error" not in row]
+        sure, scores = [row["confidence"] for row in answered], [row["score"] for row in answered]
+        return abstain_threshold(sure, scores, target, clusters=[row["cluster"] for row in answered])
+
     def _table(self, stats: Sequence[Mapping[str, float]]) -> Table:
         clusters = [row["cluster"] for row in self.rows]
         return figures(self.measures, stats, clusters, [row["slices"] for row in self.rows])
@@ -130,6 +144,8 @@ class Result:
             "controls": {name: _plain(control) for name, control in self.controls.items()},
             "floor": None if self.floor is None else _plain(self.floor),
             "verdicts": [verdict.sentence for verdict in self.verdicts],
+            "calibration": self.calibration.to_dict(),
+            "abstention": _plain(self.abstention()),
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 import random
 import time
@@ -18,38 +17,18 @@ from vlchat.evaluate.asking import Asker
 from vlchat.evaluate.blind import CONTROLS, control, images_of
 from vlchat.evaluate.cache import AnswerCache, default_folder
 from vlchat.evaluate.certificate import prompts_of
+from vlchat.evaluate.embeddings import EmbeddingTask
 from vlchat.evaluate.identity import model_identity
 from vlchat.evaluate.items import Item, Reading, Reply
+from vlchat.evaluate.known import make_task
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.rows import control_of, read_all, row_of
 from vlchat.evaluate.sharing import Processes
-from vlchat.evaluate.tasks import TASKS
+from vlchat.evaluate.similarity import run_similarity
 from vlchat.evaluate.tasks.base import Task
 from vlchat.models import resolve
 
 CONTROL_ROWS = 500  # so many rows tell what the pictures are worth to within a few points
-
-
-def make_task(name: str, **options: Any) -> Task:
-    """A task by its name in `TASKS`, with its own options.
-
-    Raises:
-        ConfigError: an unknown task, or options that it does not have.
-    """
-    if name not in TASKS:
-        raise ConfigError(f'Unknown task "{name}"; known: {", ".join(TASKS)}{nearest(name, TASKS)}')
-    known = inspect.signature(TASKS[name]).parameters
-    for option in options:
-        if option not in known:
-            owners = [task for task in TASKS if option in inspect.signature(TASKS[task]).parameters]
-            raise ConfigError(
-                f'The task "{name}" has no option "{option}"'
-                + (f"; {_listed(owners)}." if owners else nearest(option, known) or ".")
-            )
-    for option, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ConfigError(f'The task "{name}" needs {option}: --{option} on the command line.')
-    return TASKS[name](**options)
 
 
 def run(
@@ -88,24 +67,23 @@ def run(
     """
     made = make_task(task, **options, **({"seed": seed} if task == "scenes" else {}))
     processes = Processes.launched()
-    answerer = answerer or open_answerer(model, url=url, loading=loading, processes=processes)
-    kept = AnswerCache(cache or default_folder()) if remember else None
-    try:
-        result = evaluate(
-            answerer,
-            made,
-            controls=controls,
-            control_rows=control_rows,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            cache=kept,
-            processes=processes,
-            progress=progress,
-        )
-    finally:
-        if kept is not None:
-            kept.close()
+
+    def opened() -> Answerer:
+        return answerer or open_answerer(model, url=url, loading=loading, processes=processes)
+
+    place = cache or default_folder()
+    shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "progress": progress}
+    if isinstance(made, EmbeddingTask):
+        found: dict[str, Any] = {"url": url, "loading": loading, "chatting": opened, "cache": place if remember else None}
+        result = run_similarity(model, made, **found, **shared)
+    else:
+        shared |= {"controls": controls, "control_rows": control_rows, "seed": seed, "max_new_tokens": max_new_tokens}
+        kept = AnswerCache(place) if remember else None
+        try:
+            result = evaluate(opened(), made, cache=kept, **shared)
+        finally:
+            if kept is not None:
+                kept.close()
     result.task = task
     chosen = {name: value for name, value in (loading or {}).items() if value not in (None, "auto")}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
@@ -208,6 +186,7 @@ def evaluate(
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
     counts |= {"asked": asker.asked, "known": asker.known}
+    notes += getattr(asked, "notes", [])
     return Result(
         task=type(task).__name__,
         protocol=task.protocol,
@@ -281,8 +260,3 @@ def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_
     for name in controls:
         if name not in CONTROLS:
             raise ConfigError(f'There is no control "{name}"; known: {", ".join(CONTROLS)}{nearest(name, CONTROLS)}')
-
-
-def _listed(owners: Sequence[str]) -> str:
-    several = len(owners) > 1
-    return f"the task{'s' if several else ''} {', '.join(owners[:6])} {'have' if several else 'has'}"

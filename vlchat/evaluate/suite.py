@@ -12,9 +12,9 @@ import yaml
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate.answerers import Answerer
 from vlchat.evaluate.blind import CONTROLS
+from vlchat.evaluate.known import TASKS, make_task
 from vlchat.evaluate.result import Result
-from vlchat.evaluate.runner import CONTROL_ROWS, make_task, run
-from vlchat.evaluate.tasks import TASKS
+from vlchat.evaluate.runner import CONTROL_ROWS, run
 
 
 @dataclass(frozen=True)

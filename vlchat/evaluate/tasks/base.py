@@ -21,6 +21,7 @@ class Task:
         data: where the items come from, with hashes, for results and certificates.
         notes: sentences for the reader of the result.
         max_new_tokens: the longest reply this task needs.
+        read_by: modules and packages, besides the task's own, whose code decides how a reply is read.
     """
 
     protocol: str
@@ -28,6 +29,7 @@ class Task:
     data: dict[str, Any]
     notes: list[str]
     max_new_tokens: int = 64
+    read_by: Sequence[str] = ("vlchat.evaluate.metrics",)
 
     def items(self) -> list[Item]:
         """Every row, in a fixed order."""

@@ -73,9 +73,10 @@ class CaptionTask(Task):
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         source: Source | SourceConfig = config
         if is_coco(config.path):
-            source, without = coco_captions(config)
+            source, without, every = coco_captions(config)
             if without:
-                self.notes.append(f"{without:,} pictures of {Path(config.path).name} have no caption and are left out.")
+                what = "has no caption and is left out" if without == 1 else "have no caption and are left out"
+                self.notes.append(f"{without:,} of {every:,} pictures of {Path(config.path).name} {what}.")
         self._items = _joined(usable(source), prompt, slices)
         self._references = self._tokenised([text for item in self._items for text in item.answers])
         if not any(text for group in self._references.values() for text in group):
@@ -121,8 +122,9 @@ class CaptionTask(Task):
     def _facts(self) -> list[str]:
         counts = [len(item.answers) for item in self._items]
         each = f"{counts[0]}" if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+        pictures = "1 picture" if len(counts) == 1 else f"{len(counts):,} pictures"
         facts = [
-            f"{len(counts):,} pictures with {each} reference captions each; rows are ranked by ROUGE-L.",
+            f"{pictures} with {each} reference caption{'' if each == '1' else 's'} each; rows are ranked by ROUGE-L.",
             "CIDEr's word weights come from these references: compare it only on the same pictures.",
         ]
         if len(counts) == 1:

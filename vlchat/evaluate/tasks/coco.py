@@ -19,7 +19,7 @@ def is_coco(path: str) -> bool:
         return stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
-def coco_captions(config: SourceConfig) -> tuple[Source, int]:
+def coco_captions(config: SourceConfig) -> tuple[Source, int, int]:
     """The pictures of an annotation file with their captions, as rows of the format `caption`.
 
     The layout is that of captions_val2014.json (cocodataset.org, also nocaps and TextCaps): `images` with `id` and
@@ -30,7 +30,7 @@ def coco_captions(config: SourceConfig) -> tuple[Source, int]:
             default), `limit` the first so many pictures with captions.
 
     Returns:
-        the rows in the order of `images`, and how many pictures have no caption.
+        the rows in the order of `images`, how many pictures have no caption, and how many there are.
 
     Raises:
         DataError: the file is not of this layout; says which entry and field. ConfigError: an option that it has no
@@ -66,8 +66,8 @@ def coco_captions(config: SourceConfig) -> tuple[Source, int]:
     ]
     if not rows:
         raise DataError(f"{file.name}: no picture has a caption (test sets come without)")
-    without = len(captions) - len(rows)
-    return Source(rows[: config.limit], name=file.name, roots=_folders(config), format="caption"), without
+    source = Source(rows[: config.limit], name=file.name, roots=_folders(config), format="caption")
+    return source, len(captions) - len(rows), len(captions)
 
 
 def _folders(config: SourceConfig) -> list[Path]:

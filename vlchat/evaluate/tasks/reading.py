@@ -199,8 +199,9 @@ class CountingTask(QuestionsTask):
                 f'row "{first.id}" has "{first.reference[:80]}"'
             )
         self._items = [replace(item, slices={**item.slices, "count": _bucket(count)}) for item, count in counted]
-        if len(counted) < rows:
-            self.notes.append(f"{rows - len(counted):,} of {rows:,} rows are left out: their answer is no number.")
+        if without := rows - len(counted):
+            what = "is left out: its answer is" if without == 1 else "are left out: their answer is"
+            self.notes.append(f"{without:,} of {rows:,} rows {what} no number.")
         self.notes.append("A reply without a number is wrong; the mean errors are over the replies that state one.")
 
     def read(self, item: Item, replies: Sequence[Reply]) -> Reading:
