@@ -105,6 +105,8 @@ def test_circular_scoring_on_rows_worked_by_hand(tmp_path: Path) -> None:
         {"circular accuracy": 1 / 4, "vanilla accuracy": 3 / 4, "no choice named": 1 / 12}
     )
     assert "3.7 %" in task.notes[0]  # (1/3) ** 3
+    sure = [Reply("B", logprob=math.log(share)) for share in (0.5, 0.5, 0.8)]
+    assert task.read(items[0], sure).confidence == pytest.approx(0.2), "sure of a row is sure of every rotation"
 
 
 def test_a_model_that_likes_a_letter_scores_nothing_in_circles(tmp_path: Path) -> None:
