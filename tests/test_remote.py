@@ -17,6 +17,7 @@ from PIL import Image
 
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import ConfigError, VLChatError
+from vlchat.evaluate import evaluate, make_task, run
 from vlchat.evaluate.endpoint import Endpoint, ServerError
 from vlchat.evaluate.items import Request
 from vlchat.evaluate.remote import RemoteAnswerer, in_parallel
@@ -357,6 +358,32 @@ def test_the_identity_is_that_of_url_and_model(server: Server) -> None:
     assert small.identity == RemoteAnswerer(server.url + "/v1/", "small").identity
     assert small.identity != RemoteAnswerer(server.url, "large").identity
     assert small.description["server"] == {"max_model_len": 512} and "PNG" in small.description["pictures"]
+
+
+def test_an_evaluation_through_the_url_is_that_of_the_model(
+    server: Server, chat: Chat, picture: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    rows = []
+    for number in range(10):
+        picture(number).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": f"What {number}?", "answer": "yes"})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = str(tmp_path / "rows.json")
+    options: dict[str, Any] = {"controls": ["none"], "max_new_tokens": 5, "progress": False}
+    expected = evaluate(chat, make_task("vqa", data=data), **options)
+    asking: dict[str, Any] = {"url": server.url, "cache": tmp_path / "cache", "data": data, **options}
+    server.trouble = [(429, {"Retry-After": "0"}, "Slow down")] * 3
+    found = run(None, "vqa", **asking)
+    for mine, theirs in zip(found.rows, expected.rows, strict=True):
+        assert mine["reply"] == theirs["reply"] and mine["controls"] == theirs["controls"]
+        # The server, as vLLM does, counts the picture's token among what could have been written; Chat never writes it.
+        assert mine["confidence"] == pytest.approx(theirs["confidence"], rel=0.02)
+    assert found.model["name"] == MODEL and len(server.seen) == 23
+    assert run(None, "vqa", **asking).rows == found.rows and len(server.seen) == 23, "nothing is asked twice"
+    server.always = (500, {}, "CUDA error")
+    with pytest.raises(ServerError, match="failed at each of 10 requests"):
+        run(None, "vqa", **{**asking, "cache": tmp_path / "other"}, loading={"retries": 0})
+    assert len(server.seen) == 33, "a server that fails at all is not asked row by row again"
 
 
 def test_work_in_parallel_keeps_its_order_and_ends_with_the_first_error() -> None:

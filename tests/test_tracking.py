@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from vlchat.errors import ConfigError
 from vlchat.evaluate import VqaTask, evaluate, save
 from vlchat.evaluate.tracking import log_result, numbers
 from vlchat.trackers import check
+
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -87,3 +92,12 @@ def test_a_tracker_that_fails_is_told_and_one_that_is_not_there_refused(folder: 
     assert len(told) == 1 and told[0].startswith("The tracker tensorboard failed and is left out from here: ")
     with pytest.raises(ConfigError, match='--track: there is no "tensorbord"; .*Did you mean "tensorboard"'):
         check(["tensorbord"], "--track")
+
+
+def test_trackers_work_outside_of_a_training(tmp_path: Path) -> None:
+    code = (  # those of wandb and trackio fail at their first line of log without it
+        "from pathlib import Path\nfrom accelerate import PartialState\nfrom vlchat.trackers import Trackers\n"
+        f"Trackers([], Path({str(tmp_path)!r}), {{}}, print)\nprint(bool(PartialState._shared_state))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

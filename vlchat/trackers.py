@@ -48,6 +48,9 @@ class Trackers:
     def __init__(
         self, names: Sequence[str], folder: Path, config: Mapping[str, Any], say: Callable[[str], Any]
     ) -> None:
+        from accelerate import PartialState
+
+        PartialState()  # Accelerate's trackers write nothing, not even a line to its log, before there is one
         self.say = say
         self.open: list[Any] = []
         for name in names:

@@ -88,10 +88,14 @@ class ChatAnswerer:
 
 
 def one_by_one(answerer: Answerer, requests: Sequence[Request], max_new_tokens: int) -> list[Reply]:
-    """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer."""
+    """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer.
+
+    Raises:
+        ServerError: there is nobody to ask; asking one by one would not help.
+    """
     try:
         return answerer.answer(requests, max_new_tokens=max_new_tokens)
-    except ServerError:  # nobody is answered: no row is at fault
+    except ServerError:
         raise
     except VLChatError as error:
         if len(requests) == 1:
