@@ -200,7 +200,7 @@ def evaluate(
             "seed": seed,
             "batch_size": batch_size,
             "max_new_tokens": asker.max_new_tokens,
-            "decoding": "greedy",
+            "decoding": _decoding(task, items),
             "controls": list(controls),
             "control_rows": control_rows,
         },
@@ -246,6 +246,12 @@ def _ask_blind(
     for row in chosen:
         rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
     return kept
+
+
+def _decoding(task: Task, items: Sequence[Item]) -> str:
+    ways = {request.beams for item in items for request in task.requests(item, []) if not request.choices}
+    named = sorted("greedy" if beams == 1 else f"{beams} beams" for beams in ways)
+    return ", ".join(named) or "likelihood of choices"
 
 
 def _chosen(count: int, wanted: int, seed: int) -> list[int]:
