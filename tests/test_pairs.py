@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from vlchat.chat import Chat
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError, DataError, VLChatError
+from vlchat.evaluate import terminal
 from vlchat.evaluate.answerers import ChatAnswerer
 from vlchat.evaluate.cache import AnswerCache
 from vlchat.evaluate.captioned import read_captioned
@@ -278,6 +279,10 @@ def test_a_result_stands_beside_chance_and_asks_nothing_twice(
     assert written["model"]["name"] == "clip" and len(written["model"]["embedder"]) == 64
     assert {row["slices"]["way"] for row in result.rows} == {"image to text", "text to image"}
     assert (tmp_path / "cache" / "embeddings").is_dir()
+    text, picture = (result.table.slices["way"][way] for way in ("image to text", "text to image"))
+    both = result.headline.value
+    assert (text["mean recall"].value + picture["mean recall"].value) / 2 == pytest.approx(both)
+    assert "over chance" in terminal(result)
     matching = MatchingTask(data=str(data / "pairs.json"))
     for _ in range(2):
         found = run_similarity(None, matching, chatting=lambda: chatty, cache=tmp_path / "cache", progress=False)

@@ -146,6 +146,8 @@ def test_what_is_not_reranked_stays_behind_in_its_order() -> None:
     assert chosen.tolist() == [[True, False, True, False]]
     scores = reranked(similar, np.array([[-9.0, 99.0, 1.0, 99.0]]), chosen)
     assert np.argsort(-scores[0]).tolist() == [2, 0, 1, 3]
+    close = reranked(similar, np.array([[1.0, 0.0, 1.1, 0.0]]), chosen)  # 1.9 and 1.8: both scores count
+    assert close[0, [0, 2]] == pytest.approx([1.9, 1.8])
     assert first(np.zeros((200, 10)), 3).mean(axis=0) == pytest.approx(0.3, abs=0.12)  # no place is preferred
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlchat.folders import title
+from vlchat.folders import read_manifest, title
 
 _AT_ONCE = 2**24  # similarities of single queries at once, at most: 128 MiB
 
@@ -94,6 +94,10 @@ def to_device(inputs: Any, device: torch.device, dtype: torch.dtype) -> dict[str
     }
 
 
-def called(source: str | Path) -> str:
-    """What people call a model: of a folder its own name, or its run's."""
-    return title(Path(source)) if Path(source).is_dir() else str(source)
+def about(source: str | Path, model: Any) -> dict[str, Any]:
+    """What people should know of a model that transformers loaded from a folder or the Hub."""
+    folder = Path(source)
+    found: dict[str, Any] = {"name": title(folder) if folder.is_dir() else str(source), "kind": type(model).__name__}
+    found["parameters"] = model.num_parameters()
+    manifest = read_manifest(folder) if folder.is_dir() else None
+    return found | ({"trained_on": manifest["trained_on"]} if manifest and manifest.get("trained_on") else {})

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
 
 from vlchat.errors import CheckpointError
-from vlchat.evaluate.embedders.base import called, identity_of, to_device, unit
+from vlchat.evaluate.embedders.base import about, identity_of, to_device, unit
 from vlchat.reading import reading
 from vlchat.towers import load_image_processor
 
@@ -60,9 +60,7 @@ class Blip2Embedder:
         self.limit: int = model.config.qformer_config.max_position_embeddings
         words = sorted(self.tokenizer.get_vocab().items())
         self.identity = identity_of(model, self.image_processor.to_json_string(), words, self.limit)
-        self.description: dict[str, Any] = {
-            "name": called(source), "kind": type(model).__name__, "parameters": model.num_parameters(),
-        }  # fmt: skip
+        self.description: dict[str, Any] = about(source, model)
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Image.Image]) -> np.ndarray:

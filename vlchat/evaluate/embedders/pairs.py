@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
 from vlchat.errors import CheckpointError
-from vlchat.evaluate.embedders.base import called, identity_of, to_device, unit
+from vlchat.evaluate.embedders.base import about, identity_of, to_device, unit
 from vlchat.reading import reading
 from vlchat.towers import load_image_processor
 
@@ -62,9 +62,7 @@ class PairEmbedder:
         self.scale, self.bias = _scale(model), _number(model, "logit_bias")
         words = sorted(self.tokenizer.get_vocab().items())
         self.identity = identity_of(model, self.image_processor.to_json_string(), words, self.limit)
-        self.description: dict[str, Any] = {
-            "name": called(source), "kind": type(model).__name__, "parameters": model.num_parameters(),
-        }  # fmt: skip
+        self.description: dict[str, Any] = about(source, model)
 
     @torch.inference_mode()
     def images(self, pictures: Sequence[Image.Image]) -> np.ndarray:

@@ -23,7 +23,11 @@ _RECALLS = [(f"{way} @{k}", way) for way in WAYS for k in CUTS]
 
 
 def _mean_recall(sums: Sums) -> np.ndarray:
-    return np.mean([divided(sums[hit], sums[way]) for hit, way in _RECALLS], axis=0)
+    """The mean of the three recalls of each way; of both ways, where there are rows of both."""
+    shares = np.stack(
+        [np.mean([divided(sums[hit], sums[way]) for hit, own in _RECALLS if own == way], axis=0) for way in WAYS]
+    )
+    return divided(np.nan_to_num(shares).sum(axis=0), (~np.isnan(shares)).sum(axis=0))
 
 
 class RetrievalTask(EmbeddingTask):
