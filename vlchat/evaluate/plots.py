@@ -92,8 +92,8 @@ def _frame(across: str, up: str, top: float = 1.0) -> Markup:
         parts.append(_text(x + (6 if tick == 1 else 0), HEIGHT - _BOTTOM + 17, _number(100 * tick), anchor))
     parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 5, f"{across}, %", "middle", "axis"))
     middle = (_TOP + HEIGHT - _BOTTOM) / 2
-    turned = f"rotate(-90 12 {middle:.1f})"
-    parts.append(_tag("text", escape(f"{up}, %"), x=12, y=middle, text_anchor="middle", class_="axis", transform=turned))
+    turned = {"transform": f"rotate(-90 12 {middle:.1f})", "class_": "axis"}
+    parts.append(_tag("text", escape(f"{up}, %"), x=12, y=middle, text_anchor="middle", **turned))
     return Markup("").join(parts)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlchat.chat import Chat, Message
+from vlchat.chat import Chat
+from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
 from vlchat.evidence.heat import Evidence, Heat
 from vlchat.evidence.likelihood import asked, shown

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from vlchat.chat import Chat, Message
+from vlchat.chat import Chat
+from vlchat.data.formats import Message
 from vlchat.errors import ConfigError, VLChatError, nearest
 from vlchat.evidence import signals
 from vlchat.evidence.likelihood import Asked, asked, bare, logprobs
@@ -85,8 +85,8 @@ def evidence(
 ) -> Evidence:
     """Which parts of its pictures an answer came from.
 
-    "integrated" (default): integrated gradients (arXiv:1703.01365) of the answer's log-likelihood by the image tokens as
-    they enter the language model, from tokens that are all their mean; the positive part. "gradient": the length of
+    "integrated" (default): integrated gradients (arXiv:1703.01365) of the answer's log-likelihood by the image tokens
+    as they enter the language model, from tokens that are all their mean; the positive part. "gradient": the length of
     gradient x input of each of these tokens, from one pass. Of our models whose image tokens have no places (Q-Former,
     resampler) the patches that enter the connector stand for them in both. "attention": how much the positions that say
     the answer attend to the image tokens, the mean over heads and the later half of the layers. "occlusion": how much

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from vlchat.chat import Chat, Message
+from vlchat import video
+from vlchat.chat import Chat
 from vlchat.data.collate import Collator, decode_images
-from vlchat.data.formats import Example
+from vlchat.data.formats import Example, Message
 from vlchat.errors import VLChatError
 from vlchat.prompt import pictures_of, validate
 
@@ -56,11 +57,15 @@ def asked(
     Raises:
         VLChatError: an answer that is empty, or does not hold its word; a conversation that the processor refuses.
     """
+    if bare(chat).config.is_encoder_decoder:
+        raise VLChatError(
+            f"{type(bare(chat)).__name__} gives no evidence map because its answers are read by a decoder of their own."
+        )
     turns = []
     for number, (conversation, answer) in enumerate(zip(conversations, answers, strict=True), start=1):
         if not answer.strip():
             raise VLChatError(f"Answer {number} is empty, so there is nothing to find evidence for.")
-        turns.append(validate(decode_images([dict(message) for message in conversation], f"Conversation {number}")))
+        turns.append(decode_images(validate(video.expanded(conversation)), f"Conversation {number}"))
     said = [{"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]} for answer in answers]
     examples = [Example(str(row + 1), [*turns[row], said[row]]) for row in range(len(turns))]
     batch = Collator(chat.processor, model=chat.model)(examples)
@@ -134,7 +139,8 @@ def _last_run(learned: torch.Tensor) -> torch.Tensor:
 
 def _chosen(chat: Chat, ids: torch.Tensor, places: torch.Tensor, word: str | None, answer: str) -> torch.Tensor:
     tokenizer = getattr(chat.processor, "tokenizer", chat.processor)
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
     kept = [number for number, token in enumerate(ids.tolist()) if token not in special]
     if word is None:
         return places[kept] if kept else places

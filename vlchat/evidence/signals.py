@@ -96,7 +96,7 @@ def attention(chat: Chat, lesson: Asked, seen: list[Image.Image]) -> Signals:
         lengths = [len(features) for features in leaves.features]
         _check_count(chat, lengths, lesson)
     if not out.attentions or token is None or int((ids == token).sum()) != sum(lengths):
-        raise VLChatError(f"{type(model).__name__} does not tell its attention to image tokens. Use method=\"gradient\".")
+        raise VLChatError(f'{type(model).__name__} does not tell its attention to pictures. Use method="gradient".')
     later = out.attentions[len(out.attentions) // 2 :]
     mean = torch.stack([layer.float().mean(1) for layer in later]).mean(0)  # (rows, from, to)
     values: list[torch.Tensor] = []
@@ -186,13 +186,14 @@ def _leaves(model: Any) -> Iterator[_Leaves]:
     """
     leaves = _Leaves()
     if not _keeps_grid(model):
-        if not hasattr(model.model, "connector"):
+        connector = getattr(getattr(model, "model", None), "connector", None)
+        if connector is None:
             raise VLChatError(_no_places(model) + ' Use method="occlusion", which works with any model.')
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             return (torch.stack(leaves.take(arguments[0])), *arguments[1:])
 
-        handle = model.model.connector.register_forward_pre_hook(before)
+        handle = connector.register_forward_pre_hook(before)
         try:
             yield leaves
         finally:
@@ -204,7 +205,8 @@ def _leaves(model: Any) -> Iterator[_Leaves]:
             f"{type(model).__name__} gives no evidence map by its tokens because it does not give its pictures' "
             'features apart. Use method="occlusion", which works with any model.'
         )
-    original, kept = owner.get_image_features, []
+    original = owner.get_image_features
+    kept: list[Any] = []
 
     def features(*arguments: Any, **options: Any) -> Any:
         if not kept:  # the same pictures at every point

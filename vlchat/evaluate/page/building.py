@@ -8,14 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlchat.errors import VLChatError
+from vlchat.evaluate.blind import CONTROLS
+from vlchat.evaluate.calibration import abstain_threshold, calibration
+from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.page.inputs import Beside, Calibration, Line, Report, Row, Said, Score, confusion
+from vlchat.evaluate.plots import Bin
 
 if TYPE_CHECKING:
     from vlchat.chat import Chat
 
 WORST, RIGHT, LISTED = 24, 12, 1_000  # rows that a page shows as cards, and in its table
 _A_PICTURE = 2  # of the worst rows at most so many share their pictures
-_MEANING = {"floor": "guessed from the question alone"}
+_FLOOR = "guessed from the question alone"
+_FEW = 20  # rows, whose confidence says nothing yet
+_RISK = 0.05  # wrong answers that a threshold to answer from may let through
 
 Explained = tuple[Sequence[Any], str]  # pictures with their evidence, and a sentence about them
 
@@ -32,7 +38,8 @@ def choose(
     wrong = [number for number in answered if rows[number]["score"] < 1]
     wrong.sort(key=lambda number: (rows[number]["score"], -(rows[number].get("confidence") or 0.0)))
     seen: Counter[str] = Counter()
-    first, later = [], []
+    first: list[int] = []
+    later: list[int] = []
     for number in wrong:
         cluster = rows[number]["cluster"]
         (first if seen[cluster] < _A_PICTURE else later).append(number)
@@ -64,7 +71,6 @@ def report_of(
     pictures: Callable[[int], Sequence[Any]] = lambda number: (),
     explained: Callable[[int], Explained] = lambda number: ((), ""),
     certificate: Mapping[str, Any] | None = None,
-    calibration: Calibration | None = None,
     worst: int = WORST,
     right: int = RIGHT,
     listed: int = LISTED,
@@ -76,19 +82,13 @@ def report_of(
         result: a `vlchat.evaluate.result.Result`.
         pictures: the pictures of a row by its number; only those of cards are asked for.
         explained: of a row by its number, as `explain` gives it.
-        certificate, calibration: shown where there are any.
+        certificate: shown where there is one.
         worst, right, listed: how many rows are shown as cards, and in the table.
         seed: draws the rows that were right.
     """
     measure = result.measures[0]
     lowest, hits = choose(result.rows, worst, right, seed)
-    beside = [_beside(name, control, measure) for name, control in result.controls.items()]
-    tables = [result.controls[name] for name in result.controls]
-    if result.floor is not None:
-        own = result.table.overall[measure.name]
-        beside.append(
-            Beside("floor", _MEANING["floor"], _score(measure, result.floor.overall[measure.name]), _score(measure, own))
-        )
+    beside = _beside(result, measure)
 
     def card(number: int) -> Row:
         overlays, note = explained(number)
@@ -102,8 +102,8 @@ def report_of(
         scores=[_score(one, result.table.overall[one.name]) for one in result.measures],
         beside=beside,
         notes=result.notes,
-        slices=_slices(result, measure, len(tables)),
-        calibration=calibration,
+        slices=_slices(result, measure),
+        calibration=_calibration(result.rows),
         confusion=confusion([(row["reference"], row["answer"]) for row in result.rows if "error" not in row]),
         worst=[card(number) for number in lowest],
         right=[card(number) for number in hits],
@@ -121,36 +121,61 @@ def _score(measure: Any, figure: Any, rows: int | None = None) -> Score:
     return Score(measure.name, figure.value, figure.low, figure.high, measure.percent, measure.better, counted)
 
 
-def _beside(name: str, control: Any, measure: Any) -> Beside:
-    from vlchat.evaluate.blind import CONTROLS
+def _beside(result: Any, measure: Any) -> list[Beside]:
+    """The blind controls with what they say, and the floor."""
+    found = [
+        Beside(
+            name,
+            CONTROLS.get(name, ""),
+            _score(measure, control.blind),
+            _score(measure, control.seen),
+            _score(measure, control.verdict.difference),
+            control.verdict.sentence,
+            control.verdict.holds,
+        )
+        for name, control in result.controls.items()
+    ]
+    if result.floor is not None:
+        floor, verdict = result.floor.overall[measure.name], result.verdicts[-1]
+        gap, own = _score(measure, verdict.difference), _score(measure, result.headline)
+        found.append(Beside("floor", _FLOOR, _score(measure, floor), own, gap, verdict.sentence, verdict.holds))
+    return found
 
-    gap = control.difference
-    better = 1 if measure.better == "higher" else -1
-    return Beside(
-        name,
-        CONTROLS.get(name, ""),
-        _score(measure, control.blind),
-        _score(measure, control.seen),
-        _score(measure, gap),
-        control.verdict,
-        bool(gap.told and better * gap.value > 0),
-    )
 
-
-def _slices(result: Any, measure: Any, controls: int) -> dict[str, list[Line]]:
-    """The headline measure of each value of each slice, the largest first; a floor's beside it."""
+def _slices(result: Any, measure: Any) -> dict[str, list[Line]]:
+    """The headline measure of each value of each slice, the largest first, with what stands beside it."""
     floor = result.floor.slices if result.floor is not None else {}
     found: dict[str, list[Line]] = {}
     for name, values in result.table.slices.items():
         lines = []
         for value, figures in values.items():
-            other = floor.get(name, {}).get(value, {}).get(measure.name)
-            beside: list[Score | None] = [None] * controls
-            if result.floor is not None:
-                beside.append(None if other is None else _score(measure, other))
-            lines.append(Line(value, _score(measure, figures[measure.name]), tuple(beside)))
+            others = [result.control_slice(control, name, value) for control in result.controls]
+            others += [floor[name][value][measure.name]] if result.floor is not None else []
+            beside = tuple(_score(measure, other) if other.rows else None for other in others)
+            lines.append(Line(value, _score(measure, figures[measure.name]), beside))
         found[name] = sorted(lines, key=lambda line: -line.score.rows)
     return found
+
+
+def _calibration(rows: Sequence[Mapping[str, Any]]) -> Calibration | None:
+    """Of the rows that have a confidence; None where these are too few to say anything."""
+    answered = [row for row in rows if row.get("confidence") is not None]
+    if len(answered) < _FEW:
+        return None
+    sure, scores = [row["confidence"] for row in answered], [row["score"] for row in answered]
+    found = calibration(sure, scores)
+    promise = abstain_threshold(sure, scores, _RISK, clusters=[row["cluster"] for row in answered])
+    bins = []
+    for one in found.bins:
+        low, high = wilson(one.score * one.rows, one.rows)
+        bins.append(Bin(one.confidence, one.score, low, high, one.rows))
+    return Calibration(
+        bins,
+        [(point.coverage, point.risk) for point in found.curve],
+        Score("expected calibration error", found.ece, rows=found.rows, better="lower"),
+        [*found.sentences(), promise.sentence],
+        None if promise.threshold is None else (promise.coverage, promise.risk),
+    )
 
 
 def _row(row: Mapping[str, Any], pictures: Sequence[Any] = (), overlays: Sequence[Any] = (), note: str = "") -> Row:

@@ -25,6 +25,7 @@ import vlchat
 from vlchat import images
 from vlchat.errors import ConfigError, ImageError
 from vlchat.evaluate import plots
+from vlchat.evaluate.page.comparing import ComparisonPage
 from vlchat.evaluate.page.inputs import Report, number
 from vlchat.folders import replacing
 
@@ -48,8 +49,8 @@ def write_page(reports: Report | Sequence[Report], path: str | Path, title: str 
     return _write("report.html.jinja", path, title=title, reports=several)
 
 
-def write_comparison_page(comparison: Any, path: str | Path) -> Path:
-    """Writes the page of two models' answers to the same rows; see `vlchat.evaluate.page.comparing`.
+def write_comparison_page(comparison: ComparisonPage, path: str | Path) -> Path:
+    """Writes the page of two models' answers to the same rows.
 
     Raises:
         ConfigError: the file cannot be written.
