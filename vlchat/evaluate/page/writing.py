@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
@@ -130,6 +129,5 @@ def _environment() -> jinja2.Environment:
         visible=visible,
         clipped=clipped,
         plain_json=lambda content: json.dumps(content, indent=2, ensure_ascii=False, default=str),
-        file_name=os.path.basename,
     )
     return environment
