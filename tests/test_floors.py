@@ -21,6 +21,7 @@ FLOORS = {
     "vlchat.conversation": 2,
     "vlchat.terminal": 2,
     "vlchat.evaluate": 2,
+    "vlchat.evidence": 2,
     "vlchat.export": 2,
     "vlchat.adapters": 2,
     "vlchat.compare": 2,

@@ -1,0 +1,83 @@
+"""What a page about two models' answers to the same rows shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlchat.evaluate.page.inputs import Said, Score
+
+
+@dataclass(frozen=True)
+class Change:
+    """Two scores over the same rows.
+
+    Attributes:
+        name: of the measure, or of the slice's value.
+        gap: the second minus the first, with its interval.
+        p: of the paired test; None where there was none.
+        told: whether the rows tell the two apart, and then whether the second is better.
+    """
+
+    name: str
+    first: Score
+    second: Score
+    gap: Score
+    p: float | None = None
+    told: bool = False
+
+    @property
+    def better(self) -> bool:
+        return (self.gap.value > 0) == (self.gap.better == "higher") and self.gap.value != 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row with what both said."""
+
+    id: str
+    question: str
+    reference: str
+    first: Said
+    second: Said
+    slices: Mapping[str, str] = field(default_factory=dict)
+    pictures: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two models on one task.
+
+    Attributes:
+        replay: whether it asks for what the first could do before, so that losses are things forgotten.
+        scores: a change a measure, the headline first.
+        verdicts: what they mean, in sentences.
+        slices: name of a slice -> a change of the headline for each of its values.
+        gained, lost: rows to show that the second scores higher, and lower.
+        counts: how many rows there are of each of "gained", "lost", "both right", "both wrong".
+    """
+
+    task: str
+    protocol: str
+    scores: Sequence[Change]
+    counts: Mapping[str, int]
+    replay: bool = False
+    verdicts: Sequence[str] = ()
+    slices: Mapping[str, Sequence[Change]] = field(default_factory=dict)
+    gained: Sequence[Pair] = ()
+    lost: Sequence[Pair] = ()
+    facts: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonPage:
+    """Two models, by name, on one task or several."""
+
+    first: str
+    second: str
+    tasks: Sequence[Compared]
+
+    @property
+    def title(self) -> str:
+        return f"{self.first} and {self.second}"
