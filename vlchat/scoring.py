@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
@@ -45,6 +46,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="FOLDER", help="where answers are kept (default: the user's cache)")
     add("--no-cache", action="store_true", help="ask everything again, and keep nothing")
     add("--out", type=Path, metavar="FOLDER", help="write the report, the replies and a certificate")
+    add("--evidence", type=int, default=8, metavar="N", help="evidence maps of the report's worst rows (default: 8)")
     add("--track", action="append", default=[], metavar="NAME", help="also to tensorboard, trackio, wandb or mlflow")
     add("--verify", type=Path, metavar="FOLDER", help="ask again what its certificate says, and compare")
     add("--json", action="store_true", help="print the result as JSON")
@@ -54,6 +56,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
     from vlchat import trackers
     from vlchat.evaluate import open_answerer, result_folder, run
+    from vlchat.evaluate.page import write_page
+    from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
 
     if arguments.list:
@@ -95,11 +99,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     )
     if processes.first:
         _show(arguments, result, arguments.out)
+        if arguments.out is not None:
+            place = write_page(page(result, arguments.evidence), arguments.out / PAGE)
+            print(f"The report: {place}", file=_aside(arguments))
     return 0
 
 
 def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     from vlchat.evaluate import open_answerer
+    from vlchat.evaluate.page import write_page
+    from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
     from vlchat.evaluate.suite import read_suite, run_suite
 
@@ -108,9 +117,14 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     suite = read_suite(arguments.suite)
     processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
+    parts = []
     for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
         if processes.first:
             _show(arguments, result, arguments.out and arguments.out / name)
+            if arguments.out is not None:
+                parts.append(replace(page(result, arguments.evidence), task=name))
+    if parts:
+        print(f"The report: {write_page(parts, arguments.out / PAGE)}", file=_aside(arguments))
     return 0
 
 
@@ -159,6 +173,11 @@ def _show(arguments: argparse.Namespace, result: Result, out: Path | None) -> No
     as_json = arguments.json and json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
     print(as_json or terminal(result))
     if out is not None:
-        print(f"Written: {save(result, out)}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"Written: {save(result, out)}", file=_aside(arguments))
         if arguments.track:
             log_result(result.to_dict(), arguments.track, out)
+
+
+def _aside(arguments: argparse.Namespace) -> TextIO:
+    """Where to say what is not the result itself."""
+    return sys.stderr if arguments.json else sys.stdout

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vlchat import video
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate import certificate
+from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.result import FORMAT, Result
 from vlchat.evaluate.statistics import Figure
 
+if TYPE_CHECKING:
+    from vlchat.evaluate.page import Report
+
 Line = tuple[str, ...]
-RESULT, ROWS = "result.json", "replies.jsonl"
+RESULT, ROWS, PAGE = "result.json", "replies.jsonl", "report.html"
+EVIDENCE = 8  # rows of a page that are explained
 
 
 def table(result: Result) -> list[Line]:
@@ -93,6 +99,29 @@ def save(result: Result, folder: str | Path) -> Path:
     found = json.dumps(certificate.certificate(result), indent=2, ensure_ascii=True)
     _write(target / certificate.FILE, found + "\n")
     return target
+
+
+def page(result: Result, evidence: int = EVIDENCE) -> Report:
+    """The result as a part of a page, for `vlchat.evaluate.page.write_page`.
+
+    Args:
+        evidence: for how many of the worst rows a map is drawn of the pixels that the answer came from.
+    """
+    from vlchat.evaluate.page import choose, explain, report_of
+
+    mapped = set(choose(result.rows)[0][:evidence]) if result.chat is not None and result.items else set()
+
+    def pictures(number: int) -> list[Any]:
+        return images_of(video.expanded(result.items[number].messages)) if result.items else []
+
+    def explained(number: int) -> tuple[Any, str]:
+        if number not in mapped or result.chat is None:
+            return (), ""
+        return explain(result.chat(), result.items[number].messages, result.rows[number])
+
+    return report_of(
+        result, pictures=pictures, explained=explained, certificate=certificate.certificate(result)
+    )
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any
 
 from vlchat.evaluate.calibration import Abstention, Calibration, abstain_threshold, calibration
+from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.statistics import Figure, Table, figure, figures
 from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
@@ -48,6 +49,8 @@ class Result:
         rows: one a question, in the task's order; see `vlchat.evaluate.rows`.
         counts: `questions`, `unanswered`, `asked`, `known` and the rows a control left as they were.
         notes: sentences for the reader.
+        prompts: what was asked; see `vlchat.evaluate.certificate.prompts_of`.
+        items, chat: what was asked, and the model (once called), where they are at hand: for pictures and evidence.
     """
 
     task: str
@@ -62,6 +65,8 @@ class Result:
     seconds: float
     versions: dict[str, str]
     prompts: dict[str, Any] = field(default_factory=dict)
+    items: Sequence[Item] = field(default=(), repr=False)
+    chat: Callable[[], Any] | None = field(default=None, repr=False)
 
     @cached_property
     def table(self) -> Table:

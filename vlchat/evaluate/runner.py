@@ -210,6 +210,8 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, items),
+        items=items,
+        chat=(lambda: asked.chat) if isinstance(asked, ChatAnswerer) else None,
     )
 
 

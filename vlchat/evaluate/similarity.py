@@ -91,6 +91,7 @@ def run_similarity(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, task.items()),
+        items=task.items(),
     )
 
 
