@@ -332,7 +332,7 @@ def test_a_key_is_sent_and_never_told(server: Server, monkeypatch: pytest.Monkey
 def test_a_key_goes_nowhere_else(server: Server, chat: Chat) -> None:
     with serving(chat) as other:
         answerer = RemoteAnswerer(server.url, key="sk-right")
-        server.trouble = [(307, {"Location": f"{other.url}/v1/chat/completions"}, "Moved")]
+        server.trouble = [(302, {"Location": f"{other.url}/v1/chat/completions"}, "Moved")]
         with pytest.raises(ServerError, match=f"sends askers to {other.url}/v1/chat/completions: give that URL"):
             answerer.answer(one(), max_new_tokens=2)
         assert not other.seen

@@ -16,7 +16,6 @@ from vlchat.evaluate import VqaTask, evaluate, save
 from vlchat.evaluate.tracking import log_result, numbers
 from vlchat.trackers import check
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
