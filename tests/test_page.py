@@ -31,6 +31,7 @@ from vlchat.evaluate.page import (
     Said,
     Score,
     choose,
+    compared,
     confusion,
     report_of,
     write_comparison_page,
@@ -92,8 +93,9 @@ def report(words: list[str] | None = None, **changes: Any) -> Report:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8))
     rows = [
         Row(
-            f"q{number} {word}", f"Where? {word}", f"there {word}", Said(f"It is {word}", word, 0.0), 0.25, {"kind": word},
-            {"shuffled": Said(f"other {word}", word, 1.0)}, [noise], [noise.convert("L")], f"note {word}",
+            f"q{number} {word}", f"Where? {word}", f"there {word}", Said(f"It is {word}", word, 0.0), 0.25,
+            {"kind": word}, {"shuffled": Said(f"other {word}", word, 1.0)}, [noise], [noise.convert("L")],
+            f"note {word}",
         )
         for number, word in enumerate(words)
     ]  # fmt: skip
@@ -102,7 +104,8 @@ def report(words: list[str] | None = None, **changes: Any) -> Report:
         f"task {word}", f"protocol {word}", f"model {word}", [score(0.875), replace(score(0.5), name=f"F1 {word}")],
         [Beside(f"control {word}", f"meaning {word}", score(0.3), score(0.86), score(0.56), f"It looks. {word}", True)],
         [f"verdict {word}"], [f"note {word}"], {f"kind {word}": [Line(f"value {word}", score(0.7), (score(0.2),))]},
-        Calibration([Bin(0.9, 0.8, 0.7, 0.88, 90)], [(0.5, 0.1), (1.0, 0.2)], score(0.04), [f"sure {word}"], (0.5, 0.1)),
+        Calibration([Bin(0.9, 0.8, 0.7, 0.88, 90)], [(0.5, 0.1), (1.0, 0.2)], score(0.04), [f"sure {word}"],
+                    (0.5, 0.1)),
         confusion([(word[:20], "no")] * 9 + [("no", word[:20])] * 9 + [("no", "no")] * 9), rows, rows[:1], rows, 3000,
         [replace(rows[0], error=f"too long {word}")], [(f"fact {word}", word)], {word: word}, {word: [word]},
     )  # fmt: skip
@@ -112,8 +115,12 @@ def report(words: list[str] | None = None, **changes: Any) -> Report:
 def comparison(words: list[str] | None = None) -> ComparisonPage:
     words = words or ["cat"]
     change = Change(words[0], score(0.4), score(0.6), score(0.2), 0.01, True)
-    pairs = [Pair(f"r {word}", f"What? {word}", word, Said(f"before {word}", word, 1.0), Said(f"after {word}", word, 0.0),
-                  {"kind": word}, [Image.new("RGB", (9, 9))]) for word in words]  # fmt: skip
+    shown = [Image.new("RGB", (9, 9))]
+    pairs = [
+        Pair(f"r {one}", f"What? {one}", one, Said(f"before {one}", one, 1.0), Said(f"after {one}", one, 0.0),
+             {"kind": one}, shown)
+        for one in words
+    ]  # fmt: skip
     counts = {"gained": 3, "lost": 9, "both right": 1, "both wrong": 2}
     task = Compared(words[0], words[0], [change, change], counts, False, [words[0]], {words[0]: [change]}, pairs, pairs,
                     [(words[0], words[0])])  # fmt: skip
@@ -131,7 +138,8 @@ def test_the_page_says_what_it_was_given(tmp_path: Path) -> None:
     told = " ".join(parsed.text.split())
     for words in ("87.5 %", "95 % interval 82.5 to 92.5, 100 rows", "It looks. top left", "control top left", "+56.0",
                   "verdict top left", "It is a cat", "other a cat", "there a cat", "25.0 % sure", "too long top left",
-                  "2 of 3,000 rows as a table", "sure top left", "fact top left", '{ "top left": "top left" }'):  # fmt: skip
+                  "2 of 3,000 rows as a table", "sure top left", "fact top left",
+                  '{ "top left": "top left" }'):  # fmt: skip
         assert words in told, words
 
 
@@ -211,7 +219,8 @@ def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_confusion_counts_by_hand() -> None:
-    pairs = [("Yes", "yes."), ("yes", "No"), ("no", "no"), ("no", "perhaps"), ("yes", "yes"), ("no", "no"), ("red", "no")]
+    pairs = [("Yes", "yes."), ("yes", "No"), ("no", "no"), ("no", "perhaps"), ("yes", "yes"), ("no", "no"),
+             ("red", "no")]  # fmt: skip
     found = confusion(pairs, most=2)
     assert found is None, "three rows a class at least, or it is a list of rows"
     found = confusion(pairs * 2, most=2)
@@ -236,8 +245,9 @@ def test_a_risk_curve_and_a_reliability_diagram_draw_the_points() -> None:
 
 def row(number: int, right: float, sure: float, cluster: str | None = None, **more: Any) -> dict[str, Any]:
     said = {"reply": [f"reply {number}"], "answer": str(number), "score": right, "stats": {"right": right}}
-    return {"id": f"r{number}", "slices": {"kind": "even" if number % 2 == 0 else "odd"}, "cluster": cluster or f"c{number}",
-            "question": f"question {number}", "pictures": [], "reference": "x", "confidence": sure, **said, **more}  # fmt: skip
+    place = {"slices": {"kind": "even" if number % 2 == 0 else "odd"}, "cluster": cluster or f"c{number}"}
+    asked = {"id": f"r{number}", "question": f"question {number}", "pictures": [], "reference": "x"}
+    return {**asked, **place, **said, "confidence": sure, **more}
 
 
 def test_the_worst_rows_are_the_surest_wrong_ones_of_many_pictures() -> None:
@@ -274,6 +284,27 @@ def test_a_result_becomes_a_report(tmp_path: Path) -> None:
     assert told.calibration is not None and told.calibration.curve[-1] == pytest.approx((1.0, 0.25))
     parsed, _ = page(tmp_path, told)
     assert "75.0 %" in parsed.text and "+75.0" in parsed.text
+
+
+def test_two_results_are_compared_row_by_row(tmp_path: Path) -> None:
+    def result(scores: list[float]) -> Result:
+        return Result("vqa", "p", [mean_of("right", "right")], {}, {}, {"controls": []},
+                      [row(number, score, 0.5) for number, score in enumerate(scores)], {}, [], 0.0, {})  # fmt: skip
+
+    before, after = result([1.0, 0.0] * 20), result([1.0, 1.0] * 15 + [0.0, 0.0] * 5)
+    told = compared(before, after, verdicts=["It is better."], pictures=lambda number: [], shown=4)
+    (change,) = told.scores
+    assert (change.first.value, change.second.value, change.gap.value) == (0.5, 0.75, 0.25)
+    assert change.better and change.p is not None and change.p == pytest.approx(0.041, abs=0.02)
+    assert told.counts == {"gained": 15, "lost": 5, "both right": 15, "both wrong": 5}
+    assert [pair.id for pair in told.gained] == ["r1", "r3", "r5", "r7"]
+    assert [pair.id for pair in told.lost] == ["r30", "r32", "r34", "r36"]
+    lines = {line.name: line for line in told.slices["kind"]}
+    assert lines["odd"].gap.value == 0.75 and lines["even"].gap.value == -0.25
+    assert lines["odd"].told and not lines["even"].better
+    assert "reply 30" in page(tmp_path, ComparisonPage("A", "B", [told]))[0].text
+    with pytest.raises(ConfigError, match="not of the same rows"):
+        compared(before, result([1.0]))
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +360,8 @@ def test_even_an_unescaped_script_would_not_run(browser: Any, tmp_path: Path) ->
 
 def test_rows_are_filtered_and_tables_sorted(browser: Any, tmp_path: Path) -> None:
     rows = [
-        Row(f"r{number}", f"question {number}", "x", Said(f"reply {number}", "", 0.0), number / 10, {"kind": f"k{number % 2}"})
+        Row(f"r{number}", f"question {number}", "x", Said(f"reply {number}", "", 0.0), number / 10,
+            {"kind": f"k{number % 2}"})  # fmt: skip
         for number in range(4)
     ]
     told = report(worst=rows, right=[replace(rows[0], id="fine")], listed=rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from vlchat.chat import Chat
 from vlchat.data.formats import Message
@@ -44,16 +44,21 @@ class Heat:
         small = Image.fromarray(np.ascontiguousarray(self.values, dtype=np.float32))
         return np.clip(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)), 0.0, 1.0)
 
-    def overlay(self, size: tuple[int, int] | None = None, strength: float = 0.78) -> Image.Image:
-        """The picture with what does not count faded to grey, and what counts in colour under a warm glow."""
+    def overlay(self, size: tuple[int, int] | None = None) -> Image.Image:
+        """The picture, its colours only where the evidence lies, the rest pale and grey, and a line around the core.
+
+        The line is where the heat is half of the strongest: white within, dark without, to be seen on any ground.
+        """
         shown = self.seen.convert("RGB").resize(size or self.seen.size, Image.Resampling.LANCZOS)
-        heat = self.upsampled(shown.size)[..., None]
+        heat = self.upsampled(shown.size)
         colour = np.asarray(shown, dtype=np.float32)
-        grey = np.repeat(colour.mean(axis=2, keepdims=True), 3, axis=2) * 0.55 + 255 * 0.18
-        base = grey * (1 - heat) + colour * heat
-        glow = np.array([255.0, 122.0, 24.0], dtype=np.float32)
-        edge = heat * (1 - heat) * 4  # strongest half way up, so that the hottest place keeps its own colours
-        mixed = base * (1 - 0.45 * strength * edge) + glow * (0.45 * strength * edge)
+        pale = np.repeat(colour.mean(axis=2, keepdims=True), 3, axis=2) * 0.45 + 255 * 0.28
+        mixed = pale + (colour - pale) * np.sqrt(heat)[..., None]
+        inside = Image.fromarray(((heat >= 0.5) * 255).astype(np.uint8))
+        wide, core = (np.asarray(inside.filter(ImageFilter.MaxFilter(width))) > 0 for width in (7, 3))
+        inner = np.asarray(inside) > 0
+        mixed[wide & ~core] = (25, 25, 25)
+        mixed[core & ~inner] = (255, 255, 255)
         return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 

@@ -1,7 +1,7 @@
 """The report that people read: one HTML file that needs no network."""
 
 from vlchat.evaluate.page.building import choose, explain, report_of
-from vlchat.evaluate.page.comparing import Change, Compared, ComparisonPage, Pair
+from vlchat.evaluate.page.comparing import Change, Compared, ComparisonPage, Pair, compared
 from vlchat.evaluate.page.inputs import (
     Beside,
     Calibration,
@@ -29,6 +29,7 @@ __all__ = [
     "Said",
     "Score",
     "choose",
+    "compared",
     "confusion",
     "explain",
     "report_of",

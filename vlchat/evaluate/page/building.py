@@ -99,7 +99,7 @@ def report_of(
         task=str(result.task),
         protocol=result.protocol,
         model=str(model),
-        scores=[_score(one, result.table.overall[one.name]) for one in result.measures],
+        scores=[score_of(one, result.table.overall[one.name]) for one in result.measures],
         beside=beside,
         notes=result.notes,
         slices=_slices(result, measure),
@@ -116,9 +116,9 @@ def report_of(
     )
 
 
-def _score(measure: Any, figure: Any, rows: int | None = None) -> Score:
-    counted = figure.rows if rows is None else rows
-    return Score(measure.name, figure.value, figure.low, figure.high, measure.percent, measure.better, counted)
+def score_of(measure: Any, figure: Any) -> Score:
+    """A `Figure` or `Difference` of a measure."""
+    return Score(measure.name, figure.value, figure.low, figure.high, measure.percent, measure.better, figure.rows)
 
 
 def _beside(result: Any, measure: Any) -> list[Beside]:
@@ -127,9 +127,9 @@ def _beside(result: Any, measure: Any) -> list[Beside]:
         Beside(
             name,
             CONTROLS.get(name, ""),
-            _score(measure, control.blind),
-            _score(measure, control.seen),
-            _score(measure, control.verdict.difference),
+            score_of(measure, control.blind),
+            score_of(measure, control.seen),
+            score_of(measure, control.verdict.difference),
             control.verdict.sentence,
             control.verdict.holds,
         )
@@ -137,8 +137,8 @@ def _beside(result: Any, measure: Any) -> list[Beside]:
     ]
     if result.floor is not None:
         floor, verdict = result.floor.overall[measure.name], result.verdicts[-1]
-        gap, own = _score(measure, verdict.difference), _score(measure, result.headline)
-        found.append(Beside("floor", _FLOOR, _score(measure, floor), own, gap, verdict.sentence, verdict.holds))
+        gap, own = score_of(measure, verdict.difference), score_of(measure, result.headline)
+        found.append(Beside("floor", _FLOOR, score_of(measure, floor), own, gap, verdict.sentence, verdict.holds))
     return found
 
 
@@ -151,8 +151,8 @@ def _slices(result: Any, measure: Any) -> dict[str, list[Line]]:
         for value, figures in values.items():
             others = [result.control_slice(control, name, value) for control in result.controls]
             others += [floor[name][value][measure.name]] if result.floor is not None else []
-            beside = tuple(_score(measure, other) if other.rows else None for other in others)
-            lines.append(Line(value, _score(measure, figures[measure.name]), beside))
+            beside = tuple(score_of(measure, other) if other.rows else None for other in others)
+            lines.append(Line(value, score_of(measure, figures[measure.name]), beside))
         found[name] = sorted(lines, key=lambda line: -line.score.rows)
     return found
 
@@ -179,14 +179,15 @@ def _calibration(rows: Sequence[Mapping[str, Any]]) -> Calibration | None:
 
 
 def _row(row: Mapping[str, Any], pictures: Sequence[Any] = (), overlays: Sequence[Any] = (), note: str = "") -> Row:
-    controls = {name: _said(said) for name, said in row.get("controls", {}).items()}
+    controls = {name: said_of(said) for name, said in row.get("controls", {}).items()}
     return Row(
-        row["id"], row["question"], row["reference"], _said(row), row.get("confidence"), row["slices"], controls,
+        row["id"], row["question"], row["reference"], said_of(row), row.get("confidence"), row["slices"], controls,
         pictures, overlays, note, row.get("error"),
     )  # fmt: skip
 
 
-def _said(said: Mapping[str, Any]) -> Said:
+def said_of(said: Mapping[str, Any]) -> Said:
+    """What a line of `replies.jsonl`, or a control in it, holds."""
     return Said("\n".join(said["reply"]) or said["answer"], said["answer"], float(said["score"]))
 
 
