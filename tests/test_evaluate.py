@@ -30,6 +30,7 @@ from vlchat.evaluate import (
     terminal,
 )
 from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
+from vlchat.evaluate.items import question_of
 from vlchat.evaluate.metrics import exact_match
 
 
@@ -114,6 +115,45 @@ def test_the_floor_of_slake_is_near_its_published_figure(shared_data: Path) -> N
     assert 0.48 < result.floor.overall["accuracy"].value < 0.60  # 54 % on the part that is held back
     assert 0.40 < by_kind["open"]["accuracy"].value < 0.53  # 46 %
     assert 0.60 < by_kind["closed"]["accuracy"].value < 0.72  # 66 %
+
+
+class FromTheQuestion:
+    """A real text-only baseline: the most frequent answer to the question in the training data. It sees no picture."""
+
+    description = {"name": "question-only"}
+    identity = None
+
+    def __init__(self, train: Source) -> None:
+        self.floor = QuestionOnlyFloor(train)
+
+    def answer(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Reply]:
+        return [Reply(self.floor.guess(question_of(request.messages), {})) for request in requests]
+
+
+def test_a_model_that_ignores_the_picture_is_exposed(shared_data: Path) -> None:
+    folder = shared_data / "slake"
+    baseline = FromTheQuestion(load_source(SourceConfig(str(folder / "train_llava.json"))))
+    task = VqaTask(data=str(folder / "validation_llava.json"), floor=str(folder / "train_llava.json"), limit=300)
+    result = evaluate(baseline, task, controls=list(CONTROLS), progress=False, batch_size=64)
+    assert result.headline.value > 0.4, "it is no bad baseline"
+    for control in result.controls.values():
+        gain = control.verdict.difference
+        assert gain.value == 0 and gain.low <= 0 <= gain.high and control.verdict.holds is False
+    for told in (terminal(result), markdown(result)):
+        assert told.count("Nothing shows that it looks at the picture") == 3
+        assert "it may get from the question alone" in told and "Nothing shows that it knows more" in told
+
+
+def test_a_model_that_looks_is_told_from_one_that_guesses(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        Image.new("RGB", (8, 8), (number * 4,) * 3).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "Brightness?", "answer": str(number * 4)})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = VqaTask(data=str(tmp_path / "rows.json"))
+    result = evaluate(Scripted(brightness), task, controls=["shuffled", "none"], progress=False)
+    assert [control.verdict.holds for control in result.controls.values()] == [True, True]
+    assert "It looks at the picture: +100.0 points over shuffled pictures" in terminal(result)
 
 
 def test_always_true_on_nlvr_is_the_majority_figure(shared_data: Path) -> None:
