@@ -2,9 +2,9 @@
 
     python benchmarks/bookkeeping.py [--rows 10000]
 
-The model is one that answers at once, so that all of the time is the evaluation's own. Pictures are small files, one for
-two rows; they are decoded, as a model would need them. Prints each step's seconds of CPU time, which other work on the
-machine does not lengthen much.
+The model is one that answers at once, so that all of the time is the evaluation's own. Pictures are small files, one
+for two rows; they are decoded, as a model would need them. Prints each step's seconds of CPU time, which other work on
+the machine does not lengthen much.
 """
 
 from __future__ import annotations
