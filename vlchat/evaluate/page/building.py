@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlchat.errors import VLChatError
 from vlchat.evaluate.blind import CONTROLS
-from vlchat.evaluate.calibration import abstain_threshold, calibration
 from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.page.inputs import Beside, Calibration, Line, Report, Row, Said, Score, confusion
 from vlchat.evaluate.plots import Bin
@@ -21,7 +20,6 @@ WORST, RIGHT, LISTED = 24, 12, 1_000  # rows that a page shows as cards, and in 
 _A_PICTURE = 2  # of the worst rows at most so many share their pictures
 _FLOOR = "guessed from the question alone"
 _FEW = 20  # rows, whose confidence says nothing yet
-_RISK = 0.05  # wrong answers that a threshold to answer from may let through
 
 Explained = tuple[Sequence[Any], str]  # pictures with their evidence, and a sentence about them
 
@@ -103,7 +101,7 @@ def report_of(
         beside=beside,
         notes=result.notes,
         slices=_slices(result, measure),
-        calibration=_calibration(result.rows),
+        calibration=_calibration(result),
         confusion=confusion([(row["reference"], row["answer"]) for row in result.rows if "error" not in row]),
         worst=[card(number) for number in lowest],
         right=[card(number) for number in hits],
@@ -157,14 +155,11 @@ def _slices(result: Any, measure: Any) -> dict[str, list[Line]]:
     return found
 
 
-def _calibration(rows: Sequence[Mapping[str, Any]]) -> Calibration | None:
+def _calibration(result: Any) -> Calibration | None:
     """Of the rows that have a confidence; None where these are too few to say anything."""
-    answered = [row for row in rows if row.get("confidence") is not None]
-    if len(answered) < _FEW:
+    found, promise = result.calibration, result.abstention()
+    if found.rows < _FEW:
         return None
-    sure, scores = [row["confidence"] for row in answered], [row["score"] for row in answered]
-    found = calibration(sure, scores)
-    promise = abstain_threshold(sure, scores, _RISK, clusters=[row["cluster"] for row in answered])
     bins = []
     for one in found.bins:
         low, high = wilson(one.score * one.rows, one.rows)
