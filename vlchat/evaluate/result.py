@@ -122,14 +122,12 @@ class Result:
     @cached_property
     def calibration(self) -> Calibration:
         """How well the model's confidence tells what is right."""
-        answered = [row for row in self.rows if "error" not in row]
-        return calibration([row["confidence"] for row in answered], [row["score"] for row in answered])
+        return calibration([row["confidence"] for row in self.rows], [row["score"] for row in self.rows])
 
     def abstention(self, target: float = ABSTAIN_AT) -> Abstention:
         """From which confidence on no more than a share of `target` of the shown answers is wrong."""
-        answered = [row for row in self.rows if "error" not in row]
-        sure, scores = [row["confidence"] for row in answered], [row["score"] for row in answered]
-        return abstain_threshold(sure, scores, target, clusters=[row["cluster"] for row in answered])
+        sure, scores = [row["confidence"] for row in self.rows], [row["score"] for row in self.rows]
+        return abstain_threshold(sure, scores, target, clusters=[row["cluster"] for row in self.rows])
 
     def _table(self, stats: Sequence[Mapping[str, float]]) -> Table:
         clusters = [row["cluster"] for row in self.rows]
