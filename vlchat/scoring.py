@@ -52,6 +52,53 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of `vlchat compare`."""
+    add = parser.add_argument
+    add("first", help="the folder of a result or a suite, or several of one recipe with other seeds: A1,A2,A3")
+    add("second", nargs="?", help="what is compared with it; may be left out where the first are several")
+    add("--replay", action="append", default=[], metavar="TASK", help="a task of what was known before (repeatable)")
+    add("--out", type=Path, metavar="FOLDER", help="write compare.html, compare.md and compare.json")
+    add("--json", action="store_true", help="print the comparison as JSON")
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """`vlchat compare`: what changed between two results, and whether that can be told from chance."""
+    quiet()
+    first = _folders(arguments.first)
+    second = [] if arguments.second is None else _folders(arguments.second)
+    if len(first) > 1 or len(second) > 1:
+        return _compare_runs(arguments, first, second)
+    if not second:
+        raise VLChatError("vlchat compare takes two folders, BEFORE and AFTER, or several seeds: A1,A2,A3.")
+    from vlchat.evaluate import comparison_report as report
+    from vlchat.evaluate.comparison import compare_suites
+    from vlchat.evaluate.stored import read_results
+
+    names = (first[0], second[0])
+    found = compare_suites(read_results(first[0]), read_results(second[0]), names=names, replay=arguments.replay)
+    as_json = arguments.json and json.dumps(report.to_dict(found), indent=2, ensure_ascii=False, default=str)
+    print(as_json or report.terminal(found))
+    if arguments.out is not None:
+        print(f"Written: {report.write(found, arguments.out)}", file=_aside(arguments))
+    return 0
+
+
+def _compare_runs(arguments: argparse.Namespace, first: list[str], second: list[str]) -> int:
+    from vlchat.evaluate.seeds import compare_runs
+
+    if arguments.out is not None or arguments.replay:
+        raise VLChatError("Several seeds are compared by their scores alone: leave --out and --replay out.")
+    found = compare_runs(first, second)
+    print(json.dumps(found.to_dict(), indent=2) if arguments.json else "\n".join(found.sentences()))
+    return 0
+
+
+def _folders(text: str) -> list[str]:
+    """A folder, or several with commas between them."""
+    return [text] if Path(text).exists() else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
     from vlchat import trackers
@@ -110,6 +157,7 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     from vlchat.evaluate.page import write_page
     from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
+    from vlchat.evaluate.stored import write_order
     from vlchat.evaluate.suite import read_suite, run_suite
 
     if given := [name for name in ("task", "data") if getattr(arguments, name) is not None]:
@@ -124,6 +172,7 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
             if arguments.out is not None:
                 parts.append(replace(page(result, arguments.evidence), task=name))
     if parts:
+        write_order(arguments.out, [entry.name for entry in suite.tasks])
         print(f"The report: {write_page(parts, arguments.out / PAGE)}", file=_aside(arguments))
     return 0
 

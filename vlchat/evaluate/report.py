@@ -51,9 +51,9 @@ def measures(result: Result) -> list[Line]:
 
 def terminal(result: Result) -> str:
     """The result as aligned text."""
-    parts = ["\n".join(facts(result)), _aligned(table(result), last=True)]
+    parts = ["\n".join(facts(result)), aligned(table(result), last=True)]
     if found := measures(result):
-        parts.append(_aligned(found))
+        parts.append(aligned(found))
     parts.append("\n".join(sentences(result)))
     return "\n\n".join(part for part in parts if part)
 
@@ -68,9 +68,9 @@ def sentences(result: Result) -> list[str]:
 
 def markdown(result: Result) -> str:
     """The result as a Markdown section."""
-    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), _piped(table(result), last=True)]
+    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), piped(table(result), last=True)]
     if found := measures(result):
-        parts.append(_piped(found))
+        parts.append(piped(found))
     parts += sentences(result)
     return "\n\n".join(parts) + "\n"
 
@@ -92,12 +92,12 @@ def result_folder(folder: str | Path) -> Path:
 def save(result: Result, folder: str | Path) -> Path:
     """Writes result.json, result.md, replies.jsonl (a line a question) and certificate.json, and returns the folder."""
     target = result_folder(folder)
-    _write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
-    _write(target / "result.md", markdown(result))
+    write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
+    write(target / "result.md", markdown(result))
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in result.rows)
-    _write(target / ROWS, "".join(lines))
+    write(target / ROWS, "".join(lines))
     found = json.dumps(certificate.certificate(result), indent=2, ensure_ascii=True)
-    _write(target / certificate.FILE, found + "\n")
+    write(target / certificate.FILE, found + "\n")
     return target
 
 
@@ -181,7 +181,8 @@ def _line(name: str, measure: Measure, figure: Figure, beside: list[Figure]) -> 
     return (name, f"{figure.rows:,}", shown(measure, figure.value), interval, *others)
 
 
-def _aligned(lines: list[Line], last: bool = False) -> str:
+def aligned(lines: list[Line], last: bool = False) -> str:
+    """Lines as columns, for a terminal; the first is the header, and with `last` the last one stands apart."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [
         "  ".join(
@@ -194,13 +195,15 @@ def _aligned(lines: list[Line], last: bool = False) -> str:
     return "\n".join([aligned[0], rule, *body])
 
 
-def _piped(lines: list[Line], last: bool = False) -> str:
+def piped(lines: list[Line], last: bool = False) -> str:
+    """Lines as a Markdown table; the first is the header, and with `last` the last one is bold."""
     header, *rows = lines
     bold = [tuple(f"**{cell}**" for cell in rows[-1])] if last else [rows[-1]]
     marked = [header, ("---", *["---:"] * (len(header) - 1)), *rows[:-1], *bold]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in marked)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Writes a text file."""
     # Half an emoji, as cut texts end in, is no UTF-8.
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
