@@ -77,6 +77,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
     names = (first[0], second[0])
     found = compare_suites(read_results(first[0]), read_results(second[0]), names=names, replay=arguments.replay)
+    short = (Path(first[0]).name, Path(second[0]).name)
+    found = replace(found, names=short if all(short) and short[0] != short[1] else names)
     as_json = arguments.json and json.dumps(report.to_dict(found), indent=2, ensure_ascii=False, default=str)
     print(as_json or report.terminal(found))
     if arguments.out is not None:

@@ -187,6 +187,11 @@ def evaluate(
         floors = read_all(task, items, guessed)
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
+    leaks = task.leakage(None if cache is None else cache.path.parent)
+    if leaks is not None:
+        notes += leaks.sentences()
+        for line, part in zip(rows, leaks.slices(), strict=True):
+            line["slices"] |= part
     counts |= {"asked": asker.asked, "known": asker.known}
     notes += getattr(asked, "notes", [])
     return Result(
@@ -210,6 +215,7 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, items),
+        leakage=leaks,
         items=items,
         chat=(lambda: asked.chat) if isinstance(asked, ChatAnswerer) else None,
     )
