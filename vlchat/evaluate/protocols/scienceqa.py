@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
-from vlchat.evaluate.protocols.official import Benchmark, Pictures, asked, field, text, texts
+from vlchat.evaluate.protocols.official import Benchmark, Pictures, field, text, texts
 from vlchat.evaluate.tasks.multiple_choice import laid_out
 
 _LETTERS = ("A", "B", "C", "D", "E")
@@ -125,5 +126,5 @@ def _item(pid: str, row: Any, question: str, picture: Any, where: str) -> Item:
         "grades": "G1-6" if 1 <= grade <= 6 else "G7-12" if grade else "unknown",
     }
     return Item(
-        pid, asked(picture, asked_text), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
+        pid, ask_messages(picture, asked_text), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
     )

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from vlchat.conversation import ask_messages
 from vlchat.data import SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate.captioned import read_captioned
 from vlchat.evaluate.embedders.likelihood import QUESTION
 from vlchat.evaluate.embedders.likelihood import way as way_of
-from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown
+from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.measures import Measure, Sums, divided, mean_of
 from vlchat.evaluate.metrics.ranking import best_threshold, placements, precisions
@@ -237,13 +238,13 @@ class MatchingTask(EmbeddingTask):
 
 def _item(pair: Pair) -> Item:
     return Item(
-        pair.id, shown(pair.picture, QUESTION.format(pair.text)), "yes" if pair.match else "no",
+        pair.id, ask_messages(pair.picture, QUESTION.format(pair.text)), "yes" if pair.match else "no",
         slices={"match": "yes" if pair.match else "no"}, cluster=pair.cluster, source=pair,
     )  # fmt: skip
 
 
 def _item_of_four(four: Foursome) -> Item:
-    parts = [part for n in (0, 1) for part in shown(four.pictures[n], four.texts[n])[0]["content"]]
+    parts = [part for n in (0, 1) for part in ask_messages(four.pictures[n], four.texts[n])[0]["content"]]
     slices = {} if four.tag is None else {"tag": four.tag}
     return Item(four.id, [{"role": "user", "content": parts}], "text right, image right", slices=slices, source=four)
 
