@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -33,7 +32,6 @@ class EmbeddingTask(Task):
         likelihood: how a chat model, which has none, judges pairs: one of `vlchat.evaluate.embedders.likelihood.WAYS`.
     """
 
-    needs: ClassVar[str] = "embedder"
     likelihood: str = "yes"
 
     def readings(self, embeddings: Embeddings) -> list[Reading]:
