@@ -70,7 +70,7 @@ def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[A
     picture it had unless one picture fills more than half of the rows with so many pictures.
     """
     result = [list(pictures) for pictures in shown]
-    keys = [tuple(_identity(picture) for picture in pictures) for pictures in shown]
+    keys = [tuple(identity_of(picture) for picture in pictures) for pictures in shown]
     order = sorted(set(keys))
     random.Random(seed).shuffle(order)
     rank = {key: number for number, key in enumerate(order)}
@@ -79,7 +79,7 @@ def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[A
         shift = max(Counter(keys[row] for row in rows).values())
         for position, row in enumerate(rows):
             result[row] = list(shown[rows[(position + shift) % len(rows)]])
-    kept = sum(keys[row] == tuple(_identity(picture) for picture in result[row]) for row in range(len(keys)))
+    kept = sum(keys[row] == tuple(identity_of(picture) for picture in result[row]) for row in range(len(keys)))
     return result, kept
 
 
@@ -127,10 +127,10 @@ def _part(shown: Any) -> dict[str, Any]:
     return shown if isinstance(shown, dict) else {"type": "image", "image": shown}
 
 
-def _identity(picture: Any) -> str:
+def identity_of(picture: Any) -> str:
     """What makes two pictures the same one: their file, or their pixels."""
     if isinstance(picture, dict):
-        return f"video {_identity(picture['video'])}"
+        return f"video {identity_of(picture['video'])}"
     if isinstance(picture, str | Path):
         return f"file {picture}"
     data = picture if isinstance(picture, bytes) else f"{picture.size}".encode() + picture.tobytes()

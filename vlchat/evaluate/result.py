@@ -13,7 +13,7 @@ from vlchat.evaluate.items import Item
 from vlchat.evaluate.leakage import Leakage
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.statistics import Figure, Table, figure, figures
-from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
+from vlchat.evaluate.verdicts import CHANCE, Verdict, beats_chance, beats_floor, looks
 
 FORMAT = 2  # of result.json and replies.jsonl
 ABSTAIN_AT = 0.1  # of the answers that are shown, so many may be wrong
@@ -93,12 +93,12 @@ class Result:
         blind = [row["controls"][name]["stats"] for row in rows]
         clusters = [row["cluster"] for row in rows]
         measure = self.measures[0]
-        return Control(
-            len(rows),
-            figure(measure, blind, clusters),
-            figure(measure, seen, clusters),
-            looks(measure, seen, blind, clusters, name=name),
+        verdict = (
+            beats_chance(measure, seen, blind, clusters)
+            if name == CHANCE
+            else looks(measure, seen, blind, clusters, name=name)
         )
+        return Control(len(rows), figure(measure, blind, clusters), figure(measure, seen, clusters), verdict)
 
     def control_slice(self, name: str, slice_name: str, value: str) -> Figure:
         """The headline of a blind control among the rows of a slice."""

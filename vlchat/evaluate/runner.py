@@ -89,7 +89,8 @@ def run(
     secret = ("key",)
     chosen = {n: value for n, value in (loading or {}).items() if value not in (None, "auto") and n not in secret}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
-    result.settings["url"] = url
+    # As the answerer says it: the URL that was given may hold a password, and a result is something to share.
+    result.settings["url"] = None if url is None else result.model["url"]
     return result
 
 
