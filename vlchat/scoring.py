@@ -118,6 +118,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.verify is not None:
         return _verify(arguments)
+    if arguments.evidence < 0:
+        raise VLChatError(f"--evidence is {arguments.evidence}: it is a number of rows, or 0 for none.")
     trackers.check(arguments.track, "--track")
     if arguments.track and arguments.out is None:
         raise VLChatError("--track needs --out FOLDER: what trackers keep on this machine lies there.")
@@ -167,12 +169,15 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     suite = read_suite(arguments.suite)
     processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
-    parts = []
-    for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
+    parts, found = [], {}
+    shared |= {"progress": processes.first, "say": lambda text: print(text, file=_aside(arguments), flush=True)}
+    for name, result in run_suite(suite, answerer, model=arguments.model, **shared):
         if processes.first:
-            _show(arguments, result, arguments.out and arguments.out / name)
+            found[name] = _show(arguments, result, arguments.out and arguments.out / name, printed=not arguments.json)
             if arguments.out is not None:
                 parts.append(replace(page(result, arguments.evidence), task=name))
+    if arguments.json and processes.first:
+        print(_json(found))
     if parts:
         write_order(arguments.out, [entry.name for entry in suite.tasks])
         print(f"The report: {write_page(parts, arguments.out / PAGE)}", file=_aside(arguments))
@@ -216,17 +221,23 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     return loading(arguments)
 
 
-def _show(arguments: argparse.Namespace, result: Result, out: Path | None) -> None:
-    """Prints a result, and writes it down where that was asked for."""
+def _show(arguments: argparse.Namespace, result: Result, out: Path | None, printed: bool = True) -> dict[str, Any]:
+    """Prints a result, writes it down where that was asked for, and returns it as JSON has it."""
     from vlchat.evaluate import save, terminal
     from vlchat.evaluate.tracking import log_result
 
-    as_json = arguments.json and json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
-    print(as_json or terminal(result))
+    found = result.to_dict()
+    if printed:
+        print(_json(found) if arguments.json else terminal(result))
     if out is not None:
         print(f"Written: {save(result, out)}", file=_aside(arguments))
         if arguments.track:
-            log_result(result.to_dict(), arguments.track, out)
+            log_result(found, arguments.track, out, say=lambda text: print(text, file=_aside(arguments)))
+    return found
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False, default=str)
 
 
 def _aside(arguments: argparse.Namespace) -> TextIO:
