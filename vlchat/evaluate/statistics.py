@@ -49,9 +49,6 @@ class Figure:
         """
         return detectable(math.sqrt(2) * self.error, self.clusters)
 
-    def to_dict(self) -> dict[str, float | int | None]:
-        return plain(self)
-
 
 @dataclass(frozen=True)
 class Difference:

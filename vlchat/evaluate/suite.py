@@ -72,6 +72,10 @@ def read_suite(path: str | Path) -> Suite:
         if [other.name for other in entries].count(entry.name) > 1:
             raise ConfigError(f'{path}: two tasks are called "{entry.name}"; give one of them a name of its own.')
     settings = {key: value for key, value in content.items() if key != "tasks"}
+    controls = settings.get("controls", [])
+    if not isinstance(controls, list) or not all(isinstance(name, str) for name in controls):
+        raise ConfigError(f"{path}: controls must be a list of names, such as [shuffled, none], or [] for none.")
+    _whole_numbers(settings, ("control_rows", "seed"), str(path))
     return Suite(entries, **settings)
 
 
@@ -124,8 +128,15 @@ def _entry(content: Any, where: str) -> Entry:
     if task not in TASKS:
         raise ConfigError(f'{where}: unknown task "{task}"; known: {", ".join(TASKS)}{nearest(task, TASKS)}')
     own = {key: content[key] for key in ("max_new_tokens", "seed") if key in content}
+    _whole_numbers(own, tuple(own), where)
     name = str(content.get("name", task))
     if not name or "/" in name or name in (".", ".."):
         raise ConfigError(f'{where}: name is "{name}"; it becomes the name of a folder.')
     options = {key: value for key, value in content.items() if key not in ("task", "name", *own)}
     return Entry(name, task, options, **own)
+
+
+def _whole_numbers(settings: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    for name in names:
+        if name in settings and type(settings[name]) is not int:
+            raise ConfigError(f"{where}: {name} is {settings[name]!r}; it must be a whole number.")
