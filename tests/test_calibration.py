@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from vlchat.errors import ConfigError
-from vlchat.evaluate.calibration import BINS, abstain_threshold, calibration, effective_rows
-from vlchat.evaluate.distributions import clopper_pearson_upper
+from vlchat.evaluate.calibration import (
+    BINS,
+    abstain_threshold,
+    calibration,
+    clopper_pearson_upper,
+    effective_rows,
+)
 
 
 def test_rows_worked_by_hand() -> None:

@@ -214,13 +214,21 @@ def test_shuffling_gives_no_row_its_own_picture_back() -> None:
     assert [len(pictures) for pictures in shuffled] == [len(pictures) for pictures in shown]
     assert all(old != new for old, new in zip(shown, shuffled, strict=True) if old)
     assert sorted(map(str, shuffled)) == sorted(map(str, shown)), "the pictures shown must stay the same ones"
-    assert kept == 1 and shuffled == shuffle_pictures(shown, seed=3)[0]
-    assert shuffle_pictures([["a"], ["a"]], seed=0)[1] == 2
+    assert kept == {6} and shuffled == shuffle_pictures(shown, seed=3)[0]
+    assert shuffle_pictures([["a"], ["a"]], seed=0)[1] == {0, 1}
+    assert shuffle_pictures([["a", "b"], ["b", "a"]], seed=0)[1] == {0, 1}, "its own pictures in another order"
+
+
+def test_a_copy_of_a_picture_is_the_same_picture(tmp_path: Path) -> None:
+    for name, level in (("one.png", 0), ("copy.png", 0), ("other.png", 9)):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / name)
+    assert shuffle_pictures([[tmp_path / "one.png"], [tmp_path / "copy.png"]], seed=0)[1] == {0, 1}
+    assert shuffle_pictures([[tmp_path / "one.png"], [tmp_path / "other.png"]], seed=0)[1] == set()
 
 
 def test_equal_pixels_are_the_same_picture(picture: Any) -> None:
     shown = [[picture(0)], [picture(0)], [picture(1)], [picture(2)]]
-    assert shuffle_pictures(shown, seed=0)[1] == 0
+    assert shuffle_pictures(shown, seed=0)[1] == set()
 
 
 def test_other_pictures_leave_the_words_alone() -> None:
@@ -237,7 +245,7 @@ def test_videos_are_shuffled_as_pictures_are() -> None:
     conversations = [[{"role": "user", "content": [*parts, {"type": "text", "text": "t"}]}] for parts in rows]
     shuffled, kept = shuffle_pictures([images_of(messages) for messages in conversations], seed=0)
     swapped = [with_images(messages, shown) for messages, shown in zip(conversations, shuffled, strict=True)]
-    assert kept == 0 and all(messages[0]["content"][1]["text"] == "t" for messages in swapped)
+    assert kept == set() and all(messages[0]["content"][1]["text"] == "t" for messages in swapped)
     parts = [messages[0]["content"][0] for messages in swapped]
     assert all(part != before[0] for part, before in zip(parts, rows, strict=True))
     assert sorted(map(str, parts)) == sorted(str(before[0]) for before in rows)

@@ -52,6 +52,55 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of `vlchat compare`."""
+    add = parser.add_argument
+    add("first", help="the folder of a result or a suite, or several of one recipe with other seeds: A1,A2,A3")
+    add("second", nargs="?", help="what is compared with it; may be left out where the first are several")
+    add("--replay", action="append", default=[], metavar="TASK", help="a task of what was known before (repeatable)")
+    add("--out", type=Path, metavar="FOLDER", help="write compare.html, compare.md and compare.json")
+    add("--json", action="store_true", help="print the comparison as JSON")
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """`vlchat compare`: what changed between two results, and whether that can be told from chance."""
+    quiet()
+    first = _folders(arguments.first)
+    second = [] if arguments.second is None else _folders(arguments.second)
+    if len(first) > 1 or len(second) > 1:
+        return _compare_runs(arguments, first, second)
+    if not second:
+        raise VLChatError("vlchat compare takes two folders, BEFORE and AFTER, or several seeds: A1,A2,A3.")
+    from vlchat.evaluate import comparison_report as report
+    from vlchat.evaluate.comparison import compare_suites
+    from vlchat.evaluate.stored import read_results
+
+    names = (first[0], second[0])
+    found = compare_suites(read_results(first[0]), read_results(second[0]), names=names, replay=arguments.replay)
+    short = (Path(first[0]).name, Path(second[0]).name)
+    found = replace(found, names=short if all(short) and short[0] != short[1] else names)
+    as_json = arguments.json and json.dumps(report.to_dict(found), indent=2, ensure_ascii=False, default=str)
+    print(as_json or report.terminal(found))
+    if arguments.out is not None:
+        print(f"Written: {report.write(found, arguments.out)}", file=_aside(arguments))
+    return 0
+
+
+def _compare_runs(arguments: argparse.Namespace, first: list[str], second: list[str]) -> int:
+    from vlchat.evaluate.seeds import compare_runs
+
+    if arguments.out is not None or arguments.replay:
+        raise VLChatError("Several seeds are compared by their scores alone: leave --out and --replay out.")
+    found = compare_runs(first, second)
+    print(json.dumps(found.to_dict(), indent=2) if arguments.json else "\n".join(found.sentences()))
+    return 0
+
+
+def _folders(text: str) -> list[str]:
+    """A folder, or several with commas between them."""
+    return [text] if Path(text).exists() else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
     from vlchat import trackers
@@ -69,6 +118,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     quiet()
     if arguments.verify is not None:
         return _verify(arguments)
+    if arguments.evidence < 0:
+        raise VLChatError(f"--evidence is {arguments.evidence}: it is a number of rows, or 0 for none.")
     trackers.check(arguments.track, "--track")
     if arguments.track and arguments.out is None:
         raise VLChatError("--track needs --out FOLDER: what trackers keep on this machine lies there.")
@@ -110,6 +161,7 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     from vlchat.evaluate.page import write_page
     from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
+    from vlchat.evaluate.stored import write_order
     from vlchat.evaluate.suite import read_suite, run_suite
 
     if given := [name for name in ("task", "data") if getattr(arguments, name) is not None]:
@@ -117,13 +169,17 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     suite = read_suite(arguments.suite)
     processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
-    parts = []
-    for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
+    parts, found = [], {}
+    shared |= {"progress": processes.first, "say": lambda text: print(text, file=_aside(arguments), flush=True)}
+    for name, result in run_suite(suite, answerer, model=arguments.model, **shared):
         if processes.first:
-            _show(arguments, result, arguments.out and arguments.out / name)
+            found[name] = _show(arguments, result, arguments.out and arguments.out / name, printed=not arguments.json)
             if arguments.out is not None:
                 parts.append(replace(page(result, arguments.evidence), task=name))
+    if arguments.json and processes.first:
+        print(_json(found))
     if parts:
+        write_order(arguments.out, [entry.name for entry in suite.tasks])
         print(f"The report: {write_page(parts, arguments.out / PAGE)}", file=_aside(arguments))
     return 0
 
@@ -165,17 +221,23 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     return loading(arguments)
 
 
-def _show(arguments: argparse.Namespace, result: Result, out: Path | None) -> None:
-    """Prints a result, and writes it down where that was asked for."""
+def _show(arguments: argparse.Namespace, result: Result, out: Path | None, printed: bool = True) -> dict[str, Any]:
+    """Prints a result, writes it down where that was asked for, and returns it as JSON has it."""
     from vlchat.evaluate import save, terminal
     from vlchat.evaluate.tracking import log_result
 
-    as_json = arguments.json and json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str)
-    print(as_json or terminal(result))
+    found = result.to_dict()
+    if printed:
+        print(_json(found) if arguments.json else terminal(result))
     if out is not None:
         print(f"Written: {save(result, out)}", file=_aside(arguments))
         if arguments.track:
-            log_result(result.to_dict(), arguments.track, out)
+            log_result(found, arguments.track, out, say=lambda text: print(text, file=_aside(arguments)))
+    return found
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False, default=str)
 
 
 def _aside(arguments: argparse.Namespace) -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -77,7 +78,9 @@ class ChatAnswerer:
             for number, answer in zip(
                 numbers, self.chat.answers(asked, max_new_tokens=longest, beams=beams), strict=True
             ):
-                replies[number] = Reply(answer.text, answer.logprob, answer.tokens)
+                # A model whose numbers overflow says nothing of how sure it is.
+                sure = None if math.isnan(answer.logprob) else answer.logprob
+                replies[number] = Reply(answer.text, sure, answer.tokens)
         return replies
 
     def _chosen(self, request: Request) -> Reply:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from vlchat.errors import ConfigError
-from vlchat.evaluate.distributions import beta_cdf, clopper_pearson_upper, t_quantile
 
 BINS = 15  # as Guo et al. (2017)
 _DRAWS = 200
@@ -207,6 +206,8 @@ def abstain_threshold(
     Raises:
         ConfigError: a target or certainty that is no share between 0 and 1, or a confidence or score that is none.
     """
+    from scipy.stats import beta  # type: ignore[import-untyped]
+
     for name, value in (("target_risk", target_risk), ("certainty", certainty)):
         if not 0 < value < 1:
             raise ConfigError(f"{name} is {value:g}; it must lie between 0 and 1, such as 0.1.")
@@ -223,7 +224,7 @@ def abstain_threshold(
     error = (1 - certainty) / len(_STARTS)
 
     def passes(risk: float, rows: float) -> bool:  # as the upper bound being at most the target, but quicker
-        return risk < 1 and beta_cdf(1 - target_risk, rows - risk * rows, risk * rows + 1) <= error
+        return risk < 1 and beta.cdf(1 - target_risk, rows - risk * rows, risk * rows + 1) <= error
 
     last = -1
     for share in _STARTS:
@@ -241,12 +242,26 @@ def abstain_threshold(
     return Abstention(float(sure[end - 1]), target_risk, certainty, end / len(scores), risk, bound, len(scores))
 
 
+def clopper_pearson_upper(failures: float, tries: float, error: float) -> float:
+    """The upper bound of a rate that errs with probability `error` at most (Clopper & Pearson 1934).
+
+    Numbers may be fractions: an effective number of tries (Korn & Graubard 1998), or a sum of losses between 0 and 1.
+    """
+    from scipy.stats import beta  # type: ignore[import-untyped]
+
+    if tries <= 0 or failures >= tries:
+        return 1.0
+    return float(beta.ppf(1 - error, failures + 1, tries - failures))
+
+
 def effective_rows(losses: np.ndarray, clusters: np.ndarray, certainty: float = 0.95) -> float:
     """How many independent rows would tell the mean as well as these, of which some share a cluster.
 
     Korn & Graubard (1998): the rows over the design effect, and less for few clusters; where no row or every row is
     lost there is no design effect to be seen, and the clusters are counted.
     """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
     rows, mean = len(losses), float(losses.mean())
     found, group = np.unique(clusters, return_inverse=True)
     count = len(found)
@@ -257,7 +272,7 @@ def effective_rows(losses: np.ndarray, clusters: np.ndarray, certainty: float = 
     residual = np.bincount(group, weights=losses - mean)
     variance = count / (count - 1) * float((residual**2).sum()) / rows**2
     design = variance / (mean * (1 - mean) / (rows - 1))
-    fewer = (t_quantile(certainty, rows - 1) / t_quantile(certainty, count - 1)) ** 2
+    fewer = float(t.ppf(certainty, rows - 1) / t.ppf(certainty, count - 1)) ** 2
     return min(float(rows), rows / design * fewer) if design > 0 else float(count)
 
 

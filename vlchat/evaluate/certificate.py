@@ -100,6 +100,9 @@ def read(path: str | Path) -> dict[str, Any]:
         VLChatError: there is none, it is damaged, or was changed after it was written.
     """
     place = Path(path)
+    if place.is_dir() and not (place / FILE).exists() and (parts := sorted(place.glob(f"*/{FILE}"))):
+        names = ", ".join(str(part.parent) for part in parts)
+        raise VLChatError(f"{place} holds several results, each with a certificate of its own: verify {names}.")
     place = place / FILE if place.is_dir() else place
     try:
         content = json.loads(place.read_text(encoding="utf-8"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate import tasks
@@ -34,7 +37,7 @@ def make_task(name: str, **options: Any) -> Task:
     """A task by its name in `TASKS`, with its own options.
 
     Raises:
-        ConfigError: an unknown task, or options that it does not have.
+        ConfigError: an unknown task, or options that it does not have, or values of another type.
     """
     if name not in TASKS:
         raise ConfigError(f'Unknown task "{name}"; known: {", ".join(TASKS)}{nearest(name, TASKS)}')
@@ -49,7 +52,46 @@ def make_task(name: str, **options: Any) -> Task:
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise ConfigError(f'The task "{name}" needs {option}: --{option} on the command line.')
+        if option in options:
+            _check(name, option, options[option])
     return TASKS[name](**options)
+
+
+def _check(task: str, option: str, value: Any) -> None:
+    """Refuses a value of another type than the task's signature has: YAML reads `yes` as true and `5` as a number."""
+    wanted = get_type_hints(TASKS[task].__init__).get(option, Any)  # type: ignore[misc]
+    if not _fits(value, wanted):
+        shown = json.dumps(value, ensure_ascii=False, default=str)
+        kinds = " or ".join(dict.fromkeys(_kinds(wanted)))
+        raise ConfigError(f'{option} of the task "{task}" is {shown[:60]}; it must be {kinds}.')
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(wanted))
+    kind = get_origin(wanted) or wanted
+    if kind is Sequence:
+        return isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value)
+    if isinstance(value, bool):
+        return kind in (bool, Any)
+    return kind is Any or isinstance(value, {str: str | Path, float: int | float}.get(kind, kind))
+
+
+def _kinds(wanted: Any) -> list[str]:
+    """The types of an annotation as people call them."""
+    if get_origin(wanted) in (Union, UnionType):
+        return [name for one in get_args(wanted) for name in _kinds(one)]
+    names = {
+        str: "text (in quotes, if it looks like a number or a yes)",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        Sequence: "a list such as [one, two]",
+        Mapping: "a mapping",
+        NoneType: "null",
+    }
+    kind = get_origin(wanted) or wanted
+    return [names[kind]] if kind in names else []
 
 
 def listing() -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Line = tuple[str, ...]
 RESULT, ROWS, PAGE = "result.json", "replies.jsonl", "report.html"
+_NAME = 60  # letters of a slice's value in a table
 EVIDENCE = 8  # rows of a page that are explained
 
 
@@ -51,9 +52,9 @@ def measures(result: Result) -> list[Line]:
 
 def terminal(result: Result) -> str:
     """The result as aligned text."""
-    parts = ["\n".join(facts(result)), _aligned(table(result), last=True)]
+    parts = ["\n".join(facts(result)), aligned(table(result), last=True)]
     if found := measures(result):
-        parts.append(_aligned(found))
+        parts.append(aligned(found))
     parts.append("\n".join(sentences(result)))
     return "\n\n".join(part for part in parts if part)
 
@@ -68,9 +69,9 @@ def sentences(result: Result) -> list[str]:
 
 def markdown(result: Result) -> str:
     """The result as a Markdown section."""
-    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), _piped(table(result), last=True)]
+    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), piped(table(result), last=True)]
     if found := measures(result):
-        parts.append(_piped(found))
+        parts.append(piped(found))
     parts += sentences(result)
     return "\n\n".join(parts) + "\n"
 
@@ -92,12 +93,12 @@ def result_folder(folder: str | Path) -> Path:
 def save(result: Result, folder: str | Path) -> Path:
     """Writes result.json, result.md, replies.jsonl (a line a question) and certificate.json, and returns the folder."""
     target = result_folder(folder)
-    _write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
-    _write(target / "result.md", markdown(result))
+    write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
+    write(target / "result.md", markdown(result))
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in result.rows)
-    _write(target / ROWS, "".join(lines))
+    write(target / ROWS, "".join(lines))
     found = json.dumps(certificate.certificate(result), indent=2, ensure_ascii=True)
-    _write(target / certificate.FILE, found + "\n")
+    write(target / certificate.FILE, found + "\n")
     return target
 
 
@@ -133,7 +134,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     place = Path(folder)
     try:
         result = json.loads((place / RESULT).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise VLChatError(
             f"{folder} holds no result of `vlchat eval --out`: {error}. Name the folder that it wrote."
@@ -161,7 +162,7 @@ def facts(result: Result) -> list[str]:
     ]
     if counts["unanswered"]:
         found.append(f"{counts['unanswered']:,} questions got no reply and count as wrong; {ROWS} says why.")
-    return found
+    return [_one_line(fact) for fact in found]
 
 
 def shown(measure: Measure, value: float) -> str:
@@ -178,10 +179,21 @@ def _titled(measure: Measure) -> str:
 def _line(name: str, measure: Measure, figure: Figure, beside: list[Figure]) -> Line:
     interval = "-" if math.isnan(figure.low) else f"{shown(measure, figure.low)} to {shown(measure, figure.high)}"
     others = [shown(measure, other.value) for other in beside]
-    return (name, f"{figure.rows:,}", shown(measure, figure.value), interval, *others)
+    return (_one_line(name, _NAME), f"{figure.rows:,}", shown(measure, figure.value), interval, *others)
 
 
-def _aligned(lines: list[Line], last: bool = False) -> str:
+def _one_line(text: str, most: int | None = None) -> str:
+    """Text that breaks no table and steers no terminal: on one line, invisible characters written out."""
+    joiners = "\u200c\u200d"  # letters of other scripts need these two to be drawn right
+    plain = "".join(
+        letter if letter.isprintable() or letter in joiners else f"[U+{ord(letter):04X}]"
+        for letter in " ".join(text.split())
+    )
+    return plain if most is None or len(plain) <= most else plain[: most - 1] + "…"
+
+
+def aligned(lines: list[Line], last: bool = False) -> str:
+    """Lines as columns, for a terminal; the first is the header, and with `last` the last one stands apart."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [
         "  ".join(
@@ -194,13 +206,23 @@ def _aligned(lines: list[Line], last: bool = False) -> str:
     return "\n".join([aligned[0], rule, *body])
 
 
-def _piped(lines: list[Line], last: bool = False) -> str:
+def piped(lines: list[Line], last: bool = False) -> str:
+    """Lines as a Markdown table; the first is the header, and with `last` the last one is bold."""
     header, *rows = lines
     bold = [tuple(f"**{cell}**" for cell in rows[-1])] if last else [rows[-1]]
     marked = [header, ("---", *["---:"] * (len(header) - 1)), *rows[:-1], *bold]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in marked)
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in marked]
+    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
 
 
-def _write(path: Path, text: str) -> None:
-    # Half an emoji, as cut texts end in, is no UTF-8.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+def write(path: Path, text: str) -> None:
+    """Writes a text file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        # Half an emoji, as cut texts end in, is no UTF-8.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error.strerror}. Make room, or name another folder.") from error

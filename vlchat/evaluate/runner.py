@@ -179,15 +179,23 @@ def evaluate(
     rows = [row_of(item, replies[row], finished[row]) for row, item in enumerate(items)]
     counts = {"questions": len(items), "unanswered": sum("error" in row for row in rows)}
     notes = list(task.notes)
-    for name in controls:
-        kept = _ask_blind(name, asker, task, items, readings, rows, _chosen(len(items), control_rows, seed), seed)
-        counts[f"{name}_kept_pictures"] = kept
+    chosen = _chosen([row for row, item in enumerate(items) if images_of(item.messages)], control_rows, seed)
+    for name in dict.fromkeys(controls):
+        counts[f"{name}_kept_pictures"], note = _ask_blind(name, asker, task, items, readings, rows, chosen, seed)
+        notes += [note] if note else []
+    if controls and (blind := sum(not images_of(item.messages) for item in items)):
+        notes.append(f"{blind:,} of {len(items):,} questions show no picture, and are no part of the controls.")
     guesses = [task.floor(item) for item in items]
     if None not in guesses:
         guessed = {row: [Reply(str(guess))] for row, guess in enumerate(guesses)}
         floors = read_all(task, items, guessed)
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
+    leaks = task.leakage(None if cache is None else cache.path.parent)
+    if leaks is not None:
+        notes += leaks.sentences()
+        for line, part in zip(rows, leaks.slices(), strict=True):
+            line["slices"] |= part
     counts |= {"asked": asker.asked, "known": asker.known}
     notes += getattr(asked, "notes", [])
     return Result(
@@ -202,7 +210,7 @@ def evaluate(
             "batch_size": batch_size,
             "max_new_tokens": asker.max_new_tokens,
             "decoding": _decoding(task, items),
-            "controls": list(controls),
+            "controls": list(dict.fromkeys(controls)),
             "control_rows": control_rows,
         },
         rows=rows,
@@ -211,6 +219,7 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, items),
+        leakage=leaks,
         items=items,
         chat=(lambda: asked.chat) if isinstance(asked, ChatAnswerer) else None,
     )
@@ -237,18 +246,32 @@ def _ask_blind(
     rows: list[dict[str, Any]],
     chosen: list[int],
     seed: int,
-) -> int:
-    """Asks the chosen rows again under a control, writes what came of it into `rows`; how many kept their pictures."""
+) -> tuple[int, str | None]:
+    """Asks the chosen rows again under a control, and writes what came of it into `rows`.
+
+    Rows whose pictures it leaves as they are would say that pictures are worth nothing, and rows without a reply that
+    they are worth everything: neither is a part of it.
+
+    Returns:
+        How many rows kept their pictures, and a sentence on the rows that are left out.
+    """
     shown = [images_of(items[row].messages) for row in chosen]
     change, kept = control(name, shown, seed)
+    asked = [row for number, row in enumerate(chosen) if number not in kept]
     place = {row: number for number, row in enumerate(chosen)}
-    replies = asker.rounds(task, items, chosen, name, lambda row, messages: change(place[row], messages))
+    replies = asker.rounds(task, items, asked, name, lambda row, messages: change(place[row], messages))
+    failed = {row: reply.error for row, several in replies.items() for reply in several if reply.error is not None}
     found = read_all(task, items, replies)
     # Statistics that need all rows are made among the readings of the others.
     finished = task.finish(items, [found.get(row, readings[row]) for row in range(len(items))])
-    for row in chosen:
-        rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
-    return kept
+    for row in asked:
+        if row not in failed:
+            rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
+    left_out = [f"{len(kept):,} that would be shown their own pictures"] if kept else []
+    if failed:
+        left_out.append(f'{len(failed):,} without a reply (the first: "{next(iter(failed.values()))}")')
+    note = f"The control {name} leaves out rows: {', and '.join(left_out)}." if left_out else None
+    return len(kept), note
 
 
 def _decoding(task: Task, items: Sequence[Item]) -> str:
@@ -257,10 +280,10 @@ def _decoding(task: Task, items: Sequence[Item]) -> str:
     return ", ".join(named) or "likelihood of choices"
 
 
-def _chosen(count: int, wanted: int, seed: int) -> list[int]:
-    if wanted == 0 or wanted >= count:
-        return list(range(count))
-    return sorted(random.Random(f"blind rows {seed}").sample(range(count), wanted))
+def _chosen(rows: list[int], wanted: int, seed: int) -> list[int]:
+    if wanted == 0 or wanted >= len(rows):
+        return rows
+    return sorted(random.Random(f"blind rows {seed}").sample(rows, wanted))
 
 
 def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_tokens: int | None) -> None:

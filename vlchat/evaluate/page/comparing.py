@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from vlchat.errors import ConfigError
+from vlchat.evaluate import comparison
 from vlchat.evaluate.page.building import said_of, score_of
 from vlchat.evaluate.page.inputs import Said, Score
-from vlchat.evaluate.statistics import difference, figure, holm, split
 
 SHOWN = 24  # gained rows, and lost ones
 
@@ -92,41 +89,20 @@ class ComparisonPage:
 
 
 def compared(
-    first: Any,
-    second: Any,
+    found: comparison.Comparison,
     *,
-    replay: bool = False,
     verdicts: Sequence[str] = (),
     pictures: Callable[[int], Sequence[Any]] = lambda number: (),
     shown: int = SHOWN,
 ) -> Compared:
-    """Two results over the same rows, as a page shows them; p-values of a slice are raised for their number (Holm).
+    """A comparison as a page shows it.
 
     Args:
-        first, second: `vlchat.evaluate.result.Result`s of one task.
-        replay: see `Compared`.
-        verdicts: sentences about the change.
+        verdicts: sentences that follow the comparison's own.
         pictures: of a row by its number; only those of shown rows are asked for.
         shown: at most so many gained rows, and lost ones, those with the greatest change first.
-
-    Raises:
-        ConfigError: the two were not asked the same rows in the same order, or by another protocol.
     """
-    if first.protocol != second.protocol or [row["id"] for row in first.rows] != [row["id"] for row in second.rows]:
-        raise ConfigError("The two results are not of the same rows by the same protocol, so they can't be compared.")
-    before, after = first.rows, second.rows
-    everything = np.arange(len(before))
-    scores = [_change(measure, measure.name, before, after, everything) for measure in first.measures]
-    slices: dict[str, list[Change]] = {}
-    for (name, value), rows in split([row["slices"] for row in before], len(before)).items():
-        slices.setdefault(name, []).append(_change(first.measures[0], value, before, after, rows))
-    slices = {name: _raised(changes) for name, changes in slices.items()}
-    gains = np.array([two["score"] - one["score"] for one, two in zip(before, after, strict=True)])
-    order = [int(number) for number in np.argsort(-np.abs(gains), kind="stable")]
-    gained, lost = [row for row in order if gains[row] > 0], [row for row in order if gains[row] < 0]
-    same = [one["score"] for one, gain in zip(before, gains, strict=True) if gain == 0]
-    right = sum(score >= 1 for score in same)
-    counts = {"gained": len(gained), "lost": len(lost), "both right": right, "both wrong": len(same) - right}
+    before, after = found.before.rows, found.after.rows
 
     def pair(number: int) -> Pair:
         one, two = before[number], after[number]
@@ -134,26 +110,30 @@ def compared(
             one["id"], one["question"], one["reference"], said_of(one), said_of(two), one["slices"], pictures(number)
         )
 
+    facts = [("rows", f"{len(before):,}")]
+    facts += [("data", ", ".join(f"{key} {value}" for key, value in found.before.data.items()))]
+    facts += [("note", note) for note in found.notes]
+    facts += [(what, f"{one} → {two}") for what, one, two in found.differing]
     return Compared(
-        str(first.task), first.protocol, scores, counts, replay, verdicts, slices,
-        [pair(number) for number in gained[:shown]], [pair(number) for number in lost[:shown]],
-        [("rows", f"{len(before):,}"), ("data", ", ".join(f"{key} {value}" for key, value in first.data.items()))],
-    )  # fmt: skip
+        task=found.task,
+        protocol=found.before.protocol,
+        scores=[_change(change) for change in found.changes if change.difference.rows or change is found.changes[0]],
+        counts=found.counts,
+        replay=found.replay,
+        verdicts=[found.verdict, *verdicts],
+        slices={name: [_change(change) for change in changes] for name, changes in found.slices.items()},
+        gained=[pair(number) for number in found.gained[:shown]],
+        lost=[pair(number) for number in found.lost[:shown]],
+        facts=facts,
+    )
 
 
-def _change(measure: Any, name: str, before: Sequence[Any], after: Sequence[Any], rows: np.ndarray) -> Change:
-    one, two = ([several[row]["stats"] for row in rows] for several in (before, after))
-    clusters = [before[row]["cluster"] for row in rows]
-    found = difference(measure, one, two, clusters)
-    first, second = (score_of(measure, figure(measure, stats, clusters)) for stats in (one, two))
-    return Change(name, first, second, score_of(measure, found), found.p, found.told)
-
-
-def _raised(changes: Sequence[Change]) -> list[Change]:
-    """The changes of a slice's values, the largest first, with p-values that allow for how many there are."""
-    raised = holm([change.p if change.p is not None else math.nan for change in changes])
-    together = [
-        replace(change, p=None if math.isnan(p) else p, told=change.told and p < 0.05)
-        for change, p in zip(changes, raised, strict=True)
-    ]
-    return sorted(together, key=lambda change: -change.gap.rows)
+def _change(found: comparison.Change) -> Change:
+    return Change(
+        found.name,
+        score_of(found.measure, found.before),
+        score_of(found.measure, found.after),
+        score_of(found.measure, found.difference),
+        None if math.isnan(found.p) else found.p,
+        found.told,
+    )

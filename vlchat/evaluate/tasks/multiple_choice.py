@@ -234,7 +234,8 @@ def _named(reply: str, choices: Choices, turn: int) -> int | None:
 
 
 def _likeliest(reply: Reply, choices: Choices, per_token: bool) -> Reading:
-    if reply.error is not None or len(reply.choices) != len(choices.options):
+    told = len(reply.choices) == len(choices.options) and not np.isnan(reply.choices).any()
+    if reply.error is not None or not told or max(reply.choices) == -math.inf:
         return Reading("none", 0.0, {"right": 0.0})
     values = np.asarray(reply.choices, dtype=float)
     if per_token:
