@@ -11,12 +11,12 @@ from vlchat.data import Example, Source, SourceConfig
 from vlchat.data.formats import CAPTION_INSTRUCTION, Message, text_of
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.evaluate.blind import identity_of, images_of
+from vlchat.evaluate.coco import coco_captions, holds_object, read_object
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.metrics.captions import MEASURES, caption_statistics
 from vlchat.evaluate.metrics.packages import scorer
 from vlchat.evaluate.metrics.tokens import TOKENIZERS, java_runs
 from vlchat.evaluate.tasks.base import Task
-from vlchat.evaluate.tasks.coco import coco_captions, is_coco
 from vlchat.evaluate.tasks.vqa import data_of, source_config, usable, vqa_item
 
 _AFTER = {"stanford": "Stanford's PTB tokenizer", "python": "vlchat's own tokenizer, PTB rules 1"}
@@ -71,8 +71,8 @@ class CaptionTask(Task):
         self.notes: list[str] = []
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         source: Source | SourceConfig = config
-        if is_coco(config.path):
-            source, without, every = coco_captions(config)
+        if holds_object(config.path):
+            source, without, every = coco_captions(read_object(config.path), config)
             if without:
                 what = "has no caption and is left out" if without == 1 else "have no caption and are left out"
                 self.notes.append(f"{without:,} of {every:,} pictures of {Path(config.path).name} {what}.")

@@ -12,6 +12,7 @@ from vlchat.data import SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate.blind import identity_of
 from vlchat.evaluate.captioned import read_captioned
+from vlchat.evaluate.coco import holds_object
 from vlchat.evaluate.embedders.likelihood import QUESTION
 from vlchat.evaluate.embedders.likelihood import way as way_of
 from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask
@@ -119,9 +120,8 @@ class MatchingTask(EmbeddingTask):
         return rows
 
     def _read(self, config: SourceConfig, label: str | None, captions: int | None, seed: int) -> None:
-        official = config.path.lower().endswith(".json") and label is None
         found = None
-        if not (official and _is_object(config.path)):
+        if label is not None or not holds_object(config.path):
             source = load_source(config)
             if is_quadruple(source.rows[0]):
                 self.quadruples = read_quadruples(source)
@@ -248,12 +248,3 @@ def _item_of_four(four: Quadruple) -> Item:
     parts = [part for n in (0, 1) for part in ask_messages(four.pictures[n], four.texts[n])[0]["content"]]
     slices = {} if four.tag is None else {"tag": four.tag}
     return Item(four.id, [{"role": "user", "content": parts}], "text right, image right", slices=slices, source=four)
-
-
-def _is_object(path: str) -> bool:
-    """Whether a .json file holds one object, as the official caption files do."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    except OSError:
-        return False
