@@ -132,6 +132,14 @@ def test_a_model_that_refuses_a_control_is_not_said_to_look_at_pictures(tmp_path
     assert 'The control none leaves out rows: 8 without a reply (the first: "this model needs' in str(result.notes)
 
 
+def test_a_picture_that_is_gone_by_now_costs_its_own_row_alone(tmp_path: Path) -> None:
+    task = VqaTask(data=str(questions(tmp_path, 6)))
+    (tmp_path / "25.png").unlink()
+    result = evaluate(Scripted(lambda request: "yes"), task, controls=["shuffled", "none", "blurred"], progress=False)
+    assert [row["id"] for row in result.rows if "error" in row] == ["q2", "q3"]
+    assert {name: control.rows for name, control in result.controls.items()} == {"shuffled": 4, "none": 6, "blurred": 4}
+
+
 def test_no_number_is_no_confidence(tmp_path: Path) -> None:
     assert confidence([Reply("a", math.nan, 1)]) is None
     assert confidence([Reply(choices=(math.nan, -1.0), choice_tokens=(1, 1))]) is None

@@ -103,6 +103,15 @@ def _folders(text: str) -> list[str]:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
+    try:
+        return _evaluate(arguments)
+    except KeyboardInterrupt:
+        if not (arguments.list or arguments.verify or arguments.no_cache):
+            print("\nStopped. The answers so far are kept: the same command goes on from there.", file=sys.stderr)
+        raise
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
     from vlchat import trackers
     from vlchat.evaluate import open_answerer, result_folder, run
     from vlchat.evaluate.page import write_page

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlchat.data.collate import decode_images
 from vlchat.data.formats import Message
-from vlchat.errors import DataError, VLChatError
+from vlchat.errors import VLChatError
 from vlchat.evaluate.answerers import Answerer, one_by_one
 from vlchat.evaluate.blind import images_of, opened
 from vlchat.evaluate.cache import AnswerCache
@@ -110,7 +110,7 @@ class Asker:
         for number, (request, name) in enumerate(zip(requests, names, strict=True)):
             try:
                 decoded.append(replace(request, messages=decode_images(opened(request.messages), f'Row "{name}"')))
-            except DataError as error:
+            except VLChatError as error:
                 decoded.append(None)
                 faults[number] = str(error)
         given = [request for request in decoded if request is not None]
