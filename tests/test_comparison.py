@@ -49,7 +49,7 @@ def test_two_models_are_compared_from_their_folders(
     assert main([*both, "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "accuracy goes from 0.0 % to 50.0 %, +50.0 points" in told
-    assert "Became right, 5 of 6:" in told and "q0: What open 0?" in told
+    assert "Gained (scored higher), 5 of 6:" in told and "q0: What open 0?" in told
     written = json.loads((tmp_path / "out" / "compare.json").read_text())["tasks"]["vqa"]
     assert [row["id"] for row in written["gained"]] == [f"q{number}" for number in range(6)] and not written["lost"]
     assert (tmp_path / "out" / "compare.md").read_text().count("| q5 |") == 1

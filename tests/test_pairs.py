@@ -26,7 +26,9 @@ from vlchat.evaluate.embedders import LikelihoodMatcher, open_embedder, similari
 from vlchat.evaluate.embedders.likelihood import QUESTION
 from vlchat.evaluate.embeddings import evaluate_with
 from vlchat.evaluate.items import Item, Reading, Reply, Request
+from vlchat.evaluate.page import write_page
 from vlchat.evaluate.pairs import drawn_pairs, read_pairs
+from vlchat.evaluate.report import page
 from vlchat.evaluate.similarity import RememberedAnswerer, run_similarity
 from vlchat.evaluate.tasks.matching import MatchingTask
 from vlchat.evaluate.tasks.retrieval import RetrievalTask
@@ -275,7 +277,7 @@ def test_a_result_stands_beside_chance_and_asks_nothing_twice(
     assert written["controls"]["chance"]["blind"]["value"] == pytest.approx(
         np.mean([2 / 8, 1 - math.comb(6, 5) / math.comb(8, 5), 1, 1 / 4, 1, 1])
     )
-    assert "chance" in written["verdicts"][0]
+    assert "better than chance" in written["verdicts"][0] and "picture" not in written["verdicts"][0]
     assert written["model"]["name"] == "clip" and len(written["model"]["embedder"]) == 64
     assert {row["slices"]["way"] for row in result.rows} == {"image to text", "text to image"}
     assert (tmp_path / "cache" / "embeddings").is_dir()
@@ -283,6 +285,8 @@ def test_a_result_stands_beside_chance_and_asks_nothing_twice(
     both = result.headline.value
     assert (text["mean recall"].value + picture["mean recall"].value) / 2 == pytest.approx(both)
     assert "over chance" in terminal(result)
+    shown = write_page(page(result), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Is it better than chance?" in shown and "Does it need the pictures?" not in shown
     matching = MatchingTask(data=str(data / "pairs.json"))
     for _ in range(2):
         found = run_similarity(None, matching, chatting=lambda: chatty, cache=tmp_path / "cache", progress=False)

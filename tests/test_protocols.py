@@ -110,8 +110,9 @@ def test_pope(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reply", "letter"),
     [
-        ("B", "B"), (" B ", "B"), ("B. apostrophe", "B"), ("B\nbecause", "B"), ("The answer is B.", "B"),
-        ("So. The answer is A", "A"), ("B.", None), ("(B)", None), ("b", None), ("apostrophe", None), ("", None),
+        ("B", "B"), (" B ", "B"), ("B. apostrophe", "B"), ("B\nbecause", None), ("The answer is B.", "B"),
+        ("So. The answer is A, as", "A"), ("So. The answer is A", None), ("AB", None), ("B.", None),
+        ("The answer is A. No. The answer is B.", None), ("(B)", None), ("b", None), ("apostrophe", None), ("", None),
         ("C", None), ("The answer is C.", None), ("C. x", None),
     ],
 )  # fmt: skip

@@ -18,6 +18,7 @@ from PIL import Image
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate import evaluate, make_task, run
+from vlchat.evaluate.certificate import certificate
 from vlchat.evaluate.endpoint import Endpoint, ServerError
 from vlchat.evaluate.items import Request
 from vlchat.evaluate.remote import RemoteAnswerer, in_parallel
@@ -295,7 +296,7 @@ def test_what_is_no_url(url: str) -> None:
 def test_the_only_model_is_taken_and_others_are_listed(server: Server) -> None:
     assert RemoteAnswerer(server.url).model == MODEL
     server.models = ["small", "large"]
-    with pytest.raises(ServerError, match="has 2 models: name one with --api-model. It lists: small, large."):
+    with pytest.raises(ServerError, match="has 2 models: name one, as MODEL. It lists: small, large."):
         RemoteAnswerer(server.url)
     with pytest.raises(ServerError, match='has no model "larg"; it lists: small, large. Did you mean "large"'):
         RemoteAnswerer(server.url, "larg")
@@ -371,7 +372,8 @@ def test_an_evaluation_through_the_url_is_that_of_the_model(
     data = str(tmp_path / "rows.json")
     options: dict[str, Any] = {"controls": ["none"], "max_new_tokens": 5, "progress": False}
     expected = evaluate(chat, make_task("vqa", data=data), **options)
-    asking: dict[str, Any] = {"url": server.url, "cache": tmp_path / "cache", "data": data, **options}
+    url = f"{server.url}/v1?token=geheim1".replace("//", "//user:geheim2@")
+    asking: dict[str, Any] = {"url": url, "cache": tmp_path / "cache", "data": data, **options}
     server.trouble = [(429, {"Retry-After": "0"}, "Slow down")] * 3
     found = run(None, "vqa", **asking)
     for mine, theirs in zip(found.rows, expected.rows, strict=True):
@@ -379,6 +381,7 @@ def test_an_evaluation_through_the_url_is_that_of_the_model(
         # The server, as vLLM does, counts the picture's token among what could have been written; Chat never writes it.
         assert mine["confidence"] == pytest.approx(theirs["confidence"], rel=0.02)
     assert found.model["name"] == MODEL and len(server.seen) == 23
+    assert found.settings["url"] == f"{server.url}/v1" and "geheim" not in json.dumps(certificate(found))
     assert run(None, "vqa", **asking).rows == found.rows and len(server.seen) == 23, "nothing is asked twice"
     server.always = (500, {}, "CUDA error")
     with pytest.raises(ServerError, match="failed at each of 10 requests"):

@@ -239,7 +239,7 @@ def test_the_official_files_are_read(data: Path) -> None:
         ({"images": [{"filename": "no.png", "split": "test", "sentences": [{"raw": "a"}]}]}, '"no.png" was not found'),
         ({"images": [{"filename": "../x.png", "split": "test", "sentences": [{"raw": "a"}]}]}, "leads out"),
         ({"images": [{"filename": "0.png", "split": "test"}]}, "images.0. is not as Karp.*'sentences' is missing"),
-        ({"images": [], "annotations": [{"image_id": 1}]}, "not as COCO's captions are"),
+        ({"images": [], "annotations": [{"image_id": 1}]}, r"annotations\[0\]: no picture in `images`"),
         ({"rows": []}, "one object with the keys rows; known are lists of rows"),
         ([{"image": "0.png", "caption": " "}], "says nothing of its picture"),
         ([{"images": ["0.png", "1.png"], "caption": "x"}], "shows 2 pictures; retrieval compares one"),

@@ -72,3 +72,6 @@ def test_a_missing_option_is_told_before_the_first_question(
     assert 'Task "second" of the suite' in captured.err and "needs data" in captured.err and not captured.out
     assert main(["eval", "--suite", str(path), "--task", "vqa"]) == 2
     assert "leave --task out" in capsys.readouterr().err
+    for option in (["--no-controls"], ["--seed", "3"], ["--slice", "organ"], ["--option", "a=1"], ["--limit", "2"]):
+        assert main(["eval", "--suite", str(path), *option]) == 2
+        assert f"leave {option[0]} out" in capsys.readouterr().err

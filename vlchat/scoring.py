@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from vlchat.evaluate import Result
 
 
+# What a suite's file says, for each task or for all.
+_OF_A_SUITE = (
+    "task", "data", "images", "format", "split", "floor", "limit", "questions", "phrasings", "slices", "option",
+    "controls", "no_controls", "control_rows", "seed", "max_new_tokens",
+)  # fmt: skip
+
+
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """The options of `vlchat eval`, besides those of every command with a model."""
     add = parser.add_argument
@@ -77,6 +84,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
     names = (first[0], second[0])
     found = compare_suites(read_results(first[0]), read_results(second[0]), names=names, replay=arguments.replay)
+    short = (Path(first[0]).name, Path(second[0]).name)
+    found = replace(found, names=short if all(short) and short[0] != short[1] else names)
     as_json = arguments.json and json.dumps(report.to_dict(found), indent=2, ensure_ascii=False, default=str)
     print(as_json or report.terminal(found))
     if arguments.out is not None:
@@ -171,8 +180,12 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     from vlchat.evaluate.stored import write_order
     from vlchat.evaluate.suite import read_suite, run_suite
 
-    if given := [name for name in ("task", "data") if getattr(arguments, name) is not None]:
-        raise VLChatError(f"--suite names its own tasks and data; leave --{given[0]} out.")
+    parser = argparse.ArgumentParser()
+    add_eval(parser)
+    for name in _OF_A_SUITE:
+        if getattr(arguments, name) != parser.get_default(name):
+            shown = name.removesuffix("s") if name == "slices" else name.replace("_", "-")
+            raise VLChatError(f"--suite has its own tasks, data, controls and seed; leave --{shown} out.")
     suite = read_suite(arguments.suite)
     processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)

@@ -76,7 +76,7 @@ def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[A
         return {f"video {picture_key(one['video'])}" if isinstance(one, dict) else picture_key(one) for one in pictures}
 
     result = [list(pictures) for pictures in shown]
-    keys = [tuple(_identity(picture) for picture in pictures) for pictures in shown]
+    keys = [tuple(identity_of(picture) for picture in pictures) for pictures in shown]
     order = sorted(set(keys))
     random.Random(seed).shuffle(order)
     rank = {key: number for number, key in enumerate(order)}
@@ -132,10 +132,10 @@ def _part(shown: Any) -> dict[str, Any]:
     return shown if isinstance(shown, dict) else {"type": "image", "image": shown}
 
 
-def _identity(picture: Any) -> str:
+def identity_of(picture: Any) -> str:
     """What makes two pictures the same one: their file, or their pixels."""
     if isinstance(picture, dict):
-        return f"video {_identity(picture['video'])}"
+        return f"video {identity_of(picture['video'])}"
     if isinstance(picture, str | Path):
         return f"file {picture}"
     data = picture if isinstance(picture, bytes) else f"{picture.size}".encode() + picture.tobytes()

@@ -195,8 +195,8 @@ def abstain_threshold(
     50 steps that do not depend on what is right, the most confident rows first, each by the Clopper-Pearson upper
     bound, up to the first that fails. It starts three times, where no failure, a quarter and half of the target's risk
     would pass, at a third of 1 - certainty each. So the promise fails with a probability of 1 - certainty at most,
-    however many were tried. Rows that share a cluster count for fewer (Korn & Graubard 1998, an approximation); with
-    graded scores the bound is wider than it need be.
+    however many were tried. Rows that share a cluster count for fewer (Korn & Graubard 1998), and graded scores
+    as so many hits: both are approximations, the second mostly a wide one.
 
     Args:
         confidences, scores: as for `calibration`. Rows without a confidence are left out: they would not be answered.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlchat.data import Example, SourceConfig, load_source
+from vlchat.data import Example, Source, SourceConfig, load_source
 from vlchat.data.formats import CAPTION_KEYS
 from vlchat.data.paths import resolve_image
 from vlchat.errors import ConfigError, DataError
+from vlchat.evaluate.coco import coco_captions, holds_object, read_object
 from vlchat.evaluate.embeddings import Picture
 from vlchat.evaluate.identity import picture_key
 
@@ -51,14 +51,20 @@ def read_captioned(config: SourceConfig, captions: int | None = None) -> list[Ca
         raise ConfigError(f"captions is {captions}; it must be at least 1")
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit is {config.limit} for {config.path}; it must be at least 1")
-    path = Path(config.path)
-    official = _official(path) if path.suffix.lower() == ".json" and path.is_file() else None
+    whole = replace(config, limit=None)  # it counts pictures, which may have several rows
+    official = read_object(config.path) if holds_object(config.path) else None
     if official is None:
-        pairs = _rows(config)
+        pairs = _rows(load_source(whole))
     elif "annotations" in official:
-        pairs = _coco(official, config)
-    else:
+        pairs = _rows(coco_captions(official, whole)[0])
+    elif isinstance(official.get("images"), list):
         pairs = _karpathy(official, config)
+    else:
+        keys = ", ".join(map(str, list(official)[:6])) or "none"
+        raise DataError(
+            f"{Path(config.path).name} is one object with the keys {keys}; known are lists of rows, "
+            "Karpathy's dataset_*.json and COCO's captions_*.json"
+        )
     joined: dict[str, Captioned] = {}
     for one in pairs:
         key = str(one.picture.resolve()) if isinstance(one.picture, Path) else picture_key(one.picture)
@@ -72,9 +78,8 @@ def read_captioned(config: SourceConfig, captions: int | None = None) -> list[Ca
     ]
 
 
-def _rows(config: SourceConfig) -> list[Captioned]:
+def _rows(source: Source) -> list[Captioned]:
     found = []
-    source = load_source(replace(config, limit=None))
     for example in source:
         if len(example.images) != 1 or example.videos:
             raise DataError(
@@ -98,22 +103,6 @@ def _texts(example: Example) -> list[str]:
     return [example.answer]
 
 
-def _official(path: Path) -> Mapping[str, Any] | None:
-    with path.open("rb") as file:
-        if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            return None
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path.name} is not valid JSON: {error}", kind="not_json") from error
-    if not isinstance(found.get("images"), list):
-        raise DataError(
-            f"{path.name} is one object with the keys {', '.join(map(str, list(found)[:6])) or 'none'}; known are "
-            "lists of rows, Karpathy's dataset_*.json and COCO's captions_*.json"
-        )
-    return found
-
-
 def _karpathy(data: Mapping[str, Any], config: SourceConfig) -> list[Captioned]:
     wanted = config.split or "test"
     splits = {wanted, "restval"} if wanted == "train" else {wanted}
@@ -135,20 +124,6 @@ def _karpathy(data: Mapping[str, Any], config: SourceConfig) -> list[Captioned]:
         known = sorted({str(image.get("split")) for image in data["images"]})
         raise DataError(f'{config.path} has no pictures of the split "{wanted}"; its splits: {", ".join(known)}')
     return found
-
-
-def _coco(data: Mapping[str, Any], config: SourceConfig) -> list[Captioned]:
-    try:
-        texts: dict[Any, list[str]] = {image["id"]: [] for image in data["images"]}
-        for annotation in data["annotations"]:
-            texts[annotation["image_id"]].append(annotation["caption"].strip())
-        named = [(image["id"], image["file_name"]) for image in data["images"] if texts[image["id"]]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{config.path} is not as COCO's captions are: {error}") from error
-    return [
-        Captioned(str(key), _find(name, config, f"{Path(config.path).name}: picture {key}"), name, tuple(texts[key]))
-        for key, name in named
-    ]
 
 
 def _find(name: str, config: SourceConfig, where: str) -> Path:

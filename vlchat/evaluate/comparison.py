@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from vlchat.errors import VLChatError
 from vlchat.evaluate.measures import Measure, ratio_of
+from vlchat.evaluate.pairing import check_same, differing
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.statistics import Difference, Figure, difference, figure, holm, split
 from vlchat.evaluate.verdicts import interval_text, least_difference, points
 
 RIGHT = 0.5  # from this score on a row counts as right, where scores are graded
-_IGNORED = ("path", "floor")  # of a result's data: neither changes what was asked or how it was scored
-_ASIDE = ("controls", "control_rows", "options.floor")  # of its settings: likewise
 
 
 @dataclass(frozen=True)
@@ -235,41 +233,6 @@ def compare_suites(
     return Comparisons(names, parts, forgotten([part for part in parts if part.replay]), notes)
 
 
-def check_same(before: Result, after: Result, names: tuple[str, str], *, but: Sequence[str] = ()) -> None:
-    """Whether two results are of the same questions, scored in the same way.
-
-    Args:
-        but: fields of `data` that may differ.
-
-    Raises:
-        VLChatError: they are not; the message says which field differs, and how.
-    """
-    told = _different(names)
-    if before.protocol != after.protocol:
-        told("the protocol", before.protocol, after.protocol, "Score both by the same task and options.")
-    was, now = _flat(before.data), _flat(after.data)
-    ignored = (*_IGNORED, *but)
-    for key in [key for key in {**was, **now} if key.split(".")[0] not in ignored]:
-        if was.get(key) != now.get(key):
-            told(f"data.{key}", was.get(key), now.get(key), "Evaluate both on the same file with the same options.")
-    if not any(was.get(name) != now.get(name) for name in but):
-        for key in ("words", "pictures"):
-            one, two = before.prompts.get(key), after.prompts.get(key)
-            if one != two:
-                first = before.prompts.get("first"), after.prompts.get("first")
-                shown = first if key == "words" and first[0] != first[1] else (one, two)
-                told(f"prompts.{key}", *shown, "What was asked is not the same: evaluate both again.")
-        ids, others = [row["id"] for row in before.rows], [row["id"] for row in after.rows]
-        for number, (one, two) in enumerate(zip(ids, others, strict=False), start=1):
-            if one != two:
-                told(f"the id of row {number}", one, two, "Evaluate both on the same rows.")
-        if len(ids) != len(others):
-            told("the number of rows", len(ids), len(others), "Evaluate both on the same rows.")
-    if [one.name for one in before.measures] != [two.name for two in after.measures]:
-        measures = [", ".join(one.name for one in result.measures) for result in (before, after)]
-        told("the measure", *measures, "Score both by the same version of vlchat.")
-
-
 def raised(changes: Sequence[Change]) -> list[Change]:
     """The changes with p-values that allow for how many there are."""
     adjusted = holm([change.difference.p for change in changes])
@@ -312,15 +275,6 @@ def forgotten(parts: Sequence[Comparison]) -> Forgotten | None:
     return Forgotten([part.task for part in parts], known, lost, len(stats) - known, learned, share)
 
 
-def differing(before: Result, after: Result) -> Iterator[tuple[str, str, str]]:
-    """What of the models, settings and versions is not the same."""
-    for name in ("model", "settings", "versions"):
-        was, now = _flat(getattr(before, name)), _flat(getattr(after, name))
-        for key in {**was, **now}:
-            if was.get(key) != now.get(key) and not (name == "settings" and key in _ASIDE):
-                yield f"{name}: {key}", _shown(key, was.get(key)), _shown(key, now.get(key))
-
-
 def p_text(p: float) -> str:
     """Such as "p = 0.012", or "p < 0.001"."""
     if math.isnan(p):
@@ -340,34 +294,6 @@ def _notes(before: Result, after: Result, names: tuple[str, str]) -> Iterator[st
     for name, result in zip(names, (before, after), strict=True):
         if refused := sum("error" in row for row in result.rows):
             yield f"{refused:,} rows of {name} got no reply and count as wrong."
-
-
-def _different(names: tuple[str, str]) -> Any:
-    def told(what: str, one: Any, two: Any, advice: str) -> None:
-        raise VLChatError(
-            f"{names[0]} and {names[1]} cannot be compared: {what} is {_quoted(one)} in the one and {_quoted(two)} in "
-            f"the other. {advice}"
-        )
-
-    return told
-
-
-def _flat(content: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        found |= _flat(value, f"{within}{key}.") if isinstance(value, Mapping) else {f"{within}{key}": value}
-    return found
-
-
-def _shown(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    text = str(value)
-    return text[:12] if key.split(".")[-1] in ("weights", "identity", "sha256") else text
-
-
-def _quoted(value: Any) -> str:
-    return "missing" if value is None else f'"{value}"'
 
 
 def _value(measure: Measure, found: Figure) -> str:

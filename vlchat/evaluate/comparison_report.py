@@ -30,7 +30,7 @@ def terminal(found: Comparisons) -> str:
         if found_measures := measures(part):
             parts.append(report.aligned(found_measures))
         parts.append(counts(part))
-        for title, rows in (("Became right", part.gained), ("Became wrong", part.lost)):
+        for title, rows in (("Gained (scored higher)", part.gained), ("Lost (scored lower)", part.lost)):
             if rows:
                 shown = [f"{title}, {min(SHOWN, len(rows)):,} of {len(rows):,}:"]
                 parts.append("\n".join(shown + [_row_text(part, row) for row in rows[:SHOWN]]))
@@ -55,7 +55,7 @@ def markdown(found: Comparisons) -> str:
         if found_measures := measures(part):
             parts.append(report.piped(found_measures))
         parts += [counts(part), *part.notes, "\n".join(f"- {line}" for line in _differing(part))]
-        for title, rows in (("Became right", part.gained), ("Became wrong", part.lost)):
+        for title, rows in (("Gained (scored higher)", part.gained), ("Lost (scored lower)", part.lost)):
             if rows:
                 lines: list[report.Line] = [("row", "question", "right is", "before", "after")]
                 lines += [_cells(part, row) for row in rows[:LISTED]]

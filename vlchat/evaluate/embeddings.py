@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -33,7 +32,6 @@ class EmbeddingTask(Task):
         likelihood: how a chat model, which has none, judges pairs: one of `vlchat.evaluate.embedders.likelihood.WAYS`.
     """
 
-    needs: ClassVar[str] = "embedder"
     likelihood: str = "yes"
 
     def readings(self, embeddings: Embeddings) -> list[Reading]:
@@ -174,12 +172,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
-
-
-def shown(picture: Any, text: str) -> list[dict[str, Any]]:
-    """A row as a report shows it: its picture, if any, and what is asked of it."""
-    parts = [] if picture is None else [{"type": "image", "image": picture}]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def _read(file: Path, rows: int) -> np.ndarray | None:

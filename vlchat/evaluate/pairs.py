@@ -39,7 +39,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Foursome:
+class Quadruple:
     """Two pictures and two captions; number n of each belongs to number n of the other."""
 
     id: str
@@ -48,12 +48,12 @@ class Foursome:
     tag: str | None = None
 
 
-def is_foursome(row: Any) -> bool:
+def is_quadruple(row: Any) -> bool:
     """Whether a raw row is of Winoground's shape: image_0, image_1, caption_0, caption_1."""
     return isinstance(row, Mapping) and {"image_0", "image_1", "caption_0", "caption_1"} <= row.keys()
 
 
-def read_foursomes(source: Source) -> list[Foursome]:
+def read_quadruples(source: Source) -> list[Quadruple]:
     """Winoground's rows (Thrush et al. 2022, arXiv 2204.03162). Raises DataError for a row that is none."""
     found = []
     for index in range(len(source)):
@@ -66,7 +66,7 @@ def read_foursomes(source: Source) -> list[Foursome]:
             raise error.within(f"{source.name}: row {index + 1}") from error
         tag = row.get("collapsed_tag") or row.get("tag")
         name = f"{row.get('id', '')} #{index + 1}".strip()
-        found.append(Foursome(name, (one, two), (texts[0], texts[1]), None if tag is None else str(tag)))
+        found.append(Quadruple(name, (one, two), (texts[0], texts[1]), None if tag is None else str(tag)))
     return found
 
 

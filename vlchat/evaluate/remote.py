@@ -237,8 +237,8 @@ def _chosen(model: str | None, listed: Mapping[str, Any], url: str) -> str:
     if len(listed) == 1:
         return next(iter(listed))
     if not listed:
-        raise ServerError(f"{url} lists no models: name the one to ask with --api-model.")
-    raise ServerError(f"{url} has {len(listed)} models: name one with --api-model. It lists: {_names(listed)}.")
+        raise ServerError(f"{url} lists no models: name the one to ask, as MODEL.")
+    raise ServerError(f"{url} has {len(listed)} models: name one, as MODEL. It lists: {_names(listed)}.")
 
 
 def _names(listed: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 from vlchat.evaluate.calibration import Abstention, Calibration, abstain_threshold, calibration
 from vlchat.evaluate.items import Item
+from vlchat.evaluate.leakage import Leakage
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.statistics import Figure, Table, figure, figures
-from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
+from vlchat.evaluate.verdicts import CHANCE, Verdict, beats_chance, beats_floor, looks
 
 FORMAT = 2  # of result.json and replies.jsonl
 ABSTAIN_AT = 0.1  # of the answers that are shown, so many may be wrong
@@ -50,6 +51,8 @@ class Result:
         counts: `questions`, `unanswered`, `asked`, `known` and the rows a control left as they were.
         notes: sentences for the reader.
         prompts: what was asked; see `vlchat.evaluate.certificate.prompts_of`.
+        leakage: what of the rows is in the training data, where these are known; the rows' slice "in training" says it
+            of each.
         items, chat: what was asked, and the model (once called), where they are at hand: for pictures and evidence.
     """
 
@@ -65,6 +68,7 @@ class Result:
     seconds: float
     versions: dict[str, str]
     prompts: dict[str, Any] = field(default_factory=dict)
+    leakage: Leakage | None = None
     items: Sequence[Item] = field(default=(), repr=False)
     chat: Callable[[], Any] | None = field(default=None, repr=False)
 
@@ -89,12 +93,12 @@ class Result:
         blind = [row["controls"][name]["stats"] for row in rows]
         clusters = [row["cluster"] for row in rows]
         measure = self.measures[0]
-        return Control(
-            len(rows),
-            figure(measure, blind, clusters),
-            figure(measure, seen, clusters),
-            looks(measure, seen, blind, clusters, name=name),
+        verdict = (
+            beats_chance(measure, seen, blind, clusters)
+            if name == CHANCE
+            else looks(measure, seen, blind, clusters, name=name)
         )
+        return Control(len(rows), figure(measure, blind, clusters), figure(measure, seen, clusters), verdict)
 
     def control_slice(self, name: str, slice_name: str, value: str) -> Figure:
         """The headline of a blind control among the rows of a slice."""
@@ -146,6 +150,7 @@ class Result:
             **_plain(self.table),
             "controls": {name: _plain(control) for name, control in self.controls.items()},
             "floor": None if self.floor is None else _plain(self.floor),
+            "leakage": None if self.leakage is None else self.leakage.to_dict(),
             "verdicts": [verdict.sentence for verdict in self.verdicts],
             "calibration": self.calibration.to_dict(),
             "abstention": _plain(self.abstention()),

@@ -10,6 +10,7 @@ from typing import Any
 from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.identity import picture_key
 from vlchat.evaluate.items import Item, Reading, Reply, question_of
+from vlchat.evaluate.metrics.choices import probability
 from vlchat.evaluate.tasks.base import Task
 
 NO_REPLY = "\ufffd"  # what is read for a request without a reply: no answer is like it
@@ -41,7 +42,7 @@ def confidence(replies: Sequence[Reply]) -> float | None:
         if not math.isfinite(most) or any(math.isnan(choice) for choice in last.choices):
             return None
         return 1 / math.fsum(math.exp(choice - most) for choice in last.choices)
-    return None if last.logprob is None or math.isnan(last.logprob) else math.exp(min(0.0, last.logprob))
+    return None if last.logprob is not None and math.isnan(last.logprob) else probability(last)
 
 
 def row_of(item: Item, replies: Sequence[Reply], reading: Reading) -> dict[str, Any]:

@@ -89,7 +89,8 @@ def run(
     secret = ("key",)
     chosen = {n: value for n, value in (loading or {}).items() if value not in (None, "auto") and n not in secret}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
-    result.settings["url"] = url
+    # As the answerer says it: the URL that was given may hold a password, and a result is something to share.
+    result.settings["url"] = None if url is None else result.model["url"]
     return result
 
 
@@ -190,6 +191,11 @@ def evaluate(
         floors = read_all(task, items, guessed)
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
+    leaks = task.leakage(None if cache is None else cache.path.parent)
+    if leaks is not None:
+        notes += leaks.sentences()
+        for line, part in zip(rows, leaks.slices(), strict=True):
+            line["slices"] |= part
     counts |= {"asked": asker.asked, "known": asker.known}
     notes += getattr(asked, "notes", [])
     return Result(
@@ -213,6 +219,7 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, items),
+        leakage=leaks,
         items=items,
         chat=(lambda: asked.chat) if isinstance(asked, ChatAnswerer) else None,
     )

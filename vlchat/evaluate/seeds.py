@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from vlchat.errors import ConfigError, VLChatError
-from vlchat.evaluate.comparison import check_same, p_text
+from vlchat.evaluate.comparison import p_text
 from vlchat.evaluate.measures import Measure
+from vlchat.evaluate.pairing import check_same
 from vlchat.evaluate.resampling import LEVEL
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.statistics import figure, plain

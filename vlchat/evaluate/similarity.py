@@ -16,8 +16,7 @@ from vlchat.evaluate.items import Reply, Request
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.rows import row_of
 from vlchat.evaluate.sharing import Processes
-
-CHANCE = "chance"  # stands beside the score where other tasks have their blind controls
+from vlchat.evaluate.verdicts import CHANCE
 
 
 def run_similarity(

@@ -11,9 +11,10 @@ import torch
 
 from vlchat import video
 from vlchat.chat import Chat
-from vlchat.data.collate import Collator, decode_images
+from vlchat.data.collate import IGNORED, Collator, decode_images
 from vlchat.data.formats import Example, Message
 from vlchat.errors import VLChatError
+from vlchat.generation import last_run
 from vlchat.prompt import pictures_of, validate
 
 
@@ -69,10 +70,10 @@ def asked(
     said = [{"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]} for answer in answers]
     examples = [Example(str(row + 1), [*turns[row], said[row]]) for row in range(len(turns))]
     batch = Collator(chat.processor, model=chat.model)(examples)
-    learned = batch.pop("labels") >= 0
-    explained = torch.zeros_like(learned)
+    said_here = last_run(batch.pop("labels"), IGNORED) != IGNORED  # earlier turns have labels of their own
+    explained = torch.zeros_like(said_here)
     for row, word in enumerate(words):
-        places = _last_run(learned[row])
+        places = said_here[row].nonzero().flatten()
         explained[row, _chosen(chat, batch["input_ids"][row, places], places, word, answers[row])] = True
     device, dtype = chat.model.device, chat.model.dtype
     moved = {
@@ -128,13 +129,6 @@ def _with_pictures(messages: list[dict[str, Any]], pictures: list[Any]) -> list[
         }
         for message in messages
     ]
-
-
-def _last_run(learned: torch.Tensor) -> torch.Tensor:
-    """Places of the last answer: earlier turns of a conversation have one each."""
-    places = learned.nonzero().flatten()
-    breaks = (places.diff() > 1).nonzero().flatten()
-    return places[int(breaks[-1]) + 1 :] if len(breaks) else places
 
 
 def _chosen(chat: Chat, ids: torch.Tensor, places: torch.Tensor, word: str | None, answer: str) -> torch.Tensor:

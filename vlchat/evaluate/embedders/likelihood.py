@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vlchat.data.formats import CAPTION_INSTRUCTION, Message
+from vlchat.conversation import ask_messages
+from vlchat.data.formats import CAPTION_INSTRUCTION
 from vlchat.errors import ConfigError, VLChatError, nearest
+from vlchat.evaluate.answerers import Answerer
 from vlchat.evaluate.items import Reply, Request
 
 QUESTION = 'Does the picture show: "{}"? Answer yes or no.'
 WAYS = ("yes", "caption", "pmi")
 _GREY = (128, 128, 128)
-
-
-class Asked(Protocol):
-    """What is needed of an Answerer: `vlchat.evaluate.answerers.Answerer` has it."""
-
-    @property
-    def description(self) -> dict[str, Any]: ...
-
-    @property
-    def identity(self) -> str | None: ...
-
-    def answer(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Reply]: ...
 
 
 class LikelihoodMatcher:
@@ -49,7 +39,7 @@ class LikelihoodMatcher:
     bias: float | None = None
     cut = 0
 
-    def __init__(self, answerer: Asked, by: str = "yes", batch_size: int = 16) -> None:
+    def __init__(self, answerer: Answerer, by: str = "yes", batch_size: int = 16) -> None:
         self.answerer, self.by, self.batch_size = answerer, way(by), batch_size
         self.probable = by == "yes"
         self.identity = f"{answerer.identity} {by}"
@@ -63,7 +53,7 @@ class LikelihoodMatcher:
             VLChatError: the model gives no likelihoods, or refuses a pair.
         """
         if self.by == "yes":
-            requests = [Request(_shown(picture, QUESTION.format(text)), ("No", "Yes")) for text in texts]
+            requests = [Request(ask_messages(picture, QUESTION.format(text)), ("No", "Yes")) for text in texts]
             return np.array([reply.choices for reply in self._ask(requests)]).reshape(-1, 2)
         scores = np.array(self._captions(picture, texts))
         if self.by == "pmi":
@@ -82,7 +72,7 @@ class LikelihoodMatcher:
         raise NotImplementedError
 
     def _captions(self, picture: Image.Image, texts: Sequence[str]) -> list[float]:
-        requests = [Request(_shown(picture, CAPTION_INSTRUCTION), (text,)) for text in texts]
+        requests = [Request(ask_messages(picture, CAPTION_INSTRUCTION), (text,)) for text in texts]
         replies = self._ask(requests)
         if self.by == "pmi":
             return [reply.choices[0] for reply in replies]
@@ -109,7 +99,3 @@ def way(by: str) -> str:
     if by not in WAYS:
         raise ConfigError(f'likelihood is "{by}"; use {", ".join(WAYS)}{nearest(by, WAYS)}')
     return by
-
-
-def _shown(picture: Image.Image, text: str) -> list[Message]:
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]

@@ -117,7 +117,7 @@ def compared(
     return Compared(
         task=found.task,
         protocol=found.before.protocol,
-        scores=[_change(change) for change in found.changes],
+        scores=[_change(change) for change in found.changes if change.difference.rows or change is found.changes[0]],
         counts=found.counts,
         replay=found.replay,
         verdicts=[found.verdict, *verdicts],

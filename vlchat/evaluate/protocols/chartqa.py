@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.metrics import relaxed_accuracy
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, numbered, text
 
 
 class ChartQa(Benchmark):
@@ -60,7 +61,7 @@ class ChartQa(Benchmark):
                 label = field(row, "label", where)
                 if not isinstance(label, str | int | float):
                     raise DataError(f"{where}: label must be a text, not {type(label).__name__}")
-                messages = asked(picture, f"{text(row, 'query', where)}\n{SHORT_ANSWER}")
+                messages = ask_messages(picture, f"{text(row, 'query', where)}\n{SHORT_ANSWER}")
                 items.append(Item(name, messages, str(label), (str(label),), {"asked by": asked_by}))
         self._keep(files, items, lost, limit, missing, limited=True)
 

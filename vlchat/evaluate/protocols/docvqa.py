@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from vlchat.conversation import ask_messages
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
 from vlchat.evaluate.metrics import anls
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text, texts
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, numbered, text, texts
 
 
 class DocVqa(Benchmark):
@@ -48,7 +49,7 @@ class DocVqa(Benchmark):
             if (picture := pictures.find(PurePosixPath(picture_name).name, picture_name)) is None:
                 lost[name] = picture_name
             answers = texts(row, "answers", where)
-            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = ask_messages(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, answers[0], answers, _types(row)))
         self._keep(files, items, lost, limit, missing)
 

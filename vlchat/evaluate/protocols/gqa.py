@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, text
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, text
 
 _SEMANTIC = {"attr": "attribute", "cat": "category", "global": "scene", "obj": "object", "rel": "relation"}
 
@@ -54,7 +55,7 @@ class Gqa(Benchmark):
             if (picture := pictures.find(picture_name)) is None:
                 lost[name] = picture_name
             answer = str(field(row, "answer", where))
-            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = ask_messages(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, answer, (answer,), _slices(field(row, "types", where), where)))
         if not items:
             raise DataError(f"{path} has no balanced questions")

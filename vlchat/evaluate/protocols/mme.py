@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.measures import Measure, Sums, mean_of, ratio_of
 from vlchat.evaluate.metrics.choices import probability
-from vlchat.evaluate.protocols.official import Benchmark, OfficialFiles, Pictures, asked
+from vlchat.evaluate.protocols.official import Benchmark, OfficialFiles, Pictures
 from vlchat.evaluate.tasks.multiple_choice import with_text
 
 PERCEPTION = (
@@ -72,7 +73,7 @@ class Mme(Benchmark):
                 if (picture := pictures.find(*suffixed)) is None:
                     lost[name] = name
                 right = tuple(answer for _, answer in pair)
-                messages = asked(picture, "\n".join(question for question, _ in pair))
+                messages = ask_messages(picture, "\n".join(question for question, _ in pair))
                 kind = "perception" if category in PERCEPTION else "cognition"
                 slices = {"category": category, "kind": kind}
                 items.append(Item(name, messages, " ".join(right), right, slices, source=[text for text, _ in pair]))

@@ -281,9 +281,3 @@ def texts(row: Any, name: str, where: str) -> tuple[str, ...]:
 def numbered(rows: Sequence[Any], path: Path) -> Iterator[tuple[str, Any]]:
     """Each row with what messages call it."""
     return ((f"{path.name}: entry {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def asked(picture: Path | None, text: str) -> list[dict[str, Any]]:
-    """One user turn: the picture, where there is one, then the text."""
-    shown = [] if picture is None else [{"type": "image", "image": picture}]
-    return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]

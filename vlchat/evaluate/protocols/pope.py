@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item, Reading, Reply
 from vlchat.evaluate.metrics.choices import YES_NO_MEASURES, pope_yes_no, yes_no_reading
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, text
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, text
 
 
 class Pope(Benchmark):
@@ -59,7 +60,7 @@ class Pope(Benchmark):
                 name, picture_name = f"{setting}/{row.get('question_id', number)}", str(field(row, "image", where))
                 if (picture := pictures.find(picture_name)) is None:
                     lost[name] = picture_name
-                messages = asked(picture, f"{text(row, 'text', where)}\n{SHORT_ANSWER}")
+                messages = ask_messages(picture, f"{text(row, 'text', where)}\n{SHORT_ANSWER}")
                 items.append(Item(name, messages, label, (label,), {"setting": setting}))
         self._keep(files, items, lost, limit, missing, limited=True)
 

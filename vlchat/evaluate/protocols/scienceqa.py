@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.measures import mean_of
-from vlchat.evaluate.protocols.official import Benchmark, Pictures, asked, field, text, texts
+from vlchat.evaluate.protocols.official import Benchmark, Pictures, field, text, texts
 from vlchat.evaluate.tasks.multiple_choice import laid_out
 
-_LETTERS = "ABCDE"
+_LETTERS = ("A", "B", "C", "D", "E")
 
 
 class ScienceQa(Benchmark):
@@ -19,9 +20,9 @@ class ScienceQa(Benchmark):
 
     The prompt is that of LLaVA-1.5 as lmms-eval writes it down: "Context: ..." where there is a hint, the question, a
     line "A. ..." for each choice, and "Answer with the option's letter from the given choices directly." The parser is
-    LLaVA's (llava/eval/eval_science_qa.py): the letter alone, a letter followed by ". ", or "The answer is A" anywhere;
-    "A." alone and "(A)" are none, and none is wrong. ScienceQA's own script (models/run_gpt3.py) guesses there at
-    random; lmms-eval takes "A." too.
+    LLaVA's (llava/eval/eval_science_qa.py, version 1.5): the letter alone, a letter followed by ". ", or "The answer is
+    A." said once; "A." alone and "(A)" are none, and none is wrong. ScienceQA's own script (models/run_gpt3.py) guesses
+    there at random; lmms-eval takes "A." too.
 
     The slices are those of tools/evaluate_acc.py: subject (NAT, SOC, LAN), grades (G1-6, G7-12), and the three that
     overlap: questions with a hint (TXT), with a picture (IMG), with neither (NO).
@@ -93,15 +94,18 @@ class ScienceQa(Benchmark):
 
 
 def llava_letter(reply: str, count: int) -> str | None:
-    """The letter that LLaVA's script reads in a reply to a question with `count` choices, or None."""
-    said = reply.replace("\n", ". ")
-    stated = re.search(r"The answer is ([A-E])\.", said) or re.search(r"The answer is ([A-E])", said)
-    if len(said.strip()) == 1:
-        letter = said.strip()
+    """The letter that LLaVA's script reads in a reply to a question with `count` choices, or None.
+
+    Its pattern wants one more character after "The answer is A", whichever it is, and fails where it fits twice.
+    """
+    said = reply.strip()
+    stated = re.findall(r"The answer is ([A-Z]).", said)
+    if said in _LETTERS:
+        letter = said
     elif len(said) >= 3 and said[0] in _LETTERS and said[1:3] == ". ":
         letter = said[0]
     else:
-        letter = stated.group(1) if stated else ""
+        letter = stated[0] if len(stated) == 1 else ""
     return letter if letter and letter in _LETTERS[:count] else None
 
 
@@ -122,5 +126,5 @@ def _item(pid: str, row: Any, question: str, picture: Any, where: str) -> Item:
         "grades": "G1-6" if 1 <= grade <= 6 else "G7-12" if grade else "unknown",
     }
     return Item(
-        pid, asked(picture, asked_text), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
+        pid, ask_messages(picture, asked_text), _LETTERS[place], (_LETTERS[place],), slices, source=len(options)
     )

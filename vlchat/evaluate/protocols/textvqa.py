@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from vlchat.conversation import ask_messages
 from vlchat.evaluate.items import Item
 from vlchat.evaluate.metrics import vqa_accuracy, vqa_normalize
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text, texts
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, numbered, text, texts
 
 
 class TextVqa(Benchmark):
@@ -44,7 +45,7 @@ class TextVqa(Benchmark):
                 lost[name] = picture_name
             answers = texts(row, "answers", where)
             reference = max(answers, key=answers.count)
-            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = ask_messages(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, reference, answers))
         self._keep(files, items, lost, limit, missing)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vlchat.conversation import ask_messages
 from vlchat.errors import DataError
 from vlchat.evaluate.items import Item
-from vlchat.evaluate.metrics import vqa_normalize
-from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, asked, field, numbered, text
+from vlchat.evaluate.metrics import soft_accuracy, vqa_normalize
+from vlchat.evaluate.protocols.official import SHORT_ANSWER, Benchmark, Pictures, field, numbered, text
 
 
 class VqaV2(Benchmark):
@@ -73,7 +74,7 @@ class VqaV2(Benchmark):
             answers = tuple(str(field(answer, "answer", place)) for answer in given)
             slices = {kind: str(marked[kind]) for kind in ("answer_type", "question_type") if marked.get(kind)}
             reference = str(marked.get("multiple_choice_answer") or answers[0])
-            messages = asked(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
+            messages = ask_messages(picture, f"{text(row, 'question', where)}\n{SHORT_ANSWER}")
             items.append(Item(name, messages, reference, answers, slices))
         self._keep(files, items, lost, limit, missing)
 
@@ -84,15 +85,13 @@ class VqaV2(Benchmark):
 def official_accuracy(reply: str, answers: Sequence[str]) -> tuple[str, float]:
     """The reply as the challenge's script compares it, and its soft accuracy, 0 to 1.
 
-    The mean over leaving out each person of min(1, matches among the others / 3); normalised on both sides only where
-    two people differ.
+    Normalised on both sides only where two people differ.
     """
     given = [_spaced(answer) for answer in answers]
     said = _spaced(reply)
     if len(set(given)) > 1:
         given, said = [vqa_normalize(answer) for answer in given], vqa_normalize(said)
-    matches = [answer == said for answer in given]
-    return said, sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
+    return said, soft_accuracy(said, given)
 
 
 def _spaced(text: str) -> str:

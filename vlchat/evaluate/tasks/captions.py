@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vlchat.data import Example, Source, SourceConfig
 from vlchat.data.formats import CAPTION_INSTRUCTION, Message, text_of
 from vlchat.errors import ConfigError, DataError, nearest
+from vlchat.evaluate.blind import identity_of, images_of
+from vlchat.evaluate.coco import coco_captions, holds_object, read_object
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.metrics.captions import MEASURES, caption_statistics
 from vlchat.evaluate.metrics.packages import scorer
 from vlchat.evaluate.metrics.tokens import TOKENIZERS, java_runs
 from vlchat.evaluate.tasks.base import Task
-from vlchat.evaluate.tasks.coco import coco_captions, is_coco
 from vlchat.evaluate.tasks.vqa import data_of, source_config, usable, vqa_item
 
 _AFTER = {"stanford": "Stanford's PTB tokenizer", "python": "vlchat's own tokenizer, PTB rules 1"}
@@ -72,8 +71,8 @@ class CaptionTask(Task):
         self.notes: list[str] = []
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         source: Source | SourceConfig = config
-        if is_coco(config.path):
-            source, without, every = coco_captions(config)
+        if holds_object(config.path):
+            source, without, every = coco_captions(read_object(config.path), config)
             if without:
                 what = "has no caption and is left out" if without == 1 else "have no caption and are left out"
                 self.notes.append(f"{without:,} of {every:,} pictures of {Path(config.path).name} {what}.")
@@ -134,12 +133,12 @@ class CaptionTask(Task):
 
 def _joined(examples: Sequence[Example], prompt: str, slices: Sequence[str]) -> list[Item]:
     """One item for each different set of pictures, in the order in which they first appear."""
-    groups: dict[Hashable, list[Example]] = {}
+    groups: dict[tuple[str, ...], list[Example]] = {}
     for example in examples:
-        shown = [part for message in example.messages for part in message["content"] if part["type"] != "text"]
+        shown = images_of(example.messages)
         if not shown:
             raise DataError(f"{example.called} shows no picture, so there is nothing to caption; leave it out")
-        groups.setdefault(tuple(_identity(part[part["type"]]) for part in shown), []).append(example)
+        groups.setdefault(tuple(map(identity_of, shown)), []).append(example)
     items: dict[str, Item] = {}
     for group in groups.values():
         item = vqa_item(group[0], slices)
@@ -165,11 +164,3 @@ def _asked(example: Example, prompt: str) -> list[Message]:
     system = [message for message in example.messages[:1] if message["role"] == "system"]
     shown = [part for message in example.messages for part in message["content"] if part["type"] != "text"]
     return [*system, {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
-
-
-def _identity(picture: Any) -> Hashable:
-    """What makes two rows' pictures the same: their file, or the bytes or pixels that the rows hold."""
-    if isinstance(picture, str | Path):
-        return str(picture)
-    data = picture if isinstance(picture, bytes) else f"{picture.mode} {picture.size}".encode() + picture.tobytes()
-    return hashlib.sha256(data).hexdigest()

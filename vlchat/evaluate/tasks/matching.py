@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from vlchat.conversation import ask_messages
 from vlchat.data import SourceConfig, load_source
 from vlchat.errors import ConfigError, nearest
+from vlchat.evaluate.blind import identity_of
 from vlchat.evaluate.captioned import read_captioned
+from vlchat.evaluate.coco import holds_object
 from vlchat.evaluate.embedders.likelihood import QUESTION
 from vlchat.evaluate.embedders.likelihood import way as way_of
-from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown
+from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.measures import Measure, Sums, divided, mean_of
 from vlchat.evaluate.metrics.ranking import best_threshold, placements, precisions
-from vlchat.evaluate.pairs import Foursome, Pair, drawn_pairs, is_foursome, read_foursomes, read_pairs
+from vlchat.evaluate.pairs import Pair, Quadruple, drawn_pairs, is_quadruple, read_pairs, read_quadruples
 from vlchat.evaluate.tasks.vqa import data_of, source_config
 
 WAYS = ("auto", "match", "similarity")
@@ -76,11 +79,11 @@ class MatchingTask(EmbeddingTask):
         self.data: dict[str, Any] = data_of(config)
         self.notes: list[str] = []
         self.pairs: list[Pair] = []
-        self.foursomes: list[Foursome] = []
+        self.quadruples: list[Quadruple] = []
         self._read(config, label, captions, mismatch_seed)
         self._told_first = list(self.notes)
-        self._items = [_item_of_four(four) for four in self.foursomes] or [_item(pair) for pair in self.pairs]
-        if self.foursomes:
+        self._items = [_item_of_four(four) for four in self.quadruples] or [_item(pair) for pair in self.pairs]
+        if self.quadruples:
             self.measures: Sequence[Measure] = [
                 mean_of("group", "group score"), mean_of("text", "text score"), mean_of("image", "image score"),
             ]  # fmt: skip
@@ -100,12 +103,12 @@ class MatchingTask(EmbeddingTask):
     def readings(self, embeddings: Embeddings) -> list[Reading]:
         """See `EmbeddingTask.readings`."""
         self.notes = list(self._told_first)
-        return self._fours(embeddings) if self.foursomes else self._twos(embeddings)
+        return self._fours(embeddings) if self.quadruples else self._twos(embeddings)
 
     def chances(self) -> list[dict[str, float]]:
         """Of pairs the more frequent answer, and scores that tell nothing apart."""
-        if self.foursomes:
-            return [{"text": 0.25, "image": 0.25, "group": 1 / 6}] * len(self.foursomes)
+        if self.quadruples:
+            return [{"text": 0.25, "image": 0.25, "group": 1 / 6}] * len(self.quadruples)
         share = sum(pair.match for pair in self.pairs) / len(self.pairs)
         rows = []
         for pair in self.pairs:
@@ -117,12 +120,11 @@ class MatchingTask(EmbeddingTask):
         return rows
 
     def _read(self, config: SourceConfig, label: str | None, captions: int | None, seed: int) -> None:
-        official = config.path.lower().endswith(".json") and label is None
         found = None
-        if not (official and _is_object(config.path)):
+        if label is not None or not holds_object(config.path):
             source = load_source(config)
-            if is_foursome(source.rows[0]):
-                self.foursomes = read_foursomes(source)
+            if is_quadruple(source.rows[0]):
+                self.quadruples = read_quadruples(source)
                 self.notes.append("chance: text and image score 25 %, group score 16.67 %.")
                 return
             found = read_pairs(config, label)
@@ -172,8 +174,8 @@ class MatchingTask(EmbeddingTask):
             raise ConfigError(f"by is match, and {called} has no matching head. Take similarity.")
         if self.by == "similarity" and not embedder.embeds:
             raise ConfigError(f"by is similarity, and {called} has no embeddings. Take match.")
-        once: dict[Any, int] = {}
-        numbers = [once.setdefault(_key(picture), len(once)) for picture, _, _ in asked]
+        once: dict[str, int] = {}
+        numbers = [once.setdefault(identity_of(picture), len(once)) for picture, _, _ in asked]
         firsts = dict(zip(reversed(numbers), reversed(asked), strict=True))
         pictures, names = [firsts[n][0] for n in range(len(once))], [firsts[n][2] for n in range(len(once))]
         if embedder.matches and self.by != "similarity":
@@ -222,7 +224,7 @@ class MatchingTask(EmbeddingTask):
     def _fours(self, embeddings: Embeddings) -> list[Reading]:
         asked = [
             (four.pictures[image], four.texts[text], f"{four.id}, image_{image}")
-            for four in self.foursomes for text in (0, 1) for image in (0, 1)
+            for four in self.quadruples for text in (0, 1) for image in (0, 1)
         ]  # fmt: skip
         scores, _ = self._margins(embeddings, asked)
         readings = []
@@ -237,26 +239,12 @@ class MatchingTask(EmbeddingTask):
 
 def _item(pair: Pair) -> Item:
     return Item(
-        pair.id, shown(pair.picture, QUESTION.format(pair.text)), "yes" if pair.match else "no",
+        pair.id, ask_messages(pair.picture, QUESTION.format(pair.text)), "yes" if pair.match else "no",
         slices={"match": "yes" if pair.match else "no"}, cluster=pair.cluster, source=pair,
     )  # fmt: skip
 
 
-def _item_of_four(four: Foursome) -> Item:
-    parts = [part for n in (0, 1) for part in shown(four.pictures[n], four.texts[n])[0]["content"]]
+def _item_of_four(four: Quadruple) -> Item:
+    parts = [part for n in (0, 1) for part in ask_messages(four.pictures[n], four.texts[n])[0]["content"]]
     slices = {} if four.tag is None else {"tag": four.tag}
     return Item(four.id, [{"role": "user", "content": parts}], "text right, image right", slices=slices, source=four)
-
-
-def _key(picture: Any) -> Any:
-    """What makes two pictures of a task one: their path or bytes; a PIL image is itself."""
-    return picture if isinstance(picture, bytes) else str(picture) if hasattr(picture, "suffix") else id(picture)
-
-
-def _is_object(path: str) -> bool:
-    """Whether a .json file holds one object, as the official caption files do."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    except OSError:
-        return False

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from vlchat.conversation import ask_messages
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate.captioned import Captioned, read_captioned
 from vlchat.evaluate.embedders.likelihood import way as way_of
-from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, shown, softmax
+from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, softmax
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.measures import Measure, Sums, divided, ratio_of
 from vlchat.evaluate.metrics.ranking import Place, chance_of, places_of
@@ -149,14 +150,14 @@ class RetrievalTask(EmbeddingTask):
 
     def _made(self) -> list[Item]:
         queries = [
-            Item(f"{one.id} picture", shown(one.picture, "Which of the texts belongs to this picture?"),
+            Item(f"{one.id} picture", ask_messages(one.picture, "Which of the texts belongs to this picture?"),
                  " | ".join(one.texts), one.texts, {"way": WAYS["to text"]}, f"picture {row}", one)
             for row, one in enumerate(self.shown)
         ]  # fmt: skip
         counted = [number for one in self.shown for number in range(len(one.texts))]
         for text, row, number in zip(self.texts, self.owner, counted, strict=True):
             one = self.shown[row]
-            told = shown(one.picture, f'Which of the pictures belongs to "{text}"? (Beside it: the right one.)')
+            told = ask_messages(one.picture, f'Which of the pictures belongs to "{text}"? (Beside it: the right one.)')
             way = {"way": WAYS["to picture"]}
             queries.append(Item(f"{one.id} text {number + 1}", told, one.name, (one.name,), way, f"picture {row}", one))
         return queries

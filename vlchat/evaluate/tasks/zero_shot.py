@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from vlchat.conversation import ask_messages
 from vlchat.data import SourceConfig
 from vlchat.errors import ConfigError
 from vlchat.evaluate.embedders.likelihood import way as way_of
-from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, hashed, shown, softmax
+from vlchat.evaluate.embeddings import Embeddings, EmbeddingTask, hashed, softmax
 from vlchat.evaluate.items import Item, Reading
 from vlchat.evaluate.labelled import class_names, read_labelled
 from vlchat.evaluate.measures import mean_of, ratio_of
@@ -75,7 +76,7 @@ class ZeroShotTask(EmbeddingTask):
         self.notes: list[str] = []
         twice = len({row.id for row in self.rows}) < len(self.rows)
         self._items = [
-            Item(f"{row.id} #{number}" if twice else row.id, shown(row.picture, "What is in this picture?"),
+            Item(f"{row.id} #{number}" if twice else row.id, ask_messages(row.picture, "What is in this picture?"),
                  self.names[right], (self.names[right],), {"class": self.names[right]}, source=row)
             for number, (row, right) in enumerate(zip(self.rows, self.right, strict=True), 1)
         ]  # fmt: skip

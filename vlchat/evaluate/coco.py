@@ -10,8 +10,8 @@ from vlchat.data import Source, SourceConfig
 from vlchat.errors import ConfigError, DataError
 
 
-def is_coco(path: str) -> bool:
-    """Whether a data file is one JSON object instead of a list of rows."""
+def holds_object(path: str) -> bool:
+    """Whether a data file is one JSON object, as official files of captions are, instead of a list of rows."""
     file = Path(path)
     if file.suffix.lower() != ".json" or not file.is_file():
         return False
@@ -19,13 +19,29 @@ def is_coco(path: str) -> bool:
         return stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
-def coco_captions(config: SourceConfig) -> tuple[Source, int, int]:
+def read_object(path: str) -> dict[str, Any]:
+    """What such a file holds.
+
+    Raises:
+        DataError: it is not valid JSON.
+    """
+    file = Path(path)
+    try:
+        found = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file.name} is not valid JSON: {error}", kind="not_json") from error
+    assert isinstance(found, dict)  # it begins with {
+    return found
+
+
+def coco_captions(found: dict[str, Any], config: SourceConfig) -> tuple[Source, int, int]:
     """The pictures of an annotation file with their captions, as rows of the format `caption`.
 
     The layout is that of captions_val2014.json (cocodataset.org, also nocaps and TextCaps): `images` with `id` and
     `file_name`, `annotations` with `image_id` and `caption`.
 
     Args:
+        found: the file's content, as of `read_object`.
         config: `path` is the file, `images` the folder of its pictures (the file's own folder, or `images/` in it, by
             default), `limit` the first so many pictures with captions.
 
@@ -41,10 +57,6 @@ def coco_captions(config: SourceConfig) -> tuple[Source, int, int]:
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit is {config.limit} for {config.path}; it must be at least 1")
     file = Path(config.path)
-    try:
-        found = json.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.name} is not valid JSON: {error}", kind="not_json") from error
     captions: dict[Any, list[str]] = {}
     for number, entry in enumerate(_listed(found, "images", file)):
         where = f"{file.name}: images[{number}]"
