@@ -15,6 +15,7 @@ from scripted import Scripted
 from vlchat.cli import main
 from vlchat.errors import ConfigError, DataError, VLChatError
 from vlchat.evaluate import VqaTask, evaluate, load, save
+from vlchat.evaluate.answerers import ChatAnswerer
 from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.cache import FILE, AnswerCache
 from vlchat.evaluate.items import Item, Reply, Request
@@ -140,6 +141,18 @@ def test_a_picture_that_is_gone_by_now_costs_its_own_row_alone(tmp_path: Path) -
     assert {name: control.rows for name, control in result.controls.items()} == {"shuffled": 4, "none": 6, "blurred": 4}
 
 
+def test_a_model_that_cannot_be_loaded_is_tried_once(tmp_path: Path) -> None:
+    tried = []
+
+    def broken() -> Any:
+        tried.append(1)
+        raise VLChatError("its weights are damaged")
+
+    with pytest.raises(VLChatError, match="^its weights are damaged$"):
+        evaluate(ChatAnswerer(broken, {"name": "m"}), VqaTask(data=str(questions(tmp_path))), progress=False)
+    assert len(tried) == 1
+
+
 def test_no_number_is_no_confidence(tmp_path: Path) -> None:
     assert confidence([Reply("a", math.nan, 1)]) is None
     assert confidence([Reply(choices=(math.nan, -1.0), choice_tokens=(1, 1))]) is None
@@ -187,6 +200,8 @@ def test_a_number_without_end_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"question": "?", "answer": ' + "9" * 5000 + "}]")
     with pytest.raises(DataError, match="thousands of digits"):
         VqaTask(data=str(tmp_path / "rows.json"))
+    with pytest.raises(DataError, match="not valid JSON"):
+        make_task("gqa", data=str(tmp_path / "rows.json"), images=str(tmp_path))
 
 
 def test_a_damaged_cache_is_a_sentence(tmp_path: Path) -> None:

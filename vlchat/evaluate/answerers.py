@@ -37,6 +37,10 @@ class Answerer(Protocol):
         ...
 
 
+class NotLoadedError(VLChatError):
+    """The model cannot be loaded, so that no question can be asked."""
+
+
 class ChatAnswerer:
     """A `vlchat.chat.Chat` as an answerer.
 
@@ -55,9 +59,16 @@ class ChatAnswerer:
 
     @property
     def chat(self) -> Any:
-        """The model, loaded."""
+        """The model, loaded.
+
+        Raises:
+            NotLoadedError: it cannot be.
+        """
         if not self._loaded:
-            self._chat, self._loaded = self._chat(), True
+            try:
+                self._chat, self._loaded = self._chat(), True
+            except VLChatError as error:
+                raise NotLoadedError(str(error)) from error
         return self._chat
 
     @property
@@ -94,11 +105,11 @@ def one_by_one(answerer: Answerer, requests: Sequence[Request], max_new_tokens: 
     """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer.
 
     Raises:
-        ServerError: there is nobody to ask; asking one by one would not help.
+        ServerError, NotLoadedError: there is nobody to ask; asking one by one would not help.
     """
     try:
         return answerer.answer(requests, max_new_tokens=max_new_tokens)
-    except ServerError:
+    except (ServerError, NotLoadedError):
         raise
     except VLChatError as error:
         if len(requests) == 1:

@@ -94,7 +94,7 @@ class OfficialFiles:
         """
         try:
             return json.loads(self._kept(path).read_bytes().removeprefix(b"\xef\xbb\xbf"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise self.error(f"{path} is not valid JSON ({error}): is the download complete?") from error
 
     def rows(self, path: Path, *keys: str) -> list[Any]:

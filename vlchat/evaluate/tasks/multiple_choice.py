@@ -193,7 +193,7 @@ def choices_of(example: Example, row: Mapping[str, Any]) -> Choices:
     if isinstance(given, str) and given.lstrip().startswith(("[", "{")):  # a cell of a CSV file
         try:
             given = json.loads(given)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             pass
     if given is None:
         raise DataError("the row has neither choices nor options")
