@@ -21,6 +21,7 @@ from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
 from vlchat.quantize import is_quantized, language_model_prefix
+from vlchat.towers.resolution import set_image_size
 
 _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
@@ -45,6 +46,7 @@ class TuneObjective(Conversations):
         checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
             memory, a third more time.
         too_long, attention, augment: as in stage 1.
+        image_size: show the tower pictures of so many pixels a side, with its position embeddings interpolated.
     """
 
     name = "tune"
@@ -64,6 +66,7 @@ class TuneObjective(Conversations):
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
+        image_size: int | None = None,
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,6 +82,9 @@ class TuneObjective(Conversations):
         )
         refuse_adapter(self.model)
         self.base = {"model": f"{path}@{revision}" if revision else path}
+        if image_size is not None:
+            set_image_size(self.model, self.processor, image_size)
+            self.notes["image_size"] = image_size
         foreign.require_template(self.processor)
         if self.model.config.is_encoder_decoder:
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
@@ -97,7 +103,7 @@ class TuneObjective(Conversations):
         self._teacher: list[Teacher] = []  # not a submodule
         if taught is not None:
             self._teacher = [Teacher(taught, self.processor.tokenizer)]
-            self.notes = {"teacher": self._teacher[0].describe()}
+            self.notes["teacher"] = self._teacher[0].describe()
             self.trained_on += f", taught by {self._teacher[0].name}"
 
     def default_trainable(self) -> dict[str, float]:

@@ -44,6 +44,7 @@ from vlchat.quantize import (
 from vlchat.reading import reading
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.towers.composing import tower_spec
+from vlchat.towers.resolution import set_image_size
 from vlchat.whole import load_whole
 
 __all__ = [
@@ -165,6 +166,8 @@ def _load(
     else:
         processor = load_processor(folder)
         model = _load_base(folder, manifest, processor, quantize, dtype, device)
+        if (side := manifest.get("image_size")) is not None:
+            set_image_size(model, processor, side)
     if bare or manifest is None or not isinstance(folder, Path):
         return model, processor
     if manifest.get("trained"):
