@@ -1,0 +1,394 @@
+"""A drawn world of three boxes, in the manner of NLVR's pictures (Suhr et al. 2017), with statements about them.
+
+Pictures are 400 x 100 pixels: three grey boxes of 100 x 100, each with a tower of blocks or with scattered items.
+Statements are put together from parts (a quantifier, a noun, what is said of it), and their truth is computed, not
+written by people. It is made from the paper's description and the sentences of the training part; `domain_study` leaves
+out every statement that says word for word what a sentence of the other parts says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+
+from PIL import Image, ImageDraw
+
+SIDE = 100  # of a box, in pixels
+LEFTS = (0, 150, 300)  # where the boxes begin
+COLOURS = {"black": (0, 0, 0), "yellow": (255, 255, 0), "blue": (0, 153, 255)}
+SHAPES = ("circle", "square", "triangle")
+SIZES = {"small": 10, "medium": 20, "large": 30}
+_BLOCK, _STOREY, _BLOCK_LEFT, _LOWEST = 20, 21, 40, 80  # of towers, in pixels
+_MOST = 4  # blocks of a tower
+_FORMS_TRIED, _TRIES = 4, 12
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An item or a block; `x` and `y` are its left and upper edge in its box, in pixels."""
+
+    shape: str
+    colour: str
+    size: int
+    x: int
+    y: int
+
+    def touches(self, wall: str) -> bool:
+        """Whether it lies at a wall: left, right, top, bottom, any of them, or at two that meet (corner)."""
+        at = {
+            "left": self.x == 0, "right": self.x + self.size == SIDE,
+            "top": self.y == 0, "bottom": self.y + self.size == SIDE,
+        }  # fmt: skip
+        if wall == "corner":
+            return (at["left"] or at["right"]) and (at["top"] or at["bottom"])
+        return any(at.values()) if wall == "any" else at[wall]
+
+
+Box = tuple[Thing, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """Three boxes. Those of towers hold blocks, the lowest first."""
+
+    boxes: tuple[Box, Box, Box]
+    towers: bool
+
+    def picture(self) -> Image.Image:
+        """400 x 100 pixels, drawn at four times the size and scaled down."""
+        times = 4
+        picture = Image.new("RGB", (4 * SIDE * times, SIDE * times), (128, 128, 128))
+        canvas = ImageDraw.Draw(picture)
+        for left, box in zip(LEFTS, self.boxes, strict=True):
+            canvas.rectangle((left * times, 0, (left + SIDE) * times - 1, SIDE * times - 1), (211, 211, 211))
+            for thing in box:
+                x, y, size = (left + thing.x) * times, thing.y * times, thing.size * times
+                colour, corners = COLOURS[thing.colour], (x, y, x + size - 1, y + size - 1)
+                if thing.shape == "circle":
+                    canvas.ellipse(corners, colour)
+                elif thing.shape == "square":
+                    canvas.rectangle(corners, colour)
+                else:
+                    canvas.polygon([(x + size // 2, y), (x, y + size - 1), (x + size - 1, y + size - 1)], colour)
+        return picture.resize((4 * SIDE, SIDE), Image.Resampling.BOX)
+
+
+def sample_world(rng: Random) -> World:
+    """Three towers of one to four blocks, or three boxes of one to eight items that do not overlap."""
+    towers = rng.random() < 0.5
+    one, two, three = (_tower(rng) if towers else _scattered(rng) for _ in range(3))
+    return World((one, two, three), towers)
+
+
+def _tower(rng: Random) -> Box:
+    colours = rng.choice((list(COLOURS), list(COLOURS), rng.sample(list(COLOURS), 2)))
+    return tuple(
+        Thing("square", rng.choice(colours), _BLOCK, _BLOCK_LEFT, _LOWEST - _STOREY * storey)
+        for storey in range(rng.randint(1, _MOST))
+    )
+
+
+def _scattered(rng: Random) -> Box:
+    wanted = rng.choices(range(1, 9), (6, 6, 6, 5, 4, 3, 2, 2))[0]
+    colours = rng.choice((list(COLOURS), list(COLOURS), rng.sample(list(COLOURS), 2), rng.sample(list(COLOURS), 1)))
+    placed: list[Thing] = []
+    for _ in range(80):
+        if len(placed) == wanted:
+            break
+        size = rng.choice(list(SIZES.values()))
+        free, far = rng.randint(4, SIDE - size - 4), rng.randint(4, SIDE - size - 4)
+        walls = rng.random()
+        x = rng.choice((0, SIDE - size)) if walls < 0.12 else free
+        y = (SIDE - size if rng.random() < 0.7 else 0) if 0.06 < walls < 0.25 else far
+        thing = Thing(rng.choice(SHAPES), rng.choice(colours), size, x, y)
+        if all(_apart(thing, other) for other in placed):
+            placed.append(thing)
+    return tuple(placed)
+
+
+def _apart(one: Thing, other: Thing) -> bool:
+    return (
+        one.x + one.size < other.x or other.x + other.size < one.x
+        or one.y + one.size < other.y or other.y + other.size < one.y
+    )  # fmt: skip
+
+
+# What is said: a noun's words (singular, plural), and how many of it a world has.
+Noun = tuple[str, str, Callable[[World], int]]
+
+
+def statement(rng: Random, world: World, want: bool) -> str | None:
+    """A sentence whose truth in this world is `want`, or None where no such one was drawn."""
+    for _ in range(_FORMS_TRIED):
+        form = rng.choice(_FORMS_OF_TOWERS if world.towers else _FORMS_OF_ITEMS)
+        for _ in range(_TRIES):  # of one form as many true as false ones, so that its words tell nothing
+            text, truth = form(rng, world)
+            if text and truth == want:
+                text = text[0].lower() + text[1:] if rng.random() < 0.35 else text
+                return text + ("." if rng.random() < 0.5 else "")
+    return None
+
+
+def how_many(rng: Random, world: World) -> tuple[str, str]:
+    """A question for a number, and its answer in a word."""
+    _, plural, count = (_tower_noun if world.towers else _item_noun)(rng)
+    return f"How many {plural} are there?", _WORDS[count(world)] if count(world) < len(_WORDS) else str(count(world))
+
+
+def description(world: World, number: int) -> tuple[str, str]:
+    """A question for the things of one box, and the answer: a tower from its base, items from the top."""
+    box = world.boxes[number]
+    asked = f"What is in the {('left', 'middle', 'right')[number]} box?"
+    if world.towers:
+        return asked, f"A tower: {', '.join(block.colour for block in box)}."
+    names = {pixels: name for name, pixels in SIZES.items()}
+    told = []
+    for thing in sorted(box, key=lambda thing: (thing.y, thing.x)):
+        wall = " touching the wall" if thing.touches("any") else ""
+        told.append(f"{names[thing.size]} {thing.colour} {thing.shape}{wall}")
+    return asked, f"{_WORDS[len(box)]}: {', '.join(told)}."
+
+
+def _counted(rng: Random, noun: Noun, world: World) -> tuple[str, bool]:
+    """There is, or are, so many of it. "One" and "two" by themselves mean exactly so many, as NLVR's writers do."""
+    singular, plural, count = noun
+    found = count(world)
+    number = rng.choices((1, 2, 3, 4), (5, 4, 2, 1))[0]
+    spelled = rng.choice((_WORDS[number], str(number)))
+    kind = rng.choices(("a", "plain", "exactly", "only", "at least", "no"), (6, 6, 5, 1, 5, 1))[0]
+    if kind == "a":
+        return f"There is {_article(singular)} {singular}", found >= 1
+    if kind == "no":
+        return f"There is no {singular}", found == 0
+    how = "" if kind == "plain" else f"{kind} "
+    verb, name = ("is", singular) if number == 1 else ("are", plural)
+    return f"There {verb} {how}{spelled} {name}", found >= number if kind == "at least" else found == number
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeio" else "a"
+
+
+# Towers.
+
+Kind = tuple[str, Callable[[Box], bool]]  # words behind "with", and whether a box is such
+
+
+def _tower_kind(rng: Random) -> Kind:
+    colour, other = rng.choice(list(COLOURS)), rng.choice(list(COLOURS))
+    number = rng.randint(1, _MOST)
+    blocks = "block" if number == 1 else "blocks"
+    spelled = rng.choice((_WORDS[number], str(number)))
+    how, holds = _compared(rng)
+    kinds: list[Kind] = [
+        (f"a {colour} block at the top", lambda box: box[-1].colour == colour),
+        (f"a {colour} block at the {rng.choice(('base', 'bottom'))}", lambda box: box[0].colour == colour),
+        (f"a {colour} block {rng.choice(('over', 'on', 'on top of', 'above'))} a {other} block",
+         lambda box: any(high.colour == colour and low.colour == other for low, high in pairwise(box))),
+        (f"{how}{spelled} {blocks}", lambda box: holds(len(box), number)),
+        (f"{how}{spelled} {colour} {blocks}", lambda box: holds(_of(box, colour), number)),
+        (f"a {colour} block", lambda box: _of(box, colour) > 0),
+        (f"only {colour} blocks", lambda box: _of(box, colour) == len(box)),
+        ("blocks of only one color", lambda box: len({block.colour for block in box}) == 1),
+        (f"blocks of all {rng.choice(('three', '3'))} colors", lambda box: len({block.colour for block in box}) == 3),
+        (f"a {colour} block and a {other} block", lambda box: _of(box, colour) > 0 and _of(box, other) > 0 and (
+            colour != other or _of(box, colour) > 1)),
+    ]  # fmt: skip
+    words, holds_of = rng.choices(kinds, (6, 6, 4, 4, 3, 2, 1, 1, 1, 1))[0]
+    return words, holds_of
+
+
+def _compared(rng: Random) -> tuple[str, Callable[[int, int], bool]]:
+    forms: list[tuple[str, Callable[[int, int], bool]]] = [
+        ("", lambda a, b: a == b), ("exactly ", lambda a, b: a == b), ("only ", lambda a, b: a == b),
+        ("at least ", lambda a, b: a >= b), ("more than ", lambda a, b: a > b),
+    ]  # fmt: skip
+    return rng.choices(forms, (3, 3, 2, 3, 1))[0]
+
+
+def _of(box: Box, colour: str) -> int:
+    return sum(thing.colour == colour for thing in box)
+
+
+def _tower_noun(rng: Random) -> Noun:
+    words, holds = _tower_kind(rng)
+    if rng.random() < 0.25:
+        more, also = _tower_kind(rng)
+        first = holds
+        words, holds = f"{words} {rng.choice(('and', 'having'))} {more}", lambda box: first(box) and also(box)
+    one, many = rng.choice((("with", "with"), ("with", "with"), ("that has", "that have"), ("having", "having")))
+    return f"tower {one} {words}", f"towers {many} {words}", lambda world: sum(map(holds, world.boxes))
+
+
+def _block_noun(rng: Random) -> Noun:
+    colour, other = rng.choice(list(COLOURS)), rng.choice(list(COLOURS))
+    least = rng.randint(1, 3)
+    tower = "a tower" + (f" with at least {_WORDS[least]} {'block' if least == 1 else 'blocks'}" if least > 1 else "")
+    place, at = rng.choice((("top", -1), ("base", 0)))
+    nouns: list[tuple[str, Callable[[Box], int]]] = [
+        ("", lambda box: _of(box, colour)),
+        (f" as the {place} of {tower}", lambda box: int(box[at].colour == colour and len(box) >= least)),
+        (f" {rng.choice(('on', 'over', 'above'))} a {other} block",
+         lambda box: sum(high.colour == colour and low.colour == other for low, high in pairwise(box))),
+    ]  # fmt: skip
+    words, count = rng.choices(nouns, (2, 3, 2))[0]
+    return f"{colour} block{words}", f"{colour} blocks{words}", lambda world: sum(map(count, world.boxes))
+
+
+def _the_tower(rng: Random, world: World) -> tuple[str, bool]:
+    number, colour = rng.randint(1, _MOST), rng.choice(list(COLOURS))
+    such = [box for box in world.boxes if len(box) == number]
+    place, at = rng.choice((("top", -1), ("base", 0)))
+    if len(such) != 1:
+        return "", False
+    blocks = f"{_WORDS[number]} {'block' if number == 1 else 'blocks'}"
+    text = rng.choice((
+        f"The tower with {blocks} has a {colour} block at the {place}",
+        f"The {place} of the {blocks} tower is {colour}",
+    ))  # fmt: skip
+    return text, such[0][at].colour == colour
+
+
+def _of_the_towers(rng: Random, world: World) -> tuple[str, bool]:
+    words, holds = _tower_kind(rng)
+    number = rng.choice((1, 2, 3))
+    found = sum(map(holds, world.boxes))
+    if number == 3:
+        return f"All {rng.choice(('', '3 ', 'three '))}towers have {words}", found == 3
+    have = "has" if number == 1 else "have"
+    return f"{_WORDS[number].capitalize()} of the three towers {have} {words}", found == number
+
+
+def _alike(rng: Random, world: World) -> tuple[str, bool]:
+    what, of = rng.choice((
+        ("the same height", len), ("the same base color", lambda box: box[0].colour),
+        ("the same top color", lambda box: box[-1].colour),
+    ))  # fmt: skip
+    values = [of(box) for box in world.boxes]
+    return f"There are at least two towers with {what}", len(set(values)) < 3
+
+
+_FORMS_OF_TOWERS: Sequence[Callable[[Random, World], tuple[str, bool]]] = (
+    *(lambda rng, world: _counted(rng, _tower_noun(rng), world),) * 6,
+    *(lambda rng, world: _counted(rng, _block_noun(rng), world),) * 3,
+    _the_tower, _of_the_towers, _alike,
+)  # fmt: skip
+
+
+# Scattered items.
+
+ItemKind = tuple[str, Callable[[Thing], bool]]
+_ITEMS = ("item", "object", "item")
+
+
+def _what(rng: Random) -> tuple[str, Callable[[Thing], bool]]:
+    """Words such as "small blue circle", and whether a thing is one."""
+    size = rng.choice(list(SIZES)) if rng.random() < 0.08 else None
+    colour = rng.choice(list(COLOURS)) if rng.random() < 0.8 else None
+    shape = rng.choice(SHAPES) if rng.random() < 0.6 or not colour else None
+    words = " ".join(word for word in (size, colour, shape or rng.choice(_ITEMS)) if word)
+
+    def holds(thing: Thing) -> bool:
+        return (
+            (size is None or thing.size == SIZES[size])
+            and colour in (None, thing.colour)
+            and (shape in (None, thing.shape))
+        )
+
+    return words, holds
+
+
+def _where(rng: Random) -> tuple[str, Callable[[Thing], bool]]:
+    any_wall, near = rng.choice(("edge", "wall", "side")), rng.choice(("", "closely "))
+    wall = rng.choice(("left", "right", "top", "bottom", "bottom"))
+    base = rng.choice((f"the {wall} of a box", f"the {wall} wall of a box")) if wall != "bottom" or near else "the base"
+    places: list[tuple[str, Callable[[Thing], bool]]] = [
+        ("", lambda thing: True),
+        (f"{near}touching the {any_wall}", lambda thing: thing.touches("any")),
+        (f"not touching {rng.choice(('any', 'the'))} {any_wall}", lambda thing: not thing.touches("any")),
+        (f"{near}touching {base}", lambda thing: thing.touches(wall)),
+        (f"{near}touching {rng.choice(('a', 'the'))} corner", lambda thing: thing.touches("corner")),
+    ]
+    return rng.choices(places, (5, 4, 3, 3, 1))[0]
+
+
+def _item_noun(rng: Random) -> Noun:
+    what, is_such = _what(rng)
+    where, is_there = _where(rng)
+    head, _, last = what.rpartition(" ")
+    plural = f"{head} {last}s".strip()
+    return (
+        f"{what} {where}".strip(), f"{plural} {where}".strip(),
+        lambda world: sum(is_such(thing) and is_there(thing) for box in world.boxes for thing in box),
+    )  # fmt: skip
+
+
+def _box_kind(rng: Random) -> tuple[str, Callable[[Box], bool]]:
+    colour, other = rng.sample(list(COLOURS), 2)
+    number = rng.randint(1, 6)
+    how, compared = _compared(rng)
+    what, is_such = _what(rng)
+    also, is_also = _what(rng)
+    where, is_there = _where(rng)
+    few = rng.randint(1, 3)
+    s = "" if few == 1 else "s"
+    items = rng.choice(("item", "object")) + ("" if number == 1 else "s")
+    kinds: list[tuple[str, Callable[[Box], bool]]] = [
+        (f"{how}{rng.choice((_WORDS[number], str(number)))} {items}", lambda box: compared(len(box), number)),
+        (f"{how}{rng.choice((_WORDS[few], str(few)))} {what}{s} {where}".strip(),
+         lambda box: compared(sum(is_such(t) and is_there(t) for t in box), few)),
+        (f"{_article(what)} {what} {where}".strip(), lambda box: any(is_such(t) and is_there(t) for t in box)),
+        (f"{_article(what)} {what} and {_article(also)} {also}",
+         lambda box: any(a is not b and is_such(a) and is_also(b) for a in box for b in box)),
+        (f"no {what}", lambda box: not any(map(is_such, box))),
+        (f"items of only {colour} and {other} color", lambda box: {t.colour for t in box} == {colour, other}),
+        (f"only {colour} items", lambda box: {t.colour for t in box} == {colour}),
+        ("items of only one color", lambda box: len({t.colour for t in box}) == 1),
+        (f"all {rng.choice(('3 ', 'three '))}{rng.choice(('', 'different '))}colors",
+         lambda box: len({t.colour for t in box}) == 3),
+        (f"{_article(colour)} {colour} item on top", lambda box: min(box, key=lambda t: t.y).colour == colour),
+    ]  # fmt: skip
+    return rng.choices(kinds, (4, 4, 3, 3, 1, 2, 2, 1, 1, 2))[0]
+
+
+def _box_noun(rng: Random) -> Noun:
+    words, holds = _box_kind(rng)
+    if rng.random() < 0.2:
+        more, also = _box_kind(rng)
+        first = holds
+        words, holds = f"{words} and {more}", lambda box: first(box) and also(box)
+    return f"box with {words}", f"boxes with {words}", lambda world: sum(map(holds, world.boxes))
+
+
+def _of_the_boxes(rng: Random, world: World) -> tuple[str, bool]:
+    words, holds = _box_kind(rng)
+    found = sum(map(holds, world.boxes))
+    grey = rng.choice(("box", "box", "grey box"))
+    if rng.random() < 0.5:
+        return f"Each {grey} {rng.choice(('has', 'contains'))} {words}", found == 3
+    return f"One of the {grey}{rng.choice(('', 'es'))} has {words}", found == 1
+
+
+def _all_items(rng: Random, world: World) -> tuple[str, bool]:
+    what, is_such = _what(rng)
+    such = [(number, thing) for number, box in enumerate(world.boxes) for thing in box if is_such(thing)]
+    if not such:
+        return "", False
+    if rng.random() < 0.4:
+        return f"All {what}s are in the same box", len({number for number, _ in such}) == 1
+    where, is_there = _where(rng)
+    if not where:
+        return "", False
+    if rng.random() < 0.5:
+        return f"All {what}s are {where}", all(is_there(thing) for _, thing in such)
+    return f"None of the {what}s are {where}", not any(is_there(thing) for _, thing in such)
+
+
+_FORMS_OF_ITEMS: Sequence[Callable[[Random, World], tuple[str, bool]]] = (
+    *(lambda rng, world: _counted(rng, _item_noun(rng), world),) * 5,
+    *(lambda rng, world: _counted(rng, _box_noun(rng), world),) * 5,
+    _of_the_boxes, _all_items,
+)  # fmt: skip

@@ -1,0 +1,176 @@
+"""The parts of SLAKE and NLVR that the domain study trains, chooses and tests on, as files that vlchat reads.
+
+A row's part is a function of what it shows (SLAKE: its picture) or says (NLVR: its sentence), by a fixed hash:
+
+- SLAKE: `choose` is a fifth of the training pictures; settings are chosen on it, after training on `fit`, the rest.
+  What is reported trains on all of train and is tested on the validation part, which nothing was chosen on.
+- NLVR: `test` is a fifth of the sentences, `choose` a fifth of the others. A sentence that is given twice, in other
+  letters or under another id, is one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import boxes
+from PIL import Image
+
+Row = dict[str, Any]
+SHARES = (10, 30, 100)  # percent of the training pictures, or sentences
+_SYNTHETIC = 16_000  # pictures of the drawn world of boxes
+
+
+def drawn(kind: str, name: str) -> float:
+    """A number from 0 to 1 that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(f"{kind} {name}".encode()).digest()[:8]) / 2**64
+
+
+def sentence_of(row: Row) -> str:
+    """An NLVR row's sentence without what does not change it: letters' case, punctuation, spaces."""
+    return plain(str(row["messages"][0]["content"]).split("True or false: ")[1])
+
+
+def plain(sentence: str) -> str:
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", sentence.lower()).split())
+
+
+def part_of_sentence(sentence: str) -> str:
+    """test, choose or train; `sentence` as of `plain`."""
+    place = drawn("nlvr", sentence)
+    return "test" if place < 0.2 else "choose" if place < 0.36 else "train"
+
+
+def part_of_picture(path: str) -> str:
+    """choose or train, of a SLAKE training picture by its file's name."""
+    return "choose" if drawn("slake", Path(path).name) < 0.2 else "train"
+
+
+def write_slake(data: Path, out: Path) -> None:
+    """fit.json, choose.json, test.json, and train-10.json, train-30.json, train-100.json: each in the next one."""
+
+    def read(name: str) -> list[Row]:
+        rows: list[Row] = json.loads((data / name).read_text())
+        return [{**row, "image": str(data.resolve() / "images" / row["image"])} for row in rows]
+
+    rows = read("train_llava.json")
+    _write(out / "fit.json", [row for row in rows if part_of_picture(row["image"]) == "train"])
+    _write(out / "choose.json", [row for row in rows if part_of_picture(row["image"]) == "choose"])
+    _write(out / "test.json", read("validation_llava.json"))
+    for share in SHARES:
+        some = [row for row in rows if 100 * drawn("share", Path(row["image"]).name) < share]
+        _write(out / f"train-{share}.json", some)
+    for name in ("fit", *(f"train-{share}" for share in SHARES)):
+        single = json.loads((out / f"{name}.json").read_text())
+        _write(out / f"{name}-turns.json", conversations(single, times=8, turns=8))
+
+
+def conversations(rows: Sequence[Row], times: int, turns: int) -> list[Row]:
+    """The questions about each picture in conversations of at most `turns`, each question `times` times in all."""
+    by_picture: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_picture[row["image"]].append(row)
+    found = []
+    for picture, asked in by_picture.items():
+        for time in range(times):
+            shuffled = Random(f"{Path(picture).name} {time}").sample(asked, len(asked))
+            for first in range(0, len(shuffled), turns):
+                spoken = [turn for row in shuffled[first : first + turns] for turn in row["conversations"]]
+                texts = [turn["value"].replace("<image>", "").strip() for turn in spoken]
+                texts[0] = f"<image>\n{texts[0]}"
+                said = [{**turn, "value": text} for turn, text in zip(spoken, texts, strict=True)]
+                found.append({"id": f"{Path(picture).stem}-{time}-{first}", "image": picture, "conversations": said})
+    return found
+
+
+def write_nlvr(data: Path, out: Path) -> None:
+    """fit.jsonl (train without choose), choose.jsonl, test.jsonl and train-10, -30, -100 (all but test).
+
+    Each is written twice: with the picture as it is, and (`-boxes`) with its three boxes as three pictures.
+    """
+    rows = [json.loads(line) for line in (data / "dev_messages.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["sentence"] = sentence_of(row)
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        part = part_of_sentence(row["sentence"])
+        parts["fit" if part == "train" else part].append(row)
+        if part != "test":
+            for share in SHARES:
+                if 100 * drawn("share", row["sentence"]) < share:
+                    parts[f"train-{share}"].append(row)
+    (out / "boxes").mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        with Image.open(data / row["images"][0]) as picture:
+            cut(picture.convert("RGB"), out / "boxes" / Path(row["images"][0]).stem)
+    for name, some in parts.items():
+        _write(out / f"{name}.jsonl", [{**row, "images": [str(data / row["images"][0])]} for row in some])
+        _write(out / f"{name}-boxes.jsonl", [in_boxes(row, out / "boxes") for row in some])
+
+
+def cut(picture: Image.Image, stem: Path) -> None:
+    """STEM-0.png, -1 and -2: the boxes of a picture of 400 x 100 pixels."""
+    for number, left in enumerate(boxes.LEFTS):
+        picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE)).save(f"{stem}-{number}.png")
+
+
+def in_boxes(row: Row, folder: Path) -> Row:
+    """The same row with three pictures in place of one."""
+    stem = folder / Path(row["images"][0]).stem
+    first, *later = row["messages"]
+    shown = {**first, "content": first["content"].replace("<image>", "<image><image><image>")}
+    return {**row, "images": [f"{stem}-{number}.png" for number in range(3)], "messages": [shown, *later]}
+
+
+def write_synthetic(out: Path, forbidden: Iterable[str], rows: int = _SYNTHETIC, turns: int = 8) -> None:
+    """synthetic.jsonl and synthetic-boxes.jsonl: drawn boxes with statements, counts and descriptions.
+
+    Args:
+        forbidden: sentences, as of `plain`, that no statement may say word for word.
+    """
+    folder = out / "drawn"
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out = set(forbidden)
+    whole, boxed = [], []
+    for number in range(rows):
+        rng = Random(f"vlchat-boxes/{number}")
+        world = boxes.sample_world(rng)
+        told = [turn for _ in range(turns) if (turn := _turn(rng, world)) and plain(turn[0][14:]) not in left_out]
+        stem = folder / f"{number:05}"
+        picture = world.picture()
+        picture.save(f"{stem}.png")
+        cut(picture, stem)
+        messages = [
+            {"role": role, "content": text}
+            for turn in told
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        messages[0]["content"] = f"<image>\n{messages[0]['content']}"
+        row = {"id": f"drawn-{number}", "images": [f"{stem}.png"], "messages": messages}
+        whole.append(row)
+        boxed.append(in_boxes(row, folder))
+    _write(out / "synthetic.jsonl", whole)
+    _write(out / "synthetic-boxes.jsonl", boxed)
+
+
+def _turn(rng: Random, world: boxes.World) -> tuple[str, str] | None:
+    kind = rng.random()
+    if kind < 0.08:
+        return boxes.description(world, rng.randrange(3))
+    if kind < 0.25:
+        return boxes.how_many(rng, world)
+    want = rng.random() < 0.5
+    said = boxes.statement(rng, world, want)
+    return (f"True or false: {said}", "true" if want else "false") if said else None
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
