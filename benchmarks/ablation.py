@@ -130,7 +130,7 @@ def run(arm: str, seed: int, budget: float, runs: Path, questions: int) -> dict[
         train(second)
         result = evaluate(Chat.load(folder / "tune"), ScenesTask(questions=questions, seed=seed), progress=False)
         return {
-            "arm": arm, "seed": seed, "budget": budget, "questions": questions, "right": result.scores.overall.mean,
+            "arm": arm, "seed": seed, "budget": budget, "questions": questions, "right": result.headline.value,
             "steps": [first.loop.steps if _learns(arm) else 0, second.loop.steps],
             "gflops_a_step": [round(each / 1e9, 1), round(each_2 / 1e9, 1)],
         }  # fmt: skip

@@ -28,7 +28,7 @@ from vlchat.data.formats import text_of
 from vlchat.errors import DataError
 from vlchat.evaluate import evaluate
 from vlchat.evaluate.metrics import exact_match
-from vlchat.evaluate.tasks import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
+from vlchat.evaluate.tasks.vqa import PEOPLE_FOR_SOFT_ACCURACY, ExamplesTask
 
 _SEED = 20260  # of every look: whatever an objective draws is drawn the same at each
 
@@ -188,10 +188,10 @@ def _answers(objective: Any, tokens: int, rows: Sequence[Example], first: int) -
             "place": first + number,
             "id": item.id,
             "question": text_of(item.messages[-1]),
-            "reply": reply["reply"],
+            "reply": row["reply"][0],
             "reference": item.reference,
-            "exact": exact_match(reply["reply"], item.answers),
+            "exact": exact_match(row["reply"][0], item.answers),
         }
-        | ({"score": reply["score"]} if len(item.answers) >= PEOPLE_FOR_SOFT_ACCURACY else {})
-        for number, (item, reply) in enumerate(zip(task.items(), result.replies, strict=True))
+        | ({"score": row["score"]} if len(item.answers) >= PEOPLE_FOR_SOFT_ACCURACY else {})
+        for number, (item, row) in enumerate(zip(task.items(), result.rows, strict=True))
     ]

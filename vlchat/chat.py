@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
-from vlchat import foreign, images, prompt, video
+from vlchat import foreign, prompt
+from vlchat.conversation import Message, Picture, decoded
+from vlchat.conversation import ask_messages as ask_messages
+from vlchat.data import Example
+from vlchat.data.collate import IGNORED, Collator
 from vlchat.errors import VLChatError, nearest
+from vlchat.generation import Answer, Stop, TokenLogprobs, last_run, lengths, seeded
 from vlchat.processor import VLChatProcessor
-
-Message = Mapping[str, Any]  # {"role": str, "content": str | [{"type": "image", "image": ...} | {"type": "text", ...}]}
-Picture = bytes | str | Path | Image.Image
 
 
 class Chat:
@@ -149,6 +151,22 @@ class Chat:
 
     def batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 256) -> list[str]:
         """The likeliest answers to several conversations at once, padded on the left; arguments as of `stream`."""
+        return [answer.text for answer in self.answers(conversations, max_new_tokens=max_new_tokens)]
+
+    def answers(
+        self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 256, beams: int = 1
+    ) -> list[Answer]:
+        """As `batch`, with how likely each answer was.
+
+        Args:
+            conversations, max_new_tokens: as of `stream`.
+            beams: search for the likeliest answer over so many beams; 1 takes the likeliest token each time.
+
+        Raises:
+            VLChatError: as `stream`; fewer than one beam.
+        """
+        if beams < 1:
+            raise VLChatError(f"beams is {beams}; it must be at least 1.")
         if not conversations:
             return []
         inputs = self._inputs(conversations)
@@ -159,15 +177,63 @@ class Chat:
         if len(conversations) > 1 and (
             crowded or not foreign.apart(inputs, [prompt.validate(c) for c in conversations])
         ):
-            return [self.batch([messages], max_new_tokens=max_new_tokens)[0] for messages in conversations]
+            several = ([messages] for messages in conversations)
+            return [self.answers(one, max_new_tokens=max_new_tokens, beams=beams)[0] for one in several]
         config = self._generation_config(length, max_new_tokens, 0.0, 1.0)
+        config.update(num_beams=beams, early_stopping=beams > 1, length_penalty=1.0, return_dict_in_generate=beams > 1)
+        if beams > 1:
+            config.update(output_scores=True)
+        likely = TokenLogprobs()
         with self._turn, torch.inference_mode():
             try:
-                generated = self.model.generate(**inputs, generation_config=config)
+                generated = self.model.generate(
+                    **inputs,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([likely] if beams == 1 else []),
+                )
             except Exception as error:
                 raise self._failed(error) from error
-        written = foreign.new_tokens(generated, inputs["input_ids"])
-        return [text.strip() for text in self._tokenizer.batch_decode(written, skip_special_tokens=True)]
+        ends = self._end_tokens(config)
+        if beams == 1:
+            written = foreign.new_tokens(generated, inputs["input_ids"])
+            logprobs, tokens = likely.totals(written, ends)
+        else:  # a beam's score is the mean over its tokens
+            written = foreign.new_tokens(generated.sequences, inputs["input_ids"])
+            tokens = lengths(written, ends)
+            logprobs = [
+                score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)
+            ]
+        texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [Answer(text.strip(), *one) for text, one in zip(texts, zip(logprobs, tokens, strict=True), strict=True)]
+
+    def likelihoods(self, messages: Sequence[Message], choices: Sequence[str]) -> list[Answer]:
+        """How likely the model holds each of some answers to a conversation, in its template's own words.
+
+        Returns:
+            One a choice: its text, and the log-probability of its tokens, the closing one included.
+
+        Raises:
+            VLChatError: no choice, an empty one, or a conversation that the model cannot take; what is longer than its
+                context is told with both numbers.
+        """
+        if not choices or not all(choice.strip() for choice in choices):
+            raise VLChatError("Give one or more choices, none of them empty.")
+        asked = decoded(messages)
+        told = [[*asked, {"role": "assistant", "content": [{"type": "text", "text": choice}]}] for choice in choices]
+        batch = Collator(self.processor, self.context_length, self.model)(
+            [Example(f"choice {number}", one) for number, one in enumerate(told, 1)]
+        )
+        labels = last_run(batch.pop("labels"), IGNORED)[:, 1:]  # (choices, tokens - 1)
+        inputs = self._placed(batch)
+        with self._turn, torch.inference_mode():
+            try:
+                logits = self.model(**inputs).logits[:, -labels.shape[1] - 1 : -1].float().cpu()
+            except Exception as error:
+                raise self._failed(error) from error
+        counted = labels != IGNORED
+        found = logits.log_softmax(dim=-1).gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        totals, counts = found.masked_fill(~counted, 0.0).sum(dim=1).tolist(), counted.sum(dim=1).tolist()
+        return [Answer(*one) for one in zip(choices, totals, counts, strict=True)]
 
     def _failed(self, error: BaseException) -> BaseException:
         """What to raise for an answer that did not come about: a sentence, for it is often the checkpoint's fault."""
@@ -188,7 +254,7 @@ class Chat:
 
     def _inputs(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
         """Tensors for `generate`: (batch, prompt) ids, padded on the left, and the pictures' pixels."""
-        prepared = [_decoded(messages) for messages in conversations]
+        prepared = [decoded(messages) for messages in conversations]
         if isinstance(self.processor, VLChatProcessor):
             inputs = self.processor.apply_chat_template(
                 prepared,
@@ -200,10 +266,14 @@ class Chat:
             )
         else:
             inputs = foreign.inputs(self.processor, prepared, self.model)
+        return self._placed(inputs)
+
+    def _placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors on the model's device, pixels in its dtype."""
         dtype = self.model.dtype
         return {
             name: value.to(self.model.device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
+            for name, value in tensors.items()
         }
 
     def _generation_config(
@@ -255,8 +325,8 @@ class Chat:
             try:
                 with self._my_turn(stops) as mine:
                     if mine:
-                        with torch.inference_mode(), _seeded(seed, self.model.device):
-                            criteria = StoppingCriteriaList([_Stop(stops)])
+                        with torch.inference_mode(), seeded(seed, self.model.device):
+                            criteria = StoppingCriteriaList([Stop(stops)])
                             self.model.generate(
                                 **inputs, generation_config=config, streamer=streamer, stopping_criteria=criteria
                             )
@@ -295,57 +365,3 @@ class Chat:
             yield True
         finally:
             self._turn.release()
-
-
-class _Stop(StoppingCriteria):
-    def __init__(self, stops: Sequence[threading.Event]) -> None:
-        self.stops = stops
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        stopped = any(stop.is_set() for stop in self.stops)
-        return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)
-
-
-def ask_messages(
-    pictures: Picture | Sequence[Picture] | None, question: str, system: str | None = None
-) -> list[dict[str, Any]]:
-    """The conversation that asks one question: the system prompt if there is one, then the pictures and the words."""
-    if pictures is None:
-        several: Sequence[Picture] = []
-    elif isinstance(pictures, (bytes, str, Path, Image.Image)):
-        several = [pictures]
-    else:
-        several = pictures
-    content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in several]
-    content.append({"type": "text", "text": question})
-    turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    return [{"role": "system", "content": [{"type": "text", "text": system}]}, *turns] if system else turns
-
-
-def _decoded(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Every content a list of parts, every picture an RGB image; text cleaned of what tokenizers choke on."""
-    result = []
-    for message in prompt.validate(video.expanded(messages)):
-        parts: list[dict[str, Any]] = []
-        for part in message["content"]:
-            if part["type"] == "text":
-                parts.append({"type": "text", "text": prompt.clean(part["text"])})
-            elif part.get("image") is None:
-                raise VLChatError("A message has a place for a picture but no picture in it.")
-            else:
-                parts.append({"type": "image", "image": images.decode(part["image"])})
-        result.append({**message, "content": parts})
-    if result[-1]["role"] != "user":
-        raise VLChatError(f"The last message is from the {result[-1]['role']}, so there is nothing to answer.")
-    return result
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

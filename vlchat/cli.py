@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlchat import __version__, commands
+from vlchat import __version__, commands, scoring
 from vlchat.arguments import Parser, named
 from vlchat.attention import ATTENTION
 from vlchat.errors import VLChatError
@@ -126,21 +126,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = known.add_parser("eval", help="score a model", description="Score a model.")
     _add_model(evaluate, "model")
-    evaluate.add_argument("--task", help="scenes (drawn on the spot) or vqa (your data; default where --data is given)")
-    evaluate.add_argument("--data", help="the questions of --task vqa: any file that `vlchat check` reads")
-    evaluate.add_argument("--images", help="folder of their pictures (default: beside the data)")
-    evaluate.add_argument("--format", help="as of `vlchat check`")
-    evaluate.add_argument("--split", help="which split of a Hugging Face dataset (default: train, or the only one)")
-    evaluate.add_argument("--floor", metavar="TRAIN_DATA", help="print what these rows' questions alone would give")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N rows of --data")
-    evaluate.add_argument("--questions", type=int, metavar="N", help="questions of --task scenes (default: 2000)")
-    evaluate.add_argument("--phrasings", choices=["seen", "held"], help="of --task scenes: trained on, or held back")
-    evaluate.add_argument("--blind", action="store_true", help="ask again with the pictures shuffled between the rows")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the questions and the shuffling (default: 0)")
-    evaluate.add_argument("--batch", type=int, default=16, metavar="N", help="questions at a time (default: 16)")
-    evaluate.add_argument("--max-new-tokens", type=int, default=80, metavar="N", help="longest answer (default: 80)")
-    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="write result.json, result.md and replies.jsonl")
-    evaluate.set_defaults(run=commands.evaluate)
+    scoring.add_eval(evaluate)
+    evaluate.set_defaults(run=scoring.evaluate)
 
     export = known.add_parser(
         "export", help="write a model for other programs", description="Write a model for other programs."

@@ -143,7 +143,7 @@ def check(arguments: argparse.Namespace) -> int:
     """`vlchat check`: every row of a dataset."""
     from vlchat.data import SourceConfig, doctor
 
-    _known_format(arguments.format)
+    known_format(arguments.format)
     source = _named(arguments, "format", "images", "split", "limit")
     return doctor.run(
         SourceConfig(arguments.data, **source),
@@ -154,42 +154,12 @@ def check(arguments: argparse.Namespace) -> int:
     )
 
 
-def _known_format(name: str | None) -> None:
+def known_format(name: str | None) -> None:
     from vlchat.data.formats import FORMATS
 
     if name is not None and name not in FORMATS:  # else every row would be told to be bad
         hint = nearest(name, FORMATS)
         raise VLChatError(f'There is no format "{name}"; known: {", ".join(FORMATS)}{hint or "."}')
-
-
-def evaluate(arguments: argparse.Namespace) -> int:
-    """`vlchat eval`: a model's scores."""
-    from vlchat.evaluate import result_folder, run, save, terminal
-
-    _known_format(arguments.format)
-    quiet()
-    # Only what was given: an option that the task does not have is refused by name.
-    options = {
-        name: value
-        for name in ("data", "format", "images", "split", "floor", "limit", "questions", "phrasings")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if arguments.out is not None:
-        result_folder(arguments.out)
-    result = run(
-        arguments.model,
-        arguments.task or ("vqa" if "data" in options else "scenes"),
-        blind=arguments.blind,
-        seed=arguments.seed,
-        batch_size=arguments.batch,
-        max_new_tokens=arguments.max_new_tokens,
-        **loading(arguments),
-        **options,
-    )
-    print(terminal(result))
-    if arguments.out is not None:
-        print(f"Written: {save(result, arguments.out)}")
-    return 0
 
 
 def export(arguments: argparse.Namespace) -> int:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from vlchat.evaluate.report import markdown, result_folder, save, terminal
-from vlchat.evaluate.runner import Result, Share, evaluate, make_task, run
-from vlchat.evaluate.tasks import TASKS, Item, QuestionOnlyFloor, ScenesTask, VqaTask
+from vlchat.evaluate.blind import CONTROLS
+from vlchat.evaluate.floor import QuestionOnlyFloor
+from vlchat.evaluate.items import Item, Reading, Reply, Request
+from vlchat.evaluate.measures import Measure, mean_of, ratio_of
+from vlchat.evaluate.report import load, markdown, result_folder, save, terminal
+from vlchat.evaluate.result import Result
+from vlchat.evaluate.runner import evaluate, make_task, open_answerer, run
+from vlchat.evaluate.tasks import TASKS, ScenesTask, Task, VqaTask
 
 __all__ = [
+    "CONTROLS",
     "TASKS",
     "Item",
+    "Measure",
     "QuestionOnlyFloor",
+    "Reading",
+    "Reply",
+    "Request",
     "Result",
     "ScenesTask",
-    "Share",
+    "Task",
     "VqaTask",
     "evaluate",
+    "load",
     "make_task",
     "markdown",
+    "mean_of",
+    "open_answerer",
+    "ratio_of",
     "result_folder",
     "run",
     "save",

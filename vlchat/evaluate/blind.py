@@ -1,6 +1,7 @@
-"""The blind control: every question again, shown another row's pictures. What is still right, language alone gives.
+"""Blind controls: the questions again without their pictures, with other rows' pictures, or with blurred ones.
 
-Earlier turns of a conversation stay as they are, so that what they say about the right picture still helps.
+What is still right then, language alone gives (or colours and places, of a blurred one). Earlier turns of a
+conversation stay as they are, so that what they say about the right picture still helps.
 """
 
 from __future__ import annotations
@@ -8,11 +9,56 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageFilter
+
+from vlchat import images, video
 from vlchat.data.formats import Message
+
+CONTROLS = {
+    "shuffled": "shown other rows' pictures",
+    "none": "shown no picture",
+    "blurred": "shown their pictures blurred beyond recognition",
+}
+_BLUR = 1 / 8  # the radius, as a share of the longer side
+
+
+@dataclass(frozen=True)
+class Blurred:
+    """A picture that is blurred when it is opened."""
+
+    picture: Any
+
+    def opened(self) -> Image.Image:
+        """The picture, decoded, with a Gaussian blur of an eighth of its longer side."""
+        picture = images.decode(self.picture)
+        return picture.filter(ImageFilter.GaussianBlur(_BLUR * max(picture.size)))
+
+
+def control(name: str, shown: Sequence[list[Any]], seed: int) -> tuple[Callable[[int, list[Message]], list[Message]], int]:
+    """How a control changes the conversation of a row, and how many rows it leaves as they are.
+
+    Args:
+        name: one of `CONTROLS`.
+        shown: each row's pictures.
+        seed: shuffles them.
+    """
+    empty = sum(not pictures for pictures in shown)
+    if name == "none":
+        return lambda row, messages: without_images(messages), empty
+    if name == "blurred":
+        return lambda row, messages: blurred(messages), empty
+    shuffled, kept = shuffle_pictures(shown, seed)
+
+    def swapped(row: int, messages: list[Message]) -> list[Message]:
+        count, others = len(images_of(messages)), shuffled[row]
+        return with_images(messages, [others[number % len(others)] for number in range(count)]) if others else messages
+
+    return swapped, kept
 
 
 def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[Any]], int]:
@@ -39,6 +85,26 @@ def images_of(messages: list[Message]) -> list[Any]:
     """The pictures of a conversation in the order in which it shows them; a video as the part that holds it."""
     shown = [part for message in messages for part in message["content"] if part["type"] != "text"]
     return [part["image"] if part["type"] == "image" else part for part in shown]
+
+
+def without_images(messages: list[Message]) -> list[Message]:
+    """The same conversation in words alone."""
+    return [
+        {"role": message["role"], "content": [part for part in message["content"] if part["type"] == "text"]}
+        for message in messages
+    ]
+
+
+def blurred(messages: list[Message]) -> list[Message]:
+    """The same conversation with every picture, and every frame of its videos, blurred."""
+    messages = video.expanded(messages)
+    return with_images(messages, [Blurred(picture) for picture in images_of(messages)])
+
+
+def opened(messages: list[Message]) -> list[Message]:
+    """The same conversation with its blurred pictures blurred."""
+    shown = [picture.opened() if isinstance(picture, Blurred) else picture for picture in images_of(messages)]
+    return with_images(messages, shown)
 
 
 def with_images(messages: list[Message], images: list[Any]) -> list[Message]:

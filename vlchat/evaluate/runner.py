@@ -1,97 +1,33 @@
-"""Asks a model every question of a task in batches, and the same questions again with other rows' pictures."""
+"""Asks a model every question of a task, and some of them again blind."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
 import platform
+import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import vlchat
-from vlchat.data.collate import decode_images
-from vlchat.data.formats import Message
-from vlchat.errors import ConfigError, VLChatError, nearest
-from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
-from vlchat.evaluate.metrics import wilson
-from vlchat.evaluate.tasks import TASKS, Item, Task
+from vlchat.errors import ConfigError, nearest
+from vlchat.evaluate.answerers import Answerer, ChatAnswerer
+from vlchat.evaluate.asking import Asker
+from vlchat.evaluate.blind import CONTROLS, control, images_of
+from vlchat.evaluate.cache import AnswerCache, default_folder
+from vlchat.evaluate.certificate import prompts_of
+from vlchat.evaluate.identity import model_identity
+from vlchat.evaluate.items import Item, Reading, Reply
+from vlchat.evaluate.result import Result
+from vlchat.evaluate.rows import control_of, read_all, row_of
+from vlchat.evaluate.sharing import Processes
+from vlchat.evaluate.tasks import TASKS
+from vlchat.evaluate.tasks.base import Task
 from vlchat.models import resolve
 
-
-class Answerer(Protocol):
-    """What the runner needs of a model: `vlchat.chat.Chat` has it."""
-
-    @property
-    def description(self) -> dict[str, Any]: ...
-
-    def batch(self, messages: list[list[Message]], *, max_new_tokens: int) -> list[str]: ...
-
-
-@dataclass
-class Share:
-    """A sum of scores over `count` items, with Wilson's 95 % interval of their mean."""
-
-    count: int = 0
-    total: float = 0.0
-
-    def add(self, score: float) -> None:
-        self.count += 1
-        self.total += score
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.count if self.count else 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        low, high = wilson(self.total, self.count)
-        return {"count": self.count, "total": self.total, "mean": self.mean, "low": low, "high": high}
-
-
-@dataclass
-class Scores:
-    """The overall share, one a group, and those by another reading of the replies."""
-
-    overall: Share = field(default_factory=Share)
-    groups: dict[str, Share] = field(default_factory=dict)
-    extra: dict[str, Share] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "overall": self.overall.to_dict(),
-            "groups": {name: share.to_dict() for name, share in self.groups.items()},
-            "extra": {name: share.to_dict() for name, share in self.extra.items()},
-        }
-
-
-@dataclass
-class Result:
-    """Everything a reader needs to trust or repeat a score. `replies` has one entry a question, in the task's order."""
-
-    task: str
-    protocol: str
-    metric: str
-    model: dict[str, Any]
-    data: dict[str, Any]
-    settings: dict[str, Any]
-    scores: Scores
-    blind: Scores | None
-    floor: Scores | None
-    counts: dict[str, int]
-    notes: list[str]
-    seconds: float
-    versions: dict[str, str]
-    replies: list[dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result without its replies, as plain JSON values."""
-        scores = {name: getattr(self, name) for name in ("scores", "blind", "floor")}
-        plain = ("task", "protocol", "metric", "model", "data", "settings", "counts", "notes", "seconds", "versions")
-        return {name: getattr(self, name) for name in plain} | {
-            name: None if value is None else value.to_dict() for name, value in scores.items()
-        }
+CONTROL_ROWS = 500  # so many rows tell what the pictures are worth to within a few points
 
 
 def make_task(name: str, **options: Any) -> Task:
@@ -105,10 +41,10 @@ def make_task(name: str, **options: Any) -> Task:
     known = inspect.signature(TASKS[name]).parameters
     for option in options:
         if option not in known:
-            owner = next((task for task in TASKS if option in inspect.signature(TASKS[task]).parameters), None)
+            owners = [task for task in TASKS if option in inspect.signature(TASKS[task]).parameters]
             raise ConfigError(
                 f'The task "{name}" has no option "{option}"'
-                + (f"; the task {owner} has." if owner else nearest(option, known) or ".")
+                + (f"; {_listed(owners)}." if owners else nearest(option, known) or ".")
             )
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
@@ -120,15 +56,16 @@ def run(
     model: str | Path | None,
     task: str,
     *,
-    blind: bool = False,
+    url: str | None = None,
+    loading: Mapping[str, Any] | None = None,
+    cache: Path | None = None,
+    remember: bool = True,
     seed: int = 0,
+    answerer: Answerer | None = None,
+    controls: Sequence[str] = (),
+    control_rows: int = CONTROL_ROWS,
     batch_size: int = 16,
-    max_new_tokens: int = 64,
-    quantize: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    attn: str | None = None,
-    revision: str | None = None,
+    max_new_tokens: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Result:
@@ -136,102 +73,162 @@ def run(
 
     Args:
         model: a folder, a Hub id, a short name, or None for the embedded model; any image-text-to-text model with a
-            chat template.
-        task: a name of `TASKS`; `options` are its own (scenes: questions, phrasings; vqa: data, floor, format, images,
-            split, limit). The scenes task draws its questions from `seed` as well.
-        blind, batch_size, max_new_tokens, progress: as in `evaluate`.
-        seed: shuffles the pictures of the blind control.
-        quantize, dtype, device, attn, revision: as in `Chat.load`.
+            chat template. With `url`, what the server calls it.
+        task: a name of `TASKS`; `options` are its own. The scenes task draws its questions from `seed` as well.
+        url: an OpenAI-compatible server that is asked instead of a model here.
+        loading: `quantize`, `dtype`, `device`, `attn` and `revision` of `Chat.load`, or with `url` the options of
+            `vlchat.evaluate.remote.RemoteAnswerer`.
+        cache: the folder of the answer cache; None is the user's own.
+        remember: whether answers are taken from there and kept there.
+        answerer: the model, where several tasks share one.
+        controls, control_rows, seed, batch_size, max_new_tokens, progress: as in `evaluate`.
 
     Raises:
         VLChatError: the task, its data or the model cannot be used.
     """
-    from vlchat.chat import Chat
-
-    if task == "scenes":
-        options.setdefault("seed", seed)
-    made = make_task(task, **options)
-    model = resolve(model)
-    chat = Chat.load(model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision)
-    result = evaluate(
-        chat, made, blind=blind, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress
-    )
+    made = make_task(task, **options, **({"seed": seed} if task == "scenes" else {}))
+    processes = Processes.launched()
+    answerer = answerer or open_answerer(model, url=url, loading=loading, processes=processes)
+    kept = AnswerCache(cache or default_folder()) if remember else None
+    try:
+        result = evaluate(
+            answerer,
+            made,
+            controls=controls,
+            control_rows=control_rows,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            cache=kept,
+            processes=processes,
+            progress=progress,
+        )
+    finally:
+        if kept is not None:
+            kept.close()
     result.task = task
-    result.settings |= {"model": None if model is None else str(model), "quantize": quantize, "dtype": dtype}
-    result.settings |= {name: value for name, value in (("attn", attn), ("revision", revision)) if value is not None}
+    chosen = {name: value for name, value in (loading or {}).items() if value not in (None, "auto")}
+    result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
+    result.settings["url"] = url
     return result
 
 
+def open_answerer(
+    model: str | Path | None,
+    *,
+    url: str | None = None,
+    loading: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
+) -> Answerer:
+    """The model of `run`. One that is here is loaded with the first question whose answer is not known.
+
+    Raises:
+        VLChatError: there is no such model.
+    """
+    loading = dict(loading or {})
+    if url is not None:
+        from vlchat.evaluate.remote import RemoteAnswerer
+
+        return RemoteAnswerer(url, None if model is None else str(model), **loading)
+    from vlchat import checkpoint
+    from vlchat.chat import Chat
+
+    model = resolve(model)
+    revision = loading.get("revision")
+    weights = model_identity(model, revision)
+    # The device is no part of it: what one machine answered is another's answer.
+    settings = {name: loading.get(name) for name in ("quantize", "dtype", "attn")}
+    known = {name: found for name, found in versions().items() if name in ("vlchat", "torch", "transformers")}
+    if loading.get("device", "auto") == "auto" and processes is not None and processes.device is not None:
+        loading["device"] = processes.device
+    description = {**checkpoint.describe(model, revision), "weights": weights}
+    return ChatAnswerer(lambda: Chat.load(model, **loading), description, f"{weights} {settings} {known}")
+
+
 def evaluate(
-    chat: Answerer,
+    answerer: Any,
     task: Task,
     *,
-    blind: bool = False,
+    controls: Sequence[str] = (),
+    control_rows: int = CONTROL_ROWS,
     seed: int = 0,
     batch_size: int = 16,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
+    cache: AnswerCache | None = None,
+    processes: Processes | None = None,
     progress: bool = True,
 ) -> Result:
-    """Asks every question greedily and scores the replies.
+    """Asks every question and scores the replies.
 
     Args:
-        chat: the model.
+        answerer: the model: a `Chat`, or any `Answerer`.
         task: what to ask.
-        blind: ask everything again with the pictures shuffled between rows: what is still right, language alone gives.
-        seed: shuffles the pictures of the blind control.
+        controls: names of `CONTROLS`; each asks again without the right pictures: what is still right then, language
+            alone gives.
+        control_rows: on how many rows, chosen at random; 0 is all of them.
+        seed: chooses these rows, and shuffles their pictures.
         batch_size: questions answered together.
-        max_new_tokens: the longest reply.
+        max_new_tokens: the longest reply; None is what the task needs.
+        cache: answers that are known; only for an answerer with an identity.
+        processes: who shares the work.
         progress: show a progress bar on stderr.
+
+    Raises:
+        ConfigError: a setting out of range, or a task without questions. VLChatError: the model answers none of them.
     """
-    if batch_size < 1 or max_new_tokens < 1:
-        raise ConfigError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; both must be at least 1")
     started = time.monotonic()
+    _check(controls, control_rows, batch_size, max_new_tokens)
+    asked: Answerer = ChatAnswerer(answerer) if hasattr(answerer, "answers") else answerer
     items = task.items()
     if not items:
         raise ConfigError("the task has no questions")
-    asked = [item.messages for item in items]
-    answered = _ask(chat, asked, batch_size, max_new_tokens, "questions" if progress else None)
-    counts = {"questions": len(items), "unanswered": sum(error is not None for _, error in answered)}
+    processes = processes or Processes()
+    asker = Asker(
+        asked,
+        batch_size,
+        max_new_tokens or task.max_new_tokens,
+        cache if asked.identity is not None else None,
+        processes,
+        progress and processes.first,
+    )
+    everything = range(len(items))
+    replies = asker.rounds(task, items, everything, "questions")
+    readings = read_all(task, items, replies)
+    finished = task.finish(items, [readings[row] for row in everything])
+    rows = [row_of(item, replies[row], finished[row]) for row, item in enumerate(items)]
+    counts = {"questions": len(items), "unanswered": sum("error" in row for row in rows)}
     notes = list(task.notes)
-    replies: list[dict[str, Any]] = [
-        {
-            "id": item.id,
-            "group": item.group,
-            "reference": item.reference,
-            "reply": reply,
-            "score": _score(task, item, reply, error),
-        }
-        | ({} if error is None else {"error": error})
-        for item, (reply, error) in zip(items, answered, strict=True)
-    ]
-    blind_scores = None
-    if blind:
-        shown = [images_of(messages) for messages in asked]
-        shuffled, kept = shuffle_pictures(shown, seed)
-        swapped = [with_images(messages, pictures) for messages, pictures in zip(asked, shuffled, strict=True)]
-        blind_answered = _ask(chat, swapped, batch_size, max_new_tokens, "blind" if progress else None)
-        for entry, (reply, _) in zip(replies, blind_answered, strict=True):
-            entry["blind_reply"] = reply
-        blind_scores = _tally(items, blind_answered, task)
-        counts["blind_kept_pictures"] = kept
-        notes.append(f"blind: the same questions, pictures shuffled between rows ({kept:,} have none or kept theirs).")
+    for name in controls:
+        kept = _ask_blind(name, asker, task, items, readings, rows, _chosen(len(items), control_rows, seed), seed)
+        counts[f"{name}_kept_pictures"] = kept
     guesses = [task.floor(item) for item in items]
+    if None not in guesses:
+        guessed = {row: [Reply(str(guess))] for row, guess in enumerate(guesses)}
+        floors = read_all(task, items, guessed)
+        for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
+            rows[row]["floor"] = control_of(guessed[row], reading)
+    counts |= {"asked": asker.asked, "known": asker.known}
     return Result(
         task=type(task).__name__,
         protocol=task.protocol,
-        metric=task.metric,
+        measures=task.measures,
         # The path stays out: settings hold it as it was given, and a result is something to share.
-        model={key: value for key, value in chat.description.items() if key != "path"},
+        model={key: value for key, value in asked.description.items() if key != "path"},
         data=task.data,
-        settings={"seed": seed, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "decoding": "greedy"},
-        scores=_tally(items, answered, task),
-        blind=blind_scores,
-        floor=None if None in guesses else _tally(items, [(str(guess), None) for guess in guesses], task),
+        settings={
+            "seed": seed,
+            "batch_size": batch_size,
+            "max_new_tokens": asker.max_new_tokens,
+            "decoding": "greedy",
+            "controls": list(controls),
+            "control_rows": control_rows,
+        },
+        rows=rows,
         counts=counts,
         notes=notes,
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
-        replies=replies,
+        prompts=prompts_of(task, items),
     )
 
 
@@ -247,61 +244,45 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _ask(
-    chat: Answerer, conversations: list[list[Message]], batch_size: int, max_new_tokens: int, label: str | None
-) -> list[tuple[str, str | None]]:
-    """(reply, None) for each conversation, or ("", why) where the model refuses it, such as for its length."""
-    answers: list[tuple[str, str | None]] = [("", None)] * len(conversations)
-    # Rows of like length together need the least padding.
-    order = sorted(range(len(conversations)), key=lambda row: _length(conversations[row]))
-    update, close = _progress(len(order), label)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        decoded = [decode_images(conversations[row], f"Question {row + 1}") for row in rows]
-        try:
-            replies = chat.batch(decoded, max_new_tokens=max_new_tokens)
-            for row, reply in zip(rows, replies, strict=True):
-                answers[row] = (reply, None)
-        except VLChatError:
-            # One row that the model cannot take must not cost its neighbours their answers: ask them one by one.
-            for row, conversation in zip(rows, decoded, strict=True):
-                try:
-                    answers[row] = (chat.batch([conversation], max_new_tokens=max_new_tokens)[0], None)
-                except VLChatError as error:
-                    answers[row] = ("", str(error))
-        update(len(rows))
-    close()
-    refusals = [error for _, error in answers if error is not None]
-    if len(refusals) == len(answers):
-        raise VLChatError(f"the model answered none of the {len(answers):,} questions. The first reason: {refusals[0]}")
-    return answers
+def _ask_blind(
+    name: str,
+    asker: Asker,
+    task: Task,
+    items: Sequence[Item],
+    readings: dict[int, Reading],
+    rows: list[dict[str, Any]],
+    chosen: list[int],
+    seed: int,
+) -> int:
+    """Asks the chosen rows again under a control, writes what came of it into `rows`; how many kept their pictures."""
+    shown = [images_of(items[row].messages) for row in chosen]
+    change, kept = control(name, shown, seed)
+    place = {row: number for number, row in enumerate(chosen)}
+    replies = asker.rounds(task, items, chosen, name, lambda row, messages: change(place[row], messages))
+    found = read_all(task, items, replies)
+    # Statistics that need all rows are made among the readings of the others.
+    finished = task.finish(items, [found.get(row, readings[row]) for row in range(len(items))])
+    for row in chosen:
+        rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
+    return kept
 
 
-def _score(task: Task, item: Item, reply: str, error: str | None) -> float:
-    return task.score(item, reply) if error is None else 0.0
+def _chosen(count: int, wanted: int, seed: int) -> list[int]:
+    if wanted == 0 or wanted >= count:
+        return list(range(count))
+    return sorted(random.Random(f"blind rows {seed}").sample(range(count), wanted))
 
 
-def _tally(items: Sequence[Item], answered: Sequence[tuple[str, str | None]], task: Task) -> Scores:
-    scores = Scores()
-    for item, (reply, error) in zip(items, answered, strict=True):
-        score = _score(task, item, reply, error)
-        scores.overall.add(score)
-        if item.group is not None:
-            scores.groups.setdefault(item.group, Share()).add(score)
-        for name, value in task.extra_scores(item, reply).items():
-            scores.extra.setdefault(name, Share()).add(value)
-    return scores
+def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_tokens: int | None) -> None:
+    if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
+        raise ConfigError(f"batch_size is {batch_size} and max_new_tokens {max_new_tokens}; both must be at least 1")
+    if control_rows < 0:
+        raise ConfigError(f"control_rows is {control_rows}; it must be at least 1, or 0 for all rows")
+    for name in controls:
+        if name not in CONTROLS:
+            raise ConfigError(f'There is no control "{name}"; known: {", ".join(CONTROLS)}{nearest(name, CONTROLS)}')
 
 
-def _length(messages: list[Message]) -> tuple[int, int]:
-    text = sum(len(part["text"]) for message in messages for part in message["content"] if part["type"] == "text")
-    return len(images_of(messages)), text
-
-
-def _progress(total: int, label: str | None) -> tuple[Callable[[int], Any], Callable[[], Any]]:
-    if label is None:
-        return lambda count: None, lambda: None
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    bar = tqdm(total=total, desc=label, unit="question")
-    return bar.update, bar.close
+def _listed(owners: Sequence[str]) -> str:
+    several = len(owners) > 1
+    return f"the task{'s' if several else ''} {', '.join(owners[:6])} {'have' if several else 'has'}"

@@ -1,4 +1,4 @@
-"""What can be asked. A task gives items and reads replies; to add one, write a class in this folder and name it here."""
+"""What can be asked: a task gives items and reads replies. To add one, write a class here and name it in `TASKS`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from vlchat.evaluate.items import Item, Reading, Reply, Request
 from vlchat.evaluate.measures import Measure
@@ -24,7 +24,7 @@ class Task:
     """
 
     protocol: str
-    measures: ClassVar[Sequence[Measure]] | Sequence[Measure]
+    measures: Sequence[Measure]
     data: dict[str, Any]
     notes: list[str]
     max_new_tokens: int = 64
