@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,21 @@ from vlchat.chat import Chat
 from vlchat.data import Source, SourceConfig, load_source
 from vlchat.data.formats import text_of
 from vlchat.errors import ConfigError, DataError, VLChatError
-from vlchat.evaluate import TASKS, QuestionOnlyFloor, VqaTask, evaluate, make_task, markdown, run, save, terminal
+from vlchat.evaluate import (
+    CONTROLS,
+    TASKS,
+    QuestionOnlyFloor,
+    Reply,
+    Request,
+    VqaTask,
+    evaluate,
+    load,
+    make_task,
+    markdown,
+    run,
+    save,
+    terminal,
+)
 from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
 from vlchat.evaluate.metrics import exact_match
 
@@ -23,19 +37,20 @@ class Scripted:
     """Answers from a rule instead of a model, to hold the bookkeeping against known figures."""
 
     description = {"name": "scripted", "trained_on": "nothing"}
+    identity = None
 
     def __init__(self, rule: Callable[[list[dict[str, Any]]], str]) -> None:
         self.rule = rule
         self.batches: list[int] = []
 
-    def batch(self, messages: list[list[dict[str, Any]]], *, max_new_tokens: int) -> list[str]:
-        self.batches.append(len(messages))
-        return [self.rule(conversation) for conversation in messages]
+    def answer(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Reply]:
+        self.batches.append(len(requests))
+        return [Reply(self.rule(request.messages)) for request in requests]
 
 
 def brightness(messages: list[dict[str, Any]]) -> str:
     """Tells apart the grey pictures that `data` writes."""
-    return str(images_of(messages)[-1].getpixel((0, 0))[0])
+    return str(images_of(messages)[-1].getpixel((0, 0))[0]) if images_of(messages) else "none shown"
 
 
 @pytest.fixture
@@ -55,20 +70,23 @@ def data(tmp_path: Path) -> str:
 
 def test_scores_groups_and_blind_control(data: str) -> None:
     chat = Scripted(lambda m: brightness(m) if "open" in text_of(m[-1]) else "Yes, it is.")
-    result = evaluate(chat, VqaTask(data=data), blind=True, batch_size=3, progress=False)
-    assert {name: (share.count, share.mean) for name, share in result.scores.groups.items()} == {
+    result = evaluate(chat, VqaTask(data=data), controls=["shuffled"], batch_size=3, progress=False)
+    by_kind = result.table.slices["answer_type"]
+    assert {kind: (found["accuracy"].rows, found["accuracy"].value) for kind, found in by_kind.items()} == {
         "open": (4, 1.0),
         "closed": (4, 0.0),
     }
-    assert result.scores.overall.mean == 0.5
-    by_first_word = result.scores.extra["yes/no, by first word"]
-    assert (by_first_word.count, by_first_word.mean) == (4, 1.0)
-    assert result.blind is not None and result.blind.groups["open"].mean == 0.0, "every picture must be another row's"
-    assert result.blind.extra["yes/no, by first word"].mean == 1.0
-    assert [reply["id"] for reply in result.replies] == [f"q{number}" for number in range(8)]
-    assert result.replies[0]["reply"] == "0" and result.replies[0]["blind_reply"] != "0"
+    assert result.headline.value == 0.5
+    by_first_word = result.table.overall["yes/no, by first word"]
+    assert (by_first_word.rows, by_first_word.value) == (4, 1.0)
+    assert result.control_slice("shuffled", "answer_type", "open").value == 0.0, "every picture must be another row's"
+    control = result.controls["shuffled"]
+    assert (control.rows, control.seen.value, control.blind.value) == (8, 0.5, 0.0)
+    assert [row["id"] for row in result.rows] == [f"q{number}" for number in range(8)]
+    assert result.rows[0]["reply"] == ["0"] and result.rows[0]["controls"]["shuffled"]["reply"] != ["0"]
+    assert len({row["cluster"] for row in result.rows}) == 4 == result.headline.clusters
     assert max(chat.batches) == 3
-    assert result.counts == {"questions": 8, "unanswered": 0, "blind_kept_pictures": 0}
+    assert result.counts == {"questions": 8, "unanswered": 0, "shuffled_kept_pictures": 0, "asked": 16, "known": 0}
 
 
 def test_the_floor_is_the_most_frequent_answer_to_the_same_question(tmp_path: Path) -> None:
@@ -79,10 +97,10 @@ def test_the_floor_is_the_most_frequent_answer_to_the_same_question(tmp_path: Pa
         for question, answer, kind in [*organs, *verdicts, ("What side?", "Left", "open")]
     ]
     floor = QuestionOnlyFloor(Source(rows))
-    assert floor.guess("what  organ?", "open") == "lung"
-    assert floor.guess("Never asked?", "closed") == "no"
-    assert floor.guess("Never asked?", "open") == "lung"
-    assert floor.guess("Never asked?", "number") in ("lung", "no")
+    assert floor.guess("what  organ?", {"answer_type": "open"}) == "lung"
+    assert floor.guess("Never asked?", {"answer_type": "closed"}) == "no"
+    assert floor.guess("Never asked?", {"answer_type": "open"}) == "lung"
+    assert floor.guess("Never asked?", {}) in ("lung", "no")
     with pytest.raises(DataError, match="no floor"):
         QuestionOnlyFloor(Source([{"image": "a", "messages": [{"role": "user", "content": "<image>"}]}]))
 
@@ -92,9 +110,10 @@ def test_the_floor_of_slake_is_near_its_published_figure(shared_data: Path) -> N
     task = VqaTask(data=str(folder / "validation_llava.json"), floor=str(folder / "train_llava.json"))
     result = evaluate(Scripted(lambda _: "Yes"), task, progress=False, batch_size=64)
     assert result.floor is not None
-    assert 0.48 < result.floor.overall.mean < 0.60  # 54 % on the part that is held back
-    assert 0.40 < result.floor.groups["open"].mean < 0.53  # 46 %
-    assert 0.60 < result.floor.groups["closed"].mean < 0.72  # 66 %
+    by_kind = result.floor.slices["answer_type"]
+    assert 0.48 < result.floor.overall["accuracy"].value < 0.60  # 54 % on the part that is held back
+    assert 0.40 < by_kind["open"]["accuracy"].value < 0.53  # 46 %
+    assert 0.60 < by_kind["closed"]["accuracy"].value < 0.72  # 66 %
 
 
 def test_always_true_on_nlvr_is_the_majority_figure(shared_data: Path) -> None:
@@ -112,7 +131,8 @@ def test_several_answers_are_scored_by_soft_accuracy(tmp_path: Path) -> None:
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     task = VqaTask(data=str(tmp_path / "rows.json"))
-    scores = [task.score(item, reply) for item, reply in zip(task.items(), ("red", "Round.", "small"), strict=True)]
+    replies = ("red", "Round.", "small")
+    scores = [task.read(item, [Reply(reply)]).score for item, reply in zip(task.items(), replies, strict=True)]
     assert scores == pytest.approx([(2 * (1 / 3) + 8 * (2 / 3)) / 10, 1, 0])
     assert "1 rows scored by VQA soft accuracy, 2 by exact match" in task.notes[0]
 
@@ -122,7 +142,7 @@ def test_annotations_beside_a_conversation_are_its_answers(tmp_path: Path) -> No
     row = {"conversations": turns, "answers": [{"answer": "A cat."}] * 10}
     (tmp_path / "rows.json").write_text(json.dumps([row]))
     (item,) = (task := VqaTask(data=str(tmp_path / "rows.json"))).items()
-    assert task.score(item, "a cat") == 1.0
+    assert task.read(item, [Reply("a cat")]).score == 1.0
 
 
 def test_half_an_emoji_costs_no_result(tmp_path: Path) -> None:
@@ -190,8 +210,9 @@ def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
         return "yes"
 
     result = evaluate(Scripted(refuse), VqaTask(data=data), progress=False)
-    assert result.counts["unanswered"] == 2 and result.scores.groups["closed"].total == 3
-    assert result.replies[3]["error"] == "too long: 10 tokens, 5 allowed"
+    assert result.counts["unanswered"] == 2
+    assert result.table.slices["answer_type"]["closed"]["accuracy"].value == 3 / 4
+    assert result.rows[3]["error"] == "too long: 10 tokens, 5 allowed"
     assert "2 questions got no reply" in terminal(result)
 
     rows = [{"question": "x", "answers": [letter] * 10} for letter in "AB"]  # of "A" the normalisation leaves nothing
@@ -205,7 +226,7 @@ def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
         return "B"
 
     refuse_first.asked = 0  # type: ignore[attr-defined]
-    assert [reply["score"] for reply in evaluate(Scripted(refuse_first), letters, progress=False).replies] == [0.0, 1.0]
+    assert [row["score"] for row in evaluate(Scripted(refuse_first), letters, progress=False).rows] == [0.0, 1.0]
 
     def refuse_all(messages: list[dict[str, Any]]) -> str:
         raise VLChatError("no")
@@ -216,7 +237,7 @@ def test_a_question_the_model_refuses_costs_only_itself(data: str) -> None:
 
 def test_a_result_says_how_it_came_about(data: str, tmp_path: Path) -> None:
     task = VqaTask(data=data, floor=data)
-    result = evaluate(Scripted(brightness), task, blind=True, seed=5, progress=False)
+    result = evaluate(Scripted(brightness), task, controls=["none", "shuffled"], seed=5, progress=False)
     folder = save(result, tmp_path / "out")
     written = json.loads((folder / "result.json").read_text())
     assert written["protocol"].startswith("vlchat-vqa-1")
@@ -224,12 +245,14 @@ def test_a_result_says_how_it_came_about(data: str, tmp_path: Path) -> None:
     assert written["data"]["path"] == data and len(written["data"]["sha256"]) == 64
     assert written["settings"]["seed"] == 5 and written["settings"]["decoding"] == "greedy"
     assert {"vlchat", "torch", "transformers", "python"} <= set(written["versions"])
-    overall = written["scores"]["overall"]
-    assert overall["count"] == 8 and overall["low"] <= overall["mean"] <= overall["high"]
-    assert written["floor"]["overall"]["count"] == written["blind"]["overall"]["count"] == 8
+    overall = written["overall"]["accuracy"]
+    assert overall["rows"] == 8 and overall["low"] <= overall["value"] <= overall["high"]
+    assert written["floor"]["overall"]["accuracy"]["rows"] == written["controls"]["shuffled"]["rows"] == 8
+    assert written["slices"]["answer_type"]["open"]["accuracy"]["value"] == 1.0
     assert len((folder / "replies.jsonl").read_text().splitlines()) == 8
+    assert load(folder) == (written, json.loads(json.dumps(result.rows)))
     for text in (terminal(result), (folder / "result.md").read_text()):
-        for words in ("scripted", "vlchat-vqa-1", "open", "closed", "overall", "blind", "floor", "95 % interval"):
+        for words in ("scripted", "vlchat-vqa-1", "open", "closed", "overall", "none", "shuffled", "floor", "95 % interval"):
             assert words in text
     assert markdown(result).count("|\n") >= 5
 
@@ -253,9 +276,12 @@ def test_a_real_model_answers_the_same_in_any_batch(data: str, tiny_model: Any, 
     chat = Chat(tiny_model(), tiny_processor, {"name": "tiny"})
     task = VqaTask(data=data)
     results = [
-        evaluate(chat, task, blind=True, batch_size=size, max_new_tokens=5, progress=False) for size in (1, 8)
+        evaluate(chat, task, controls=list(CONTROLS), batch_size=size, max_new_tokens=5, progress=False)
+        for size in (1, 8)
     ]
-    assert results[0].replies == results[1].replies
+    for one, other in zip(results[0].rows, results[1].rows, strict=True):
+        assert one.pop("confidence") == pytest.approx(other.pop("confidence"), rel=1e-4)
+        assert one == other
 
 
 def test_transformers_own_model_is_evaluated_too(
@@ -280,14 +306,17 @@ def test_transformers_own_model_is_evaluated_too(
         chat_template=(TEMPLATES / "chatml.jinja").read_text(),
     )
     chat = Chat(LlavaForConditionalGeneration(config).eval(), processor, {"name": "llava"})
-    result = evaluate(chat, VqaTask(data=data), blind=True, max_new_tokens=3, progress=False)
-    assert result.counts == {"questions": 8, "unanswered": 0, "blind_kept_pictures": 0}
+    result = evaluate(chat, VqaTask(data=data), controls=["blurred"], max_new_tokens=3, progress=False)
+    assert result.counts["questions"] == result.controls["blurred"].rows == 8 and result.counts["unanswered"] == 0
 
 
 def test_the_command_runs_on_a_saved_folder(data: str, tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
-    result = run(tmp_path / "model", "vqa", data=data, limit=4, max_new_tokens=3, device="cpu", progress=False)
+    options: dict[str, Any] = {"data": data, "limit": 4, "cache": tmp_path / "cache"}
+    result = run(
+        tmp_path / "model", "vqa", max_new_tokens=3, loading={"device": "cpu"}, progress=False, **options
+    )
     assert result.task == "vqa" and result.counts["questions"] == 4
     assert result.settings["model"] == str(tmp_path / "model")
 
@@ -305,6 +334,7 @@ def test_scenes_score_right_answers_right(tmp_path: Path) -> None:
 
     chat = Scripted(lambda messages: next(i.reference for i in items if seen(i.messages) == seen(messages)))
     result = evaluate(chat, task, progress=False)
-    assert result.scores.overall.mean == 1.0
-    assert {name: share.count for name, share in result.scores.groups.items()} == dict.fromkeys(scenes.KINDS, 2)
-    assert evaluate(Scripted(lambda _: "Hm."), task, progress=False).scores.overall.mean < 0.2
+    assert result.headline.value == 1.0
+    by_kind = result.table.slices["kind"]
+    assert {kind: found["right"].rows for kind, found in by_kind.items()} == dict.fromkeys(scenes.KINDS, 2)
+    assert evaluate(Scripted(lambda _: "Hm."), task, progress=False).headline.value < 0.2

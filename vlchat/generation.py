@@ -18,7 +18,8 @@ class Answer:
 
     Attributes:
         text: without special tokens and surrounding space.
-        logprob: the sum of the log-probabilities of its tokens, the closing one included.
+        logprob: the sum of the log-probabilities of its tokens, the closing one included. Of a written answer, among
+            the tokens that the model may write: a picture's token, say, is none of them.
         tokens: how many tokens that is.
     """
 

@@ -31,9 +31,10 @@ class Processes:
         """As `accelerate launch` or `torchrun` says; alone where neither started this process."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
+        import torch
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes, str(state.device))
 
     @property
