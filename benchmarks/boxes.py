@@ -118,6 +118,9 @@ def _apart(one: Thing, other: Thing) -> bool:
 
 # What is said: a noun's words (singular, plural), and how many of it a world has.
 Noun = tuple[str, str, Callable[[World], int]]
+# One try at a sentence that is true, or false, as wanted: its words (none where the world has no such) and its truth.
+Form = Callable[[Random, World, bool], tuple[str, bool]]
+_QUANTIFIERS = {"a": 6, "plain": 6, "exactly": 5, "only": 1, "at least": 5, "no": 1}  # and how often
 
 
 def statement(rng: Random, world: World, want: bool) -> str | None:
@@ -125,7 +128,7 @@ def statement(rng: Random, world: World, want: bool) -> str | None:
     for _ in range(_FORMS_TRIED):
         form = rng.choice(_FORMS_OF_TOWERS if world.towers else _FORMS_OF_ITEMS)
         for _ in range(_TRIES):  # of one form as many true as false ones, so that its words tell nothing
-            text, truth = form(rng, world)
+            text, truth = form(rng, world, want)
             if text and truth == want:
                 text = text[0].lower() + text[1:] if rng.random() < 0.35 else text
                 return text + ("." if rng.random() < 0.5 else "")
@@ -152,20 +155,33 @@ def description(world: World, number: int) -> tuple[str, str]:
     return asked, f"{_WORDS[len(box)]}: {', '.join(told)}."
 
 
-def _counted(rng: Random, noun: Noun, world: World) -> tuple[str, bool]:
+def _counted(rng: Random, kind: str, noun: Noun, world: World, want: bool) -> tuple[str, bool]:
     """There is, or are, so many of it. "One" and "two" by themselves mean exactly so many, as NLVR's writers do."""
     singular, plural, count = noun
     found = count(world)
-    number = rng.choices((1, 2, 3, 4), (5, 4, 2, 1))[0]
-    spelled = rng.choice((_WORDS[number], str(number)))
-    kind = rng.choices(("a", "plain", "exactly", "only", "at least", "no"), (6, 6, 5, 1, 5, 1))[0]
     if kind == "a":
         return f"There is {_article(singular)} {singular}", found >= 1
     if kind == "no":
         return f"There is no {singular}", found == 0
+    # Numbers near the right one, or true sentences would have small numbers and false ones large ones.
+    number = found if want else found + rng.choice((-1, 1, 1) if kind != "at least" else (1, 1, 2))
+    if kind == "at least" and want:
+        number -= rng.choice((0, 0, 1))
+    if not 1 <= number <= _MOST:
+        return "", False
+    spelled = rng.choice((_WORDS[number], str(number)))
     how = "" if kind == "plain" else f"{kind} "
     verb, name = ("is", singular) if number == 1 else ("are", plural)
     return f"There {verb} {how}{spelled} {name}", found >= number if kind == "at least" else found == number
+
+
+def _each_counted(noun: Callable[[Random], Noun]) -> list[Form]:
+    """A form for each quantifier, by its share, so that none of them tells whether a sentence is true."""
+
+    def form(kind: str) -> Form:
+        return lambda rng, world, want: _counted(rng, kind, noun(rng), world, want)
+
+    return [form(kind) for kind, share in _QUANTIFIERS.items() for _ in range(share)]
 
 
 def _article(word: str) -> str:
@@ -194,10 +210,9 @@ def _tower_kind(rng: Random) -> Kind:
         (f"only {colour} blocks", lambda box: _of(box, colour) == len(box)),
         ("blocks of only one color", lambda box: len({block.colour for block in box}) == 1),
         (f"blocks of all {rng.choice(('three', '3'))} colors", lambda box: len({block.colour for block in box}) == 3),
-        (f"a {colour} block and a {other} block", lambda box: _of(box, colour) > 0 and _of(box, other) > 0 and (
-            colour != other or _of(box, colour) > 1)),
+        (f"a {colour} block and a {other} block", lambda box: bool(_of(box, colour) and _of(box, other))),
     ]  # fmt: skip
-    words, holds_of = rng.choices(kinds, (6, 6, 4, 4, 3, 2, 1, 1, 1, 1))[0]
+    words, holds_of = rng.choices(kinds, (6, 6, 4, 4, 3, 2, 1, 1, 1, int(colour != other)))[0]
     return words, holds_of
 
 
@@ -216,9 +231,9 @@ def _of(box: Box, colour: str) -> int:
 def _tower_noun(rng: Random) -> Noun:
     words, holds = _tower_kind(rng)
     if rng.random() < 0.25:
-        more, also = _tower_kind(rng)
-        first = holds
-        words, holds = f"{words} {rng.choice(('and', 'having'))} {more}", lambda box: first(box) and also(box)
+        (more, also), first = _tower_kind(rng), holds
+        if more != words:
+            words, holds = f"{words} {rng.choice(('and', 'having'))} {more}", lambda box: first(box) and also(box)
     one, many = rng.choice((("with", "with"), ("with", "with"), ("that has", "that have"), ("having", "having")))
     return f"tower {one} {words}", f"towers {many} {words}", lambda world: sum(map(holds, world.boxes))
 
@@ -238,7 +253,7 @@ def _block_noun(rng: Random) -> Noun:
     return f"{colour} block{words}", f"{colour} blocks{words}", lambda world: sum(map(count, world.boxes))
 
 
-def _the_tower(rng: Random, world: World) -> tuple[str, bool]:
+def _the_tower(rng: Random, world: World, want: bool) -> tuple[str, bool]:
     number, colour = rng.randint(1, _MOST), rng.choice(list(COLOURS))
     such = [box for box in world.boxes if len(box) == number]
     place, at = rng.choice((("top", -1), ("base", 0)))
@@ -252,7 +267,7 @@ def _the_tower(rng: Random, world: World) -> tuple[str, bool]:
     return text, such[0][at].colour == colour
 
 
-def _of_the_towers(rng: Random, world: World) -> tuple[str, bool]:
+def _of_the_towers(rng: Random, world: World, want: bool) -> tuple[str, bool]:
     words, holds = _tower_kind(rng)
     number = rng.choice((1, 2, 3))
     found = sum(map(holds, world.boxes))
@@ -262,7 +277,7 @@ def _of_the_towers(rng: Random, world: World) -> tuple[str, bool]:
     return f"{_WORDS[number].capitalize()} of the three towers {have} {words}", found == number
 
 
-def _alike(rng: Random, world: World) -> tuple[str, bool]:
+def _alike(rng: Random, world: World, want: bool) -> tuple[str, bool]:
     what, of = rng.choice((
         ("the same height", len), ("the same base color", lambda box: box[0].colour),
         ("the same top color", lambda box: box[-1].colour),
@@ -271,10 +286,8 @@ def _alike(rng: Random, world: World) -> tuple[str, bool]:
     return f"There are at least two towers with {what}", len(set(values)) < 3
 
 
-_FORMS_OF_TOWERS: Sequence[Callable[[Random, World], tuple[str, bool]]] = (
-    *(lambda rng, world: _counted(rng, _tower_noun(rng), world),) * 6,
-    *(lambda rng, world: _counted(rng, _block_noun(rng), world),) * 3,
-    _the_tower, _of_the_towers, _alike,
+_FORMS_OF_TOWERS: Sequence[Form] = (
+    *_each_counted(_tower_noun) * 2, *_each_counted(_block_noun), *(_the_tower, _of_the_towers, _alike) * 5,
 )  # fmt: skip
 
 
@@ -357,13 +370,13 @@ def _box_kind(rng: Random) -> tuple[str, Callable[[Box], bool]]:
 def _box_noun(rng: Random) -> Noun:
     words, holds = _box_kind(rng)
     if rng.random() < 0.2:
-        more, also = _box_kind(rng)
-        first = holds
-        words, holds = f"{words} and {more}", lambda box: first(box) and also(box)
+        (more, also), first = _box_kind(rng), holds
+        if more != words:
+            words, holds = f"{words} and {more}", lambda box: first(box) and also(box)
     return f"box with {words}", f"boxes with {words}", lambda world: sum(map(holds, world.boxes))
 
 
-def _of_the_boxes(rng: Random, world: World) -> tuple[str, bool]:
+def _of_the_boxes(rng: Random, world: World, want: bool) -> tuple[str, bool]:
     words, holds = _box_kind(rng)
     found = sum(map(holds, world.boxes))
     grey = rng.choice(("box", "box", "grey box"))
@@ -372,7 +385,7 @@ def _of_the_boxes(rng: Random, world: World) -> tuple[str, bool]:
     return f"One of the {grey}{rng.choice(('', 'es'))} has {words}", found == 1
 
 
-def _all_items(rng: Random, world: World) -> tuple[str, bool]:
+def _all_items(rng: Random, world: World, want: bool) -> tuple[str, bool]:
     what, is_such = _what(rng)
     such = [(number, thing) for number, box in enumerate(world.boxes) for thing in box if is_such(thing)]
     if not such:
@@ -387,8 +400,6 @@ def _all_items(rng: Random, world: World) -> tuple[str, bool]:
     return f"None of the {what}s are {where}", not any(is_there(thing) for _, thing in such)
 
 
-_FORMS_OF_ITEMS: Sequence[Callable[[Random, World], tuple[str, bool]]] = (
-    *(lambda rng, world: _counted(rng, _item_noun(rng), world),) * 5,
-    *(lambda rng, world: _counted(rng, _box_noun(rng), world),) * 5,
-    _of_the_boxes, _all_items,
+_FORMS_OF_ITEMS: Sequence[Form] = (
+    *_each_counted(_item_noun), *_each_counted(_box_noun), *(_of_the_boxes, _all_items) * 3,
 )  # fmt: skip

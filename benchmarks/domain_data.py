@@ -117,7 +117,7 @@ def write_nlvr(data: Path, out: Path) -> None:
 def cut(picture: Image.Image, stem: Path) -> None:
     """STEM-0.png, -1 and -2: the boxes of a picture of 400 x 100 pixels."""
     for number, left in enumerate(boxes.LEFTS):
-        picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE)).save(f"{stem}-{number}.png")
+        picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE)).save(f"{stem}-{number}.png", compress_level=1)
 
 
 def in_boxes(row: Row, folder: Path) -> Row:
@@ -129,7 +129,7 @@ def in_boxes(row: Row, folder: Path) -> Row:
 
 
 def write_synthetic(out: Path, forbidden: Iterable[str], rows: int = _SYNTHETIC, turns: int = 8) -> None:
-    """synthetic.jsonl and synthetic-boxes.jsonl: drawn boxes with statements, counts and descriptions.
+    """drawn-boxes.jsonl: drawn boxes, as three pictures each, with statements, counts and descriptions.
 
     Args:
         forbidden: sentences, as of `plain`, that no statement may say word for word.
@@ -137,26 +137,28 @@ def write_synthetic(out: Path, forbidden: Iterable[str], rows: int = _SYNTHETIC,
     folder = out / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
     left_out = set(forbidden)
-    whole, boxed = [], []
-    for number in range(rows):
+    found: list[Row] = []
+    number = 0
+    while len(found) < rows:
         rng = Random(f"vlchat-boxes/{number}")
         world = boxes.sample_world(rng)
-        told = [turn for _ in range(turns) if (turn := _turn(rng, world)) and plain(turn[0][14:]) not in left_out]
-        stem = folder / f"{number:05}"
-        picture = world.picture()
-        picture.save(f"{stem}.png")
-        cut(picture, stem)
-        messages = [
-            {"role": role, "content": text}
-            for turn in told
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        messages[0]["content"] = f"<image>\n{messages[0]['content']}"
-        row = {"id": f"drawn-{number}", "images": [f"{stem}.png"], "messages": messages}
-        whole.append(row)
-        boxed.append(in_boxes(row, folder))
-    _write(out / "synthetic.jsonl", whole)
-    _write(out / "synthetic-boxes.jsonl", boxed)
+        told = [turn for _ in range(turns) if (turn := _turn(rng, world)) and _statement(turn) not in left_out]
+        if told:
+            stem = folder / f"{number:05}"
+            cut(world.picture(), stem)
+            messages = [
+                {"role": role, "content": text}
+                for turn in told
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            messages[0]["content"] = f"<image>\n{messages[0]['content']}"
+            found.append(in_boxes({"id": f"drawn-{number}", "images": [f"{stem}.png"], "messages": messages}, folder))
+        number += 1
+    _write(out / "drawn-boxes.jsonl", found)
+
+
+def _statement(turn: tuple[str, str]) -> str:
+    return plain(turn[0].removeprefix("True or false: "))
 
 
 def _turn(rng: Random, world: boxes.World) -> tuple[str, str] | None:
