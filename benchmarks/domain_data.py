@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import box_sentences
 import boxes
 from PIL import Image
 
@@ -164,11 +165,11 @@ def _statement(turn: tuple[str, str]) -> str:
 def _turn(rng: Random, world: boxes.World) -> tuple[str, str] | None:
     kind = rng.random()
     if kind < 0.08:
-        return boxes.description(world, rng.randrange(3))
+        return box_sentences.description(world, rng.randrange(3))
     if kind < 0.25:
-        return boxes.how_many(rng, world)
+        return box_sentences.how_many(rng, world)
     want = rng.random() < 0.5
-    said = boxes.statement(rng, world, want)
+    said = box_sentences.statement(rng, world, want)
     return (f"True or false: {said}", "true" if want else "false") if said else None
 
 

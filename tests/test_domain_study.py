@@ -18,6 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import box_sentences  # noqa: E402
 import boxes  # noqa: E402
 import domain_arms  # noqa: E402
 import domain_data  # noqa: E402
@@ -64,7 +65,7 @@ def test_statements_are_true_of_the_pixels_as_told() -> None:
         rng = Random(number)
         world = boxes.sample_world(rng)
         want = rng.random() < 0.5
-        said = boxes.statement(rng, world, want)
+        said = box_sentences.statement(rng, world, want)
         if said is None or not world.towers or (truth := judged(said, world.picture())) is None:
             continue
         assert truth == want, said
@@ -106,7 +107,7 @@ FALSE = "There are 3 black items; All black items are in the same box; There is 
 def test_what_is_said_of_a_scene_worked_by_hand() -> None:
     told: dict[bool, set[str]] = {True: set(), False: set()}
     for number, want in itertools.product(range(8000), (True, False)):
-        if said := boxes.statement(Random(number), SCENE, want):
+        if said := box_sentences.statement(Random(number), SCENE, want):
             told[want].add(domain_data.plain(said))
     for truth, sentences in ((True, TRUE), (False, FALSE)):
         for sentence in map(domain_data.plain, sentences.split(";")):
@@ -120,7 +121,7 @@ def test_no_sentence_is_both_true_and_false() -> None:
             {
                 domain_data.plain(said)
                 for number in range(2000)
-                if (said := boxes.statement(Random(number), world, want))
+                if (said := box_sentences.statement(Random(number), world, want))
             }
             for want in (True, False)
         ]
@@ -134,7 +135,7 @@ def test_no_form_of_statement_gives_its_truth_away() -> None:
         rng = Random(number)
         world = boxes.sample_world(rng)
         want = rng.random() < 0.5
-        if said := boxes.statement(rng, world, want):
+        if said := box_sentences.statement(rng, world, want):
             share.setdefault(" ".join(said.lower().split()[:3]), Counter())[want] += 1
     common = {form: count for form, count in share.items() if count.total() > 100}
     assert len(common) > 8
