@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,24 +49,21 @@ def part_of_sentence(sentence: str) -> str:
     return "test" if place < 0.2 else "choose" if place < 0.36 else "train"
 
 
-def part_of_picture(path: str) -> str:
+def part_of_picture(name: str) -> str:
     """choose or train, of a SLAKE training picture by its file's name."""
-    return "choose" if drawn("slake", Path(path).name) < 0.2 else "train"
+    return "choose" if drawn("slake", name) < 0.2 else "train"
 
 
 def write_slake(data: Path, out: Path) -> None:
     """fit.json, choose.json, test.json, and train-10.json, train-30.json, train-100.json: each in the next one."""
 
-    def read(name: str) -> list[Row]:
-        rows: list[Row] = json.loads((data / name).read_text())
-        return [{**row, "image": str(data.resolve() / "images" / row["image"])} for row in rows]
-
-    rows = read("train_llava.json")
+    shutil.copytree(data / "images", out / "images", dirs_exist_ok=True)
+    rows: list[Row] = json.loads((data / "train_llava.json").read_text())
     _write(out / "fit.json", [row for row in rows if part_of_picture(row["image"]) == "train"])
     _write(out / "choose.json", [row for row in rows if part_of_picture(row["image"]) == "choose"])
-    _write(out / "test.json", read("validation_llava.json"))
+    _write(out / "test.json", json.loads((data / "validation_llava.json").read_text()))
     for share in SHARES:
-        some = [row for row in rows if 100 * drawn("share", Path(row["image"]).name) < share]
+        some = [row for row in rows if 100 * drawn("share", row["image"]) < share]
         _write(out / f"train-{share}.json", some)
     for name in ("fit", *(f"train-{share}" for share in SHARES)):
         single = json.loads((out / f"{name}.json").read_text())
@@ -80,7 +78,7 @@ def conversations(rows: Sequence[Row], times: int, turns: int) -> list[Row]:
     found = []
     for picture, asked in by_picture.items():
         for time in range(times):
-            shuffled = Random(f"{Path(picture).name} {time}").sample(asked, len(asked))
+            shuffled = Random(f"{picture} {time}").sample(asked, len(asked))
             for first in range(0, len(shuffled), turns):
                 spoken = [turn for row in shuffled[first : first + turns] for turn in row["conversations"]]
                 texts = [turn["value"].replace("<image>", "").strip() for turn in spoken]
@@ -106,13 +104,14 @@ def write_nlvr(data: Path, out: Path) -> None:
             for share in SHARES:
                 if 100 * drawn("share", row["sentence"]) < share:
                     parts[f"train-{share}"].append(row)
-    (out / "boxes").mkdir(parents=True, exist_ok=True)
+    shutil.copytree(data / "images", out / "images", dirs_exist_ok=True)
+    (out / "boxes").mkdir(exist_ok=True)
     for row in rows:
         with Image.open(data / row["images"][0]) as picture:
             cut(picture.convert("RGB"), out / "boxes" / Path(row["images"][0]).stem)
     for name, some in parts.items():
-        _write(out / f"{name}.jsonl", [{**row, "images": [str(data / row["images"][0])]} for row in some])
-        _write(out / f"{name}-boxes.jsonl", [in_boxes(row, out / "boxes") for row in some])
+        _write(out / f"{name}.jsonl", some)
+        _write(out / f"{name}-boxes.jsonl", [in_boxes(row, "boxes") for row in some])
 
 
 def cut(picture: Image.Image, stem: Path) -> None:
@@ -121,9 +120,9 @@ def cut(picture: Image.Image, stem: Path) -> None:
         picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE)).save(f"{stem}-{number}.png", compress_level=1)
 
 
-def in_boxes(row: Row, folder: Path) -> Row:
-    """The same row with three pictures in place of one."""
-    stem = folder / Path(row["images"][0]).stem
+def in_boxes(row: Row, folder: str) -> Row:
+    """The same row with three pictures in place of one, in a folder beside the file."""
+    stem = f"{folder}/{Path(row['images'][0]).stem}"
     first, *later = row["messages"]
     shown = {**first, "content": first["content"].replace("<image>", "<image><image><image>")}
     return {**row, "images": [f"{stem}-{number}.png" for number in range(3)], "messages": [shown, *later]}
@@ -153,7 +152,8 @@ def write_synthetic(out: Path, forbidden: Iterable[str], rows: int = _SYNTHETIC,
                 for role, text in zip(("user", "assistant"), turn, strict=True)
             ]
             messages[0]["content"] = f"<image>\n{messages[0]['content']}"
-            found.append(in_boxes({"id": f"drawn-{number}", "images": [f"{stem}.png"], "messages": messages}, folder))
+            row = {"id": f"drawn-{number}", "images": [f"{number:05}.png"], "messages": messages}
+            found.append(in_boxes(row, folder.name))
         number += 1
     _write(out / "drawn-boxes.jsonl", found)
 

@@ -191,15 +191,15 @@ def test_nlvr_is_split_by_sentence(tmp_path: Path) -> None:
     assert shares[0] <= shares[1] < shares[2] == {row["id"] for name in ("fit", "choose") for row in parts[name]}
     row, cut = parts["test"][0], read(out / "test-boxes.jsonl")[0]
     assert cut["messages"][0]["content"].startswith("<image><image><image>\nTrue or false: ")
-    with Image.open(row["images"][0]) as whole:
+    with Image.open(out / row["images"][0]) as whole:
         for left, name in zip(boxes.LEFTS, cut["images"], strict=True):
-            with Image.open(name) as box:
+            with Image.open(out / name) as box:
                 assert box.tobytes() == whole.crop((left, 0, left + 100, 100)).tobytes()
 
 
 def test_slake_is_split_by_picture_and_spoken_in_conversations(tmp_path: Path) -> None:
     folder = tmp_path / "slake"
-    folder.mkdir()
+    (folder / "images").mkdir(parents=True)
     rows = [
         {"id": f"{picture}-{number}", "image": f"{picture}.jpg", "conversations": [
             {"from": "human", "value": f"<image>\nWhat is {number}?"}, {"from": "gpt", "value": str(number)}]}
