@@ -65,27 +65,6 @@ def write_slake(data: Path, out: Path) -> None:
     for share in SHARES:
         some = [row for row in rows if 100 * drawn("share", row["image"]) < share]
         _write(out / f"train-{share}.json", some)
-    for name in ("fit", *(f"train-{share}" for share in SHARES)):
-        single = json.loads((out / f"{name}.json").read_text())
-        _write(out / f"{name}-turns.json", conversations(single, times=8, turns=8))
-
-
-def conversations(rows: Sequence[Row], times: int, turns: int) -> list[Row]:
-    """The questions about each picture in conversations of at most `turns`, each question `times` times in all."""
-    by_picture: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_picture[row["image"]].append(row)
-    found = []
-    for picture, asked in by_picture.items():
-        for time in range(times):
-            shuffled = Random(f"{picture} {time}").sample(asked, len(asked))
-            for first in range(0, len(shuffled), turns):
-                spoken = [turn for row in shuffled[first : first + turns] for turn in row["conversations"]]
-                texts = [turn["value"].replace("<image>", "").strip() for turn in spoken]
-                texts[0] = f"<image>\n{texts[0]}"
-                said = [{**turn, "value": text} for turn, text in zip(spoken, texts, strict=True)]
-                found.append({"id": f"{Path(picture).stem}-{time}-{first}", "image": picture, "conversations": said})
-    return found
 
 
 def write_nlvr(data: Path, out: Path) -> None:

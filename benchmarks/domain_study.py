@@ -50,7 +50,7 @@ def prepare(data: Path, files: Path) -> None:
 
 
 def rows_of(files: Path, dataset: str, name: str, form: str) -> str:
-    """The file of some rows: `name` is train-100, fit, test, ..., `form` empty, turns or boxes."""
+    """The file of some rows: `name` is train-100, fit, test, ..., `form` empty or boxes."""
     ending = {"slake": "json", "nlvr": "jsonl"}[dataset]
     return str(files / dataset / f"{name}{f'-{form}' if form else ''}.{ending}")
 
@@ -90,10 +90,9 @@ def run(dataset: str, name: str, seed: int, arguments: argparse.Namespace) -> di
     source = {"path": rows_of(files, dataset, rows, arm.form)}
     train(_config(folder, objective, [source], arm, steps, seed), "auto")
     seconds = time.monotonic() - trained_in
-    asked = "boxes" if arm.form == "boxes" else ""
     result = evaluate(
-        folder, "vqa", data=rows_of(files, dataset, arguments.part, asked), controls=CONTROLS, control_rows=0,
-        batch_size=32, max_new_tokens=_LONGEST_ANSWER, floor=rows_of(files, dataset, rows, asked), remember=False,
+        folder, "vqa", data=rows_of(files, dataset, arguments.part, arm.form), controls=CONTROLS, control_rows=0,
+        batch_size=32, max_new_tokens=_LONGEST_ANSWER, floor=rows_of(files, dataset, rows, arm.form), remember=False,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     if not arguments.keep:

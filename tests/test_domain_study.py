@@ -197,7 +197,7 @@ def test_nlvr_is_split_by_sentence(tmp_path: Path) -> None:
                 assert box.tobytes() == whole.crop((left, 0, left + 100, 100)).tobytes()
 
 
-def test_slake_is_split_by_picture_and_spoken_in_conversations(tmp_path: Path) -> None:
+def test_slake_is_split_by_picture(tmp_path: Path) -> None:
     folder = tmp_path / "slake"
     (folder / "images").mkdir(parents=True)
     rows = [
@@ -211,15 +211,9 @@ def test_slake_is_split_by_picture_and_spoken_in_conversations(tmp_path: Path) -
     domain_data.write_slake(folder, out)
     fit, choose = read(out / "fit.json"), read(out / "choose.json")
     assert not {row["image"] for row in fit} & {row["image"] for row in choose} and len(fit) + len(choose) == 150
-    spoken = read(out / "fit-turns.json")
-    asked: Counter[tuple[str, str]] = Counter()
-    for row in spoken:
-        values = [turn["value"] for turn in row["conversations"]]
-        assert values[0].startswith("<image>\n") and "<image>" not in "".join(values[1:])
-        for question, answer in zip(values[::2], values[1::2], strict=True):
-            assert question.replace("<image>", "").strip() == f"What is {answer}?"
-            asked[row["image"], answer] += 1
-    assert set(asked.values()) == {8} and len(asked) == len(fit)
+    shares = [{row["id"] for row in read(out / f"train-{share}.json")} for share in domain_data.SHARES]
+    assert shares[0] < shares[1] < shares[2] == {row["id"] for row in rows}
+    assert [len({name.split("-")[0] for name in share}) * 5 for share in shares] == list(map(len, shares))
 
 
 def test_no_drawn_statement_says_a_sentence_that_is_kept_for_testing(tmp_path: Path) -> None:
@@ -241,7 +235,7 @@ def test_the_arms_can_be_configured() -> None:
         for arm in arms.values():
             OptimConfig(**arm.optim)
             assert arm.before is None or arm.before in domain_arms.BEFORE
-            assert arm.rows in domain_data.SHARES and arm.form in ("", "turns", "boxes")
+            assert arm.rows in domain_data.SHARES and arm.form in ("", "boxes")
     for before in domain_arms.BEFORE.values():
         OptimConfig(**before.optim)
         known = inspect.signature(OBJECTIVES[before.objective["type"]]).parameters
