@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+CONTROLS = {"shuffled": "other rows' pictures", "none": "no picture", "blurred": "blurred pictures"}
 STAGES = {
     "tower": "a CLIP from nothing; its ViT is the tower",
     "tower-read": "the same, on scenes of which half are mostly text",
@@ -52,7 +53,7 @@ def main(runs: Path, model: Path) -> None:
         lines.append(f"| {stage} | {what} | {batch} | {steps[-1]['step']:,} | {spent:.0f} |")
         curves += _curve(stage, steps, [line for line in logged if "loss" not in line and len(line) > 1])
     lines += ["", f"{minutes:.0f} minutes on two CPU cores in all. Whole logs: `docs/curves/`.", *curves, ""]
-    lines += ["## Scores", "", *_scores(), "", "Blind: the same questions with the pictures shuffled between rows.", ""]
+    lines += ["## Scores", "", *_scores(), ""]
     lines += ["## Limits", "", _weak(), "Photographs are beyond it: fine-tune it, or choose another model.", ""]
     (model / "README.md").write_text("\n".join(lines))
 
@@ -77,24 +78,25 @@ def _scores() -> list[str]:
     found = {}
     for name in ("seen", "held"):
         found[name] = json.loads((ROOT / "benchmarks" / "results" / f"scenes-{name}" / "result.json").read_text())
-    groups = found["seen"]["scores"]["groups"]
-    rows = ["| kind | seen phrasings % | blind % | held-back phrasings % | blind % |"]
-    rows.append("| --- | ---: | ---: | ---: | ---: |")
-    for kind in [*groups, "overall"]:
-        cells = []
-        for name in ("seen", "held"):
-            for scores in (found[name]["scores"], found[name]["blind"]):
-                score = scores["overall"] if kind == "overall" else scores["groups"][kind]
-                cells.append(f"{100 * score['mean']:.1f}")
-        rows.append(f"| {kind} | " + " | ".join(cells) + " |")
+    rows = ["| kind | seen phrasings % | held-back phrasings % |", "| --- | ---: | ---: |"]
+    for kind in found["seen"]["slices"]["kind"]:
+        rows.append(f"| {kind} | " + " | ".join(_percent(found[name]["slices"]["kind"][kind]) for name in found) + " |")
+    rows.append("| **overall** | " + " | ".join(f"**{_percent(found[name]['overall'])}**" for name in found) + " |")
+    for control, shown in CONTROLS.items():
+        blind = [found[name]["controls"][control]["blind"]["value"] for name in found]
+        rows.append(f"| {shown} | " + " | ".join(f"{100 * value:.1f}" for value in blind) + " |")
     count = found["seen"]["counts"]["questions"]
-    asked = f"{count:,} questions each about scenes that it was not trained on (`vlchat eval --task scenes --blind`)."
+    asked = f"{count:,} questions each about scenes that it was not trained on (`vlchat eval --task scenes`)."
     return [asked, "", *rows]
 
 
+def _percent(measured: dict[str, Any]) -> str:
+    return f"{100 * measured['right']['value']:.1f}"
+
+
 def _weak() -> str:
-    groups = json.loads((ROOT / "benchmarks/results/scenes-seen/result.json").read_text())["scores"]["groups"]
-    weak = [f"{kind} ({100 * score['mean']:.0f} %)" for kind, score in groups.items() if score["mean"] < 0.75]
+    kinds = json.loads((ROOT / "benchmarks/results/scenes-seen/result.json").read_text())["slices"]["kind"]
+    weak = [f"{kind} ({_percent(found)} %)" for kind, found in kinds.items() if found["right"]["value"] < 0.75]
     return f"Kinds of question below 75 % in phrasings it was trained on: {', '.join(weak) or 'none'}."
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported; nothing here may ask a server
 
@@ -24,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlchat-tests-")  # answers of a test are nobody's cache
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # A shell that runs the tests in the background has SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

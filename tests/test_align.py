@@ -31,11 +31,11 @@ from transformers import (
 
 from train.__main__ import main
 from train.contrastive import similarity
-from train.qformer_text import QFormerText
 from train.ranks import alone
 from train.terms import add
 from vlchat import checkpoint, connectors
 from vlchat.errors import CheckpointError, ConfigError, DataError
+from vlchat.heads.qformer_text import QFormerText
 
 BLIP2 = {"itc": {"weight": 1.0, "smoothing": 0.1}, "itm": 1.0, "itg": 1.0, "itg_qformer": 1.0}
 

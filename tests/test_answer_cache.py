@@ -80,6 +80,8 @@ def test_whatever_is_asked_otherwise_has_another_key(change: str, picture: Any) 
 def test_a_picture_file_that_changes_is_another_picture(tmp_path: Path, picture: Any) -> None:
     path = tmp_path / "a.png"
     picture(1).save(path)
+    gone = [picture_key(path.with_name(name))[:16] for name in ("gone 1.png", "gone 2.png")]
+    assert len(set(gone)) == 2, "rows whose pictures are gone do not share one"
     before = picture_key(path)
     time.sleep(0.01)
     picture(2).save(path)

@@ -30,6 +30,7 @@ from vlchat.evaluate import (
     terminal,
 )
 from vlchat.evaluate.blind import images_of, shuffle_pictures, with_images
+from vlchat.evaluate.items import question_of
 from vlchat.evaluate.metrics import exact_match
 
 
@@ -116,6 +117,45 @@ def test_the_floor_of_slake_is_near_its_published_figure(shared_data: Path) -> N
     assert 0.60 < by_kind["closed"]["accuracy"].value < 0.72  # 66 %
 
 
+class FromTheQuestion:
+    """A real text-only baseline: the most frequent answer to the question in the training data. It sees no picture."""
+
+    description = {"name": "question-only"}
+    identity = None
+
+    def __init__(self, train: Source) -> None:
+        self.floor = QuestionOnlyFloor(train)
+
+    def answer(self, requests: Sequence[Request], *, max_new_tokens: int) -> list[Reply]:
+        return [Reply(self.floor.guess(question_of(request.messages), {})) for request in requests]
+
+
+def test_a_model_that_ignores_the_picture_is_exposed(shared_data: Path) -> None:
+    folder = shared_data / "slake"
+    baseline = FromTheQuestion(load_source(SourceConfig(str(folder / "train_llava.json"))))
+    task = VqaTask(data=str(folder / "validation_llava.json"), floor=str(folder / "train_llava.json"), limit=300)
+    result = evaluate(baseline, task, controls=list(CONTROLS), progress=False, batch_size=64)
+    assert result.headline.value > 0.4, "it is no bad baseline"
+    for control in result.controls.values():
+        gain = control.verdict.difference
+        assert gain.value == 0 and gain.low <= 0 <= gain.high and control.verdict.holds is False
+    for told in (terminal(result), markdown(result)):
+        assert told.count("Nothing shows that it looks at the picture") == 3
+        assert "it may get from the question alone" in told and "Nothing shows that it knows more" in told
+
+
+def test_a_model_that_looks_is_told_from_one_that_guesses(tmp_path: Path) -> None:
+    rows = []
+    for number in range(60):
+        Image.new("RGB", (8, 8), (number * 4,) * 3).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "Brightness?", "answer": str(number * 4)})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = VqaTask(data=str(tmp_path / "rows.json"))
+    result = evaluate(Scripted(brightness), task, controls=["shuffled", "none"], progress=False)
+    assert [control.verdict.holds for control in result.controls.values()] == [True, True]
+    assert "It looks at the picture: +100.0 points over shuffled pictures" in terminal(result)
+
+
 def test_always_true_on_nlvr_is_the_majority_figure(shared_data: Path) -> None:
     source = load_source(SourceConfig(str(shared_data / "nlvr" / "dev_messages.jsonl")))
     scores = [exact_match("True.", [source.example(index).answer]) for index in range(len(source))]
@@ -174,13 +214,21 @@ def test_shuffling_gives_no_row_its_own_picture_back() -> None:
     assert [len(pictures) for pictures in shuffled] == [len(pictures) for pictures in shown]
     assert all(old != new for old, new in zip(shown, shuffled, strict=True) if old)
     assert sorted(map(str, shuffled)) == sorted(map(str, shown)), "the pictures shown must stay the same ones"
-    assert kept == 1 and shuffled == shuffle_pictures(shown, seed=3)[0]
-    assert shuffle_pictures([["a"], ["a"]], seed=0)[1] == 2
+    assert kept == {6} and shuffled == shuffle_pictures(shown, seed=3)[0]
+    assert shuffle_pictures([["a"], ["a"]], seed=0)[1] == {0, 1}
+    assert shuffle_pictures([["a", "b"], ["b", "a"]], seed=0)[1] == {0, 1}, "its own pictures in another order"
+
+
+def test_a_copy_of_a_picture_is_the_same_picture(tmp_path: Path) -> None:
+    for name, level in (("one.png", 0), ("copy.png", 0), ("other.png", 9)):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / name)
+    assert shuffle_pictures([[tmp_path / "one.png"], [tmp_path / "copy.png"]], seed=0)[1] == {0, 1}
+    assert shuffle_pictures([[tmp_path / "one.png"], [tmp_path / "other.png"]], seed=0)[1] == set()
 
 
 def test_equal_pixels_are_the_same_picture(picture: Any) -> None:
     shown = [[picture(0)], [picture(0)], [picture(1)], [picture(2)]]
-    assert shuffle_pictures(shown, seed=0)[1] == 0
+    assert shuffle_pictures(shown, seed=0)[1] == set()
 
 
 def test_other_pictures_leave_the_words_alone() -> None:
@@ -197,7 +245,7 @@ def test_videos_are_shuffled_as_pictures_are() -> None:
     conversations = [[{"role": "user", "content": [*parts, {"type": "text", "text": "t"}]}] for parts in rows]
     shuffled, kept = shuffle_pictures([images_of(messages) for messages in conversations], seed=0)
     swapped = [with_images(messages, shown) for messages, shown in zip(conversations, shuffled, strict=True)]
-    assert kept == 0 and all(messages[0]["content"][1]["text"] == "t" for messages in swapped)
+    assert kept == set() and all(messages[0]["content"][1]["text"] == "t" for messages in swapped)
     parts = [messages[0]["content"][0] for messages in swapped]
     assert all(part != before[0] for part, before in zip(parts, rows, strict=True))
     assert sorted(map(str, parts)) == sorted(str(before[0]) for before in rows)
@@ -252,13 +300,14 @@ def test_a_result_says_how_it_came_about(data: str, tmp_path: Path) -> None:
     assert len((folder / "replies.jsonl").read_text().splitlines()) == 8
     assert load(folder) == (written, json.loads(json.dumps(result.rows)))
     for text in (terminal(result), (folder / "result.md").read_text()):
-        for words in ("scripted", "vlchat-vqa-1", "open", "closed", "overall", "none", "shuffled", "floor", "95 % interval"):
+        for words in ("scripted", "vlchat-vqa-1", "open", "closed", "overall", "none", "shuffled", "floor"):
             assert words in text
+        assert "95 % interval" in text and "looks at the picture" in text
     assert markdown(result).count("|\n") >= 5
 
 
 def test_an_option_of_the_other_task_and_a_missing_one_are_told() -> None:
-    with pytest.raises(ConfigError, match='"scenes" has no option "data"; the task vqa has'):
+    with pytest.raises(ConfigError, match='"scenes" has no option "data"; the tasks vqa, .* have'):
         make_task("scenes", data="rows.json")
     with pytest.raises(ConfigError, match='"vqa" needs data: --data on the command line'):
         make_task("vqa")

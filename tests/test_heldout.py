@@ -233,10 +233,10 @@ def test_written_answers_are_scored_as_vlchat_eval_scores_them(model: Path, data
     own.write_text(json.dumps(rows[1:9]))
     run = train(tmp_path / "run", model, data, heldout={"data": [{"path": str(own)}], "every": 2, "tokens": 5})
     for step in (2, 4):
-        told = evaluate.run(run / f"step-{step}", "vqa", data=str(own), max_new_tokens=5, batch_size=16, progress=False)
+        told = evaluate.run(run / f"step-{step}", "vqa", data=str(own), max_new_tokens=5, progress=False)
         printed = [line for line in runs.lines(run / runs.SAMPLES) if line["step"] == step]
-        assert [line["reply"] for line in printed] == [entry["reply"] for entry in told.replies][: len(printed)]
-        soft = [entry["score"] for entry in told.replies if entry["id"] == rows[3]["id"]]
+        assert [line["reply"] for line in printed] == [entry["reply"][0] for entry in told.rows][: len(printed)]
+        soft = [entry["score"] for entry in told.rows if entry["id"] == rows[3]["id"]]
         assert logged(run, "heldout_score")[step] == pytest.approx(sum(soft) / len(soft))
     assert len(printed) == 4 and {"id", "question", "reply", "reference", "exact"} <= printed[0].keys()
 

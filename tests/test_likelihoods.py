@@ -86,7 +86,7 @@ def test_what_another_makers_model_writes_is_as_likely_as_it_says(
 
 
 def test_only_the_last_run_of_labels_stays() -> None:
-    labels = torch.tensor([[-100, 1, 2, -100, 3, 4, -100], [-100, -100, -100, -100, -100, 5, 6], [7, -100, 8] + [-100] * 4])
+    labels = torch.tensor([[-100, 1, 2, -100, 3, 4, -100], [-100] * 5 + [5, 6], [7, -100, 8] + [-100] * 4])
     kept = torch.tensor([[-100, -100, -100, -100, 3, 4, -100], [-100] * 5 + [5, 6], [-100, -100, 8] + [-100] * 4])
     assert torch.equal(last_run(labels, -100), kept)
 
@@ -99,3 +99,15 @@ def test_choices_that_cannot_be_scored_are_told(chat: Chat, choices: list[str]) 
         chat.answers([ask_messages(None, "What?")], beams=0)
     with pytest.raises(VLChatError, match=r"\d+ tokens"):
         chat.likelihoods(ask_messages(None, "cat " * 900), ["red"])
+
+
+def test_an_encoder_with_a_decoder_says_how_likely_its_answer_is_and_judges_no_choices(
+    tmp_path: Path, picture: Callable
+) -> None:
+    FAMILIES["blip-2-t5, template added"](tmp_path / "t5")
+    chat = Chat.load(tmp_path / "t5")
+    messages = ask_messages(picture(1), "What is it?")
+    (greedy,), (beam,) = (chat.answers([messages], max_new_tokens=6, beams=beams) for beams in (1, 2))
+    assert 1 <= greedy.tokens <= 6 and greedy.logprob < 0 and beam.logprob < 0 and beam.tokens <= 6
+    with pytest.raises(VLChatError):
+        chat.likelihoods(messages, ["red", "blue"])

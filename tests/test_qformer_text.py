@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from train.contrastive import similarity
-from train.qformer_text import QFormerText
 from vlchat.connectors import QFormerConnector
 from vlchat.errors import ConfigError, DataError
+from vlchat.heads.qformer_text import QFormerText
 
 QUERIES = 3
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])

@@ -9,15 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vlchat.evaluate.distributions import (
-    beta_cdf,
-    beta_quantile,
-    clopper_pearson_upper,
-    normal_cdf,
-    normal_quantile,
-    t_cdf,
-    t_quantile,
-)
+from vlchat.evaluate.calibration import clopper_pearson_upper
 from vlchat.evaluate.measures import Measure, divided, mean_of, ratio_of
 from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.statistics import detectable, difference, figure, figures, holm, mcnemar_exact, plain
@@ -33,31 +25,6 @@ def scores(values: list[float] | np.ndarray) -> list[dict[str, float]]:
 
 def names(clusters: list[int] | np.ndarray) -> list[str]:
     return [f"picture {number}" for number in clusters]
-
-
-@pytest.mark.parametrize(("tries", "probability"), [(1, 0.5), (7, 0.3), (40, 0.05), (40, 0.95), (1000, 0.011)])
-def test_the_beta_function_is_the_sum_of_binomial_probabilities(tries: int, probability: float) -> None:
-    share = Fraction(probability)
-    total = Fraction(0)
-    for most in range(min(tries, 60)):
-        total += math.comb(tries, most) * share**most * (1 - share) ** (tries - most)
-        assert beta_cdf(1 - probability, tries - most, most + 1) == pytest.approx(float(total), rel=1e-11)
-
-
-@pytest.mark.parametrize(("degrees", "table"), [(1, 12.706205), (2, 4.302653), (10, 2.228139), (30, 2.042272)])
-def test_t_quantiles_are_those_of_the_tables(degrees: int, table: float) -> None:
-    assert t_quantile(0.975, degrees) == pytest.approx(table, abs=1e-6)
-    assert t_quantile(0.025, degrees) == -t_quantile(0.975, degrees)
-    assert t_cdf(-table, degrees) == pytest.approx(0.025, abs=1e-7)
-
-
-def test_closed_forms_of_t_and_normal() -> None:
-    for value in (0.1, 1.0, 25.0):  # one degree of freedom is Cauchy's distribution, two have a root
-        assert t_cdf(value, 1) == pytest.approx(0.5 + math.atan(value) / math.pi, abs=1e-14)
-        assert t_cdf(value, 2) == pytest.approx(0.5 + value / (2 * math.sqrt(2 + value * value)), abs=1e-14)
-    assert normal_quantile(0.975) == pytest.approx(1.959963984540054, abs=1e-12)
-    assert normal_cdf(-38.0) == pytest.approx(2.8854e-316, rel=1e-4)
-    assert beta_quantile(0.25, 1, 1) == pytest.approx(0.25, abs=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,16 @@ from train.contrastive import Contrast, ContrastConfig, hits
 from train.conversations import SHAPE_STEP, Conversations
 from train.likelihood import supervised, token_losses
 from train.matching import Matching
-from train.qformer_text import QFormerText
 from train.ranks import rank
 from train.reader import MapReader
 from train.terms import Term
-from train.text_sides import LanguageText, TextSide, TowerText
 from train.warm_start import WarmStartConfig, warm_start
 from vlchat.connectors import QFormerConnector
 from vlchat.data import Example
 from vlchat.errors import ConfigError, DataError
 from vlchat.folders import newest
+from vlchat.heads.qformer_text import QFormerText
+from vlchat.heads.text_sides import LanguageText, TextSide, TowerText
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.processor import VLChatProcessor
 from vlchat.reading import reading

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from train.contrastive import similarity
 from train.gather import gather, gather_texts, own_places, sizes_of
-from train.qformer_text import QFormerText
+from vlchat.heads.qformer_text import QFormerText
 
 
 class Matching(nn.Module):

@@ -1,107 +1,28 @@
-"""Trackers by name, through Accelerate: the same figures as in metrics.jsonl, drawn by other people's programs."""
+"""A run's figures for trackers: the same as in metrics.jsonl."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.config import flat
-from vlchat.errors import ConfigError, nearest
-
-TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
-
-
-def check(names: Sequence[str]) -> None:
-    """Whether each name is a tracker whose package is there.
-
-    Raises:
-        ConfigError: it is not, with the command that installs it.
-    """
-    for name in names:
-        if name not in TRACKERS:
-            hint = nearest(str(name), TRACKERS) or "."
-            raise ConfigError(f'trackers: there is no "{name}"; known: {", ".join(TRACKERS)}{hint}')
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"trackers: {name} is not installed: pip install {name}. Or leave it out of trackers.")
+from vlchat import trackers
+from vlchat.trackers import TRACKERS as TRACKERS
+from vlchat.trackers import check as check
 
 
-class Trackers:
-    """The trackers of a run. One that fails is told once and left; the training goes on.
+class Trackers(trackers.Trackers):
+    """The trackers of a run; the training goes on without one that fails."""
 
-    What they write on this machine lies in RUN/trackers. wandb and mlflow obey their own variables (WANDB_MODE,
-    WANDB_API_KEY, MLFLOW_TRACKING_URI); wandb without a key stays offline.
-
-    Args:
-        say: tells people a sentence.
-    """
-
-    def __init__(self, names: Sequence[str], run: Path, config: dict[str, Any], say: Any) -> None:
-        self.say = say
-        self.open: list[Any] = []
-        for name in names:
-            with self._at_most_told(name):
-                tracker = _make(name, run)
-                tracker.start()
-                self.open.append(tracker)
-                tracker.store_init_configuration(
-                    {k: v if isinstance(v, str | float | int | bool) else str(v) for k, v in flat(config).items()}
-                )
+    def __init__(self, names: Sequence[str], run: Path, config: dict[str, Any], say: Callable[[str], Any]) -> None:
+        super().__init__(names, run, flat(config), say)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Sends finite numbers: `heldout_loss` as `heldout/loss`, the others as `train/NAME`."""
-        numbers = {
+        named = {
             f"heldout/{key.removeprefix('heldout_')}" if key.startswith("heldout_") else f"train/{key}": value
             for key, value in values.items()
-            if key != "step" and isinstance(value, int | float) and math.isfinite(value)
+            if key != "step"
         }
-        for tracker in list(self.open):
-            with self._at_most_told(tracker.name):
-                tracker.log(numbers, step=step)
-
-    def close(self) -> None:
-        for tracker in list(self.open):
-            with self._at_most_told(tracker.name):
-                tracker.finish()
-        self.open = []
-
-    @contextlib.contextmanager
-    def _at_most_told(self, name: str) -> Any:
-        try:
-            yield
-        except Exception as error:  # whatever another program's client raises: no run ends for a drawing of it
-            self.open = [tracker for tracker in self.open if tracker.name != name]
-            self.say(f"The tracker {name} failed and is left out from here: {type(error).__name__}: {error}")
-
-
-def _make(name: str, run: Path) -> Any:
-    from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-
-    folder = run / "trackers" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    called = run.absolute().name
-    if name == "tensorboard":
-        return TensorBoardTracker(called, logging_dir=folder)
-    if name == "wandb":
-        offline = not any(os.environ.get(key) for key in ("WANDB_MODE", "WANDB_API_KEY")) and not _wandb_key()
-        return WandBTracker("vlchat", name=called, dir=str(folder), **({"mode": "offline"} if offline else {}))
-    if name == "trackio":  # reads it once in a process
-        os.environ.setdefault("TRACKIO_DIR", str(folder.absolute()))
-        return TrackioTracker("vlchat", name=called)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        importlib.import_module("mlflow").set_tracking_uri(f"sqlite:///{folder.absolute() / 'mlflow.db'}")
-    return MLflowTracker("vlchat", logging_dir=(folder / "artifacts").absolute().as_uri(), run_name=called)
-
-
-def _wandb_key() -> bool:
-    """Whether wandb knows who is here: it would ask on the terminal, and a run waits for nobody."""
-    with contextlib.suppress(Exception):
-        import netrc
-
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    return False
+        self.send(named, step)

@@ -199,7 +199,7 @@ class Chat:
             logprobs, tokens = likely.totals(written, ends)
         else:  # a beam's score is the mean over its tokens
             written = foreign.new_tokens(generated.sequences, inputs["input_ids"])
-            tokens = lengths(written, ends)
+            tokens = lengths(written[:, -len(generated.scores) :], ends)
             logprobs = [
                 score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)
             ]

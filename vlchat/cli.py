@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | train | check | eval | export | info | push`.
+"""One command: `vlchat chat | serve | models | train | check | eval | compare | export | info | push`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -128,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(evaluate, "model")
     scoring.add_eval(evaluate)
     evaluate.set_defaults(run=scoring.evaluate)
+
+    compare = known.add_parser(
+        "compare",
+        help="what changed between two results of eval",
+        description="Compare two results of `vlchat eval --out`, or two suites, row by row.",
+    )
+    scoring.add_compare(compare)
+    compare.set_defaults(run=scoring.compare)
 
     export = known.add_parser(
         "export", help="write a model for other programs", description="Write a model for other programs."

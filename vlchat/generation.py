@@ -66,7 +66,7 @@ class TokenLogprobs(LogitsProcessor):
         self._note(written)
         self._before = None
         found = torch.stack(self._found, dim=1).cpu()  # (batch, new tokens)
-        counted = _own(written, ends)
+        counted = _own(written[:, -found.shape[1] :], ends)  # a decoder of its own begins with a token it never chose
         return found.masked_fill(~counted, 0.0).sum(dim=1).tolist(), counted.sum(dim=1).tolist()
 
 

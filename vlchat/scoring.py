@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
@@ -34,6 +36,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--suite", type=Path, metavar="FILE", help="a YAML file of several tasks, instead of --task")
     add("--url", help="ask an OpenAI-compatible server; MODEL is then its name there")
     add("--api-key", metavar="KEY", help="of the server (default: $OPENAI_API_KEY)")
+    add("--concurrency", type=int, default=8, metavar="N", help="requests to the server at a time (default: 8)")
     add("--controls", default="shuffled,none,blurred", metavar="NAMES", help="blind controls: shuffled, none, blurred")
     add("--no-controls", action="store_true", help="leave the blind controls out")
     add("--control-rows", type=int, default=500, metavar="N", help="rows of each control (default: 500; 0: all)")
@@ -43,19 +46,83 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="FOLDER", help="where answers are kept (default: the user's cache)")
     add("--no-cache", action="store_true", help="ask everything again, and keep nothing")
     add("--out", type=Path, metavar="FOLDER", help="write the report, the replies and a certificate")
+    add("--evidence", type=int, default=8, metavar="N", help="evidence maps of the report's worst rows (default: 8)")
+    add("--track", action="append", default=[], metavar="NAME", help="also to tensorboard, trackio, wandb or mlflow")
     add("--verify", type=Path, metavar="FOLDER", help="ask again what its certificate says, and compare")
     add("--json", action="store_true", help="print the result as JSON")
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """The options of `vlchat compare`."""
+    add = parser.add_argument
+    add("first", help="the folder of a result or a suite, or several of one recipe with other seeds: A1,A2,A3")
+    add("second", nargs="?", help="what is compared with it; may be left out where the first are several")
+    add("--replay", action="append", default=[], metavar="TASK", help="a task of what was known before (repeatable)")
+    add("--out", type=Path, metavar="FOLDER", help="write compare.html, compare.md and compare.json")
+    add("--json", action="store_true", help="print the comparison as JSON")
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """`vlchat compare`: what changed between two results, and whether that can be told from chance."""
+    quiet()
+    first = _folders(arguments.first)
+    second = [] if arguments.second is None else _folders(arguments.second)
+    if len(first) > 1 or len(second) > 1:
+        return _compare_runs(arguments, first, second)
+    if not second:
+        raise VLChatError("vlchat compare takes two folders, BEFORE and AFTER, or several seeds: A1,A2,A3.")
+    from vlchat.evaluate import comparison_report as report
+    from vlchat.evaluate.comparison import compare_suites
+    from vlchat.evaluate.stored import read_results
+
+    names = (first[0], second[0])
+    found = compare_suites(read_results(first[0]), read_results(second[0]), names=names, replay=arguments.replay)
+    short = (Path(first[0]).name, Path(second[0]).name)
+    found = replace(found, names=short if all(short) and short[0] != short[1] else names)
+    as_json = arguments.json and json.dumps(report.to_dict(found), indent=2, ensure_ascii=False, default=str)
+    print(as_json or report.terminal(found))
+    if arguments.out is not None:
+        print(f"Written: {report.write(found, arguments.out)}", file=_aside(arguments))
+    return 0
+
+
+def _compare_runs(arguments: argparse.Namespace, first: list[str], second: list[str]) -> int:
+    from vlchat.evaluate.seeds import compare_runs
+
+    if arguments.out is not None or arguments.replay:
+        raise VLChatError("Several seeds are compared by their scores alone: leave --out and --replay out.")
+    found = compare_runs(first, second)
+    print(json.dumps(found.to_dict(), indent=2) if arguments.json else "\n".join(found.sentences()))
+    return 0
+
+
+def _folders(text: str) -> list[str]:
+    """A folder, or several with commas between them."""
+    return [text] if Path(text).exists() else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`vlchat eval`: a model's scores."""
-    from vlchat.evaluate import open_answerer, result_folder, run, save, terminal
+    from vlchat import trackers
+    from vlchat.evaluate import open_answerer, result_folder, run
+    from vlchat.evaluate.page import write_page
+    from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
 
+    if arguments.list:
+        from vlchat.evaluate.known import listing
+
+        print(listing())
+        return 0
     known_format(arguments.format)
     quiet()
     if arguments.verify is not None:
         return _verify(arguments)
+    if arguments.evidence < 0:
+        raise VLChatError(f"--evidence is {arguments.evidence}: it is a number of rows, or 0 for none.")
+    trackers.check(arguments.track, "--track")
+    if arguments.track and arguments.out is None:
+        raise VLChatError("--track needs --out FOLDER: what trackers keep on this machine lies there.")
     if arguments.out is not None:
         result_folder(arguments.out)
     controls = [] if arguments.no_controls else [name.strip() for name in arguments.controls.split(",") if name.strip()]
@@ -82,15 +149,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
         **options,
     )
     if processes.first:
-        _print(result, arguments.json, terminal)
+        _show(arguments, result, arguments.out)
         if arguments.out is not None:
-            print(f"Written: {save(result, arguments.out)}")
+            place = write_page(page(result, arguments.evidence), arguments.out / PAGE)
+            print(f"The report: {place}", file=_aside(arguments))
     return 0
 
 
 def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
-    from vlchat.evaluate import open_answerer, save, terminal
+    from vlchat.evaluate import open_answerer
+    from vlchat.evaluate.page import write_page
+    from vlchat.evaluate.report import PAGE, page
     from vlchat.evaluate.sharing import Processes
+    from vlchat.evaluate.stored import write_order
     from vlchat.evaluate.suite import read_suite, run_suite
 
     if given := [name for name in ("task", "data") if getattr(arguments, name) is not None]:
@@ -98,11 +169,18 @@ def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:
     suite = read_suite(arguments.suite)
     processes = Processes.launched()
     answerer = open_answerer(arguments.model, url=arguments.url, loading=shared["loading"], processes=processes)
-    for name, result in run_suite(suite, answerer, model=arguments.model, progress=processes.first, **shared):
+    parts, found = [], {}
+    shared |= {"progress": processes.first, "say": lambda text: print(text, file=_aside(arguments), flush=True)}
+    for name, result in run_suite(suite, answerer, model=arguments.model, **shared):
         if processes.first:
-            _print(result, arguments.json, terminal)
+            found[name] = _show(arguments, result, arguments.out and arguments.out / name, printed=not arguments.json)
             if arguments.out is not None:
-                print(f"Written: {save(result, arguments.out / name)}\n")
+                parts.append(replace(page(result, arguments.evidence), task=name))
+    if arguments.json and processes.first:
+        print(_json(found))
+    if parts:
+        write_order(arguments.out, [entry.name for entry in suite.tasks])
+        print(f"The report: {write_page(parts, arguments.out / PAGE)}", file=_aside(arguments))
     return 0
 
 
@@ -139,9 +217,29 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.url is not None:
-        return {} if arguments.api_key is None else {"key": arguments.api_key}
+        return {"key": arguments.api_key, "concurrency": arguments.concurrency}
     return loading(arguments)
 
 
-def _print(result: Result, as_json: bool, text: Any) -> None:
-    print(json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) if as_json else text(result))
+def _show(arguments: argparse.Namespace, result: Result, out: Path | None, printed: bool = True) -> dict[str, Any]:
+    """Prints a result, writes it down where that was asked for, and returns it as JSON has it."""
+    from vlchat.evaluate import save, terminal
+    from vlchat.evaluate.tracking import log_result
+
+    found = result.to_dict()
+    if printed:
+        print(_json(found) if arguments.json else terminal(result))
+    if out is not None:
+        print(f"Written: {save(result, out)}", file=_aside(arguments))
+        if arguments.track:
+            log_result(found, arguments.track, out, say=lambda text: print(text, file=_aside(arguments)))
+    return found
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False, default=str)
+
+
+def _aside(arguments: argparse.Namespace) -> TextIO:
+    """Where to say what is not the result itself."""
+    return sys.stderr if arguments.json else sys.stdout

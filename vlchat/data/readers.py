@@ -130,6 +130,8 @@ def _parse(text: bytes, where: str) -> Any:
         raise DataError(f"{where} is not UTF-8: {at}. Save the file as UTF-8.", kind="bad_encoding") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where} is not valid JSON: {error}", kind="not_json") from error
+    except ValueError as error:
+        raise DataError(f"{where} holds a number of thousands of digits", kind="not_json") from error
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply to be a data row", kind="not_json") from error
 
@@ -154,7 +156,7 @@ def _cell(column: str, cell: str | None) -> Any:
     if column in _NESTED_COLUMNS and cell.lstrip().startswith(("[", "{")):
         try:
             return json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return cell
     return cell
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from vlchat.evaluate.blind import CONTROLS
 from vlchat.evaluate.floor import QuestionOnlyFloor
 from vlchat.evaluate.items import Item, Reading, Reply, Request
+from vlchat.evaluate.known import TASKS, make_task
 from vlchat.evaluate.measures import Measure, mean_of, ratio_of
 from vlchat.evaluate.report import load, markdown, result_folder, save, terminal
 from vlchat.evaluate.result import Result
-from vlchat.evaluate.runner import evaluate, make_task, open_answerer, run
-from vlchat.evaluate.tasks import TASKS, ScenesTask, Task, VqaTask
+from vlchat.evaluate.runner import evaluate, open_answerer, run
+from vlchat.evaluate.tasks import ScenesTask, Task, VqaTask
 
 __all__ = [
     "CONTROLS",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from vlchat.errors import VLChatError
+from vlchat.evaluate.endpoint import ServerError
 from vlchat.evaluate.items import Reply, Request
 
 
@@ -76,7 +78,9 @@ class ChatAnswerer:
             for number, answer in zip(
                 numbers, self.chat.answers(asked, max_new_tokens=longest, beams=beams), strict=True
             ):
-                replies[number] = Reply(answer.text, answer.logprob, answer.tokens)
+                # A model whose numbers overflow says nothing of how sure it is.
+                sure = None if math.isnan(answer.logprob) else answer.logprob
+                replies[number] = Reply(answer.text, sure, answer.tokens)
         return replies
 
     def _chosen(self, request: Request) -> Reply:
@@ -87,9 +91,15 @@ class ChatAnswerer:
 
 
 def one_by_one(answerer: Answerer, requests: Sequence[Request], max_new_tokens: int) -> list[Reply]:
-    """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer."""
+    """The replies to a batch; where it is refused, to each alone, so that one request costs no other its answer.
+
+    Raises:
+        ServerError: there is nobody to ask; asking one by one would not help.
+    """
     try:
         return answerer.answer(requests, max_new_tokens=max_new_tokens)
+    except ServerError:
+        raise
     except VLChatError as error:
         if len(requests) == 1:
             return [Reply(error=str(error))]

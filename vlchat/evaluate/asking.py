@@ -52,7 +52,8 @@ class Asker:
             change: turns a request's conversation into the one that is shown, for a blind control.
 
         Raises:
-            VLChatError: the model answers nothing at all; the first reason is told.
+            VLChatError: the model answers nothing at all; the first reason is told. Under a control it may not: some
+                models take no question without a picture.
         """
         replies: dict[int, list[Reply]] = {row: [] for row in rows}
         waiting = list(rows)
@@ -69,7 +70,7 @@ class Asker:
                 replies[row].append(reply)
             waiting = list(dict.fromkeys(row for row, _ in wanted))
         found = [reply for several in replies.values() for reply in several]
-        if found and all(reply.error is not None for reply in found):
+        if change is None and found and all(reply.error is not None for reply in found):
             raise VLChatError(f"the model answered none of the {len(found):,} questions. The first: {found[0].error}")
         return replies
 

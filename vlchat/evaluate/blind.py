@@ -39,15 +39,17 @@ class Blurred:
         return picture.filter(ImageFilter.GaussianBlur(_BLUR * max(picture.size)))
 
 
-def control(name: str, shown: Sequence[list[Any]], seed: int) -> tuple[Callable[[int, list[Message]], list[Message]], int]:
-    """How a control changes the conversation of a row, and how many rows it leaves as they are.
+def control(
+    name: str, shown: Sequence[list[Any]], seed: int
+) -> tuple[Callable[[int, list[Message]], list[Message]], set[int]]:
+    """How a control changes the conversation of a row, and which rows it leaves as they are.
 
     Args:
         name: one of `CONTROLS`.
         shown: each row's pictures.
         seed: shuffles them.
     """
-    empty = sum(not pictures for pictures in shown)
+    empty = {row for row, pictures in enumerate(shown) if not pictures}
     if name == "none":
         return lambda row, messages: without_images(messages), empty
     if name == "blurred":
@@ -61,14 +63,20 @@ def control(name: str, shown: Sequence[list[Any]], seed: int) -> tuple[Callable[
     return swapped, kept
 
 
-def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[Any]], int]:
-    """The pictures of other rows for each row, as many as it had, and how many rows kept their own.
+def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[Any]], set[int]]:
+    """The pictures of other rows for each row, as many as it had, and which rows kept their own.
 
     Rows are put in a random order of their pictures and shifted past the most frequent picture, so that no row gets the
-    picture it had unless one picture fills more than half of the rows with so many pictures.
+    picture it had unless one picture fills more than half of the rows with so many pictures. A row that is shown its
+    own pictures in another order, or copies of their files, has kept them.
     """
+    from vlchat.evaluate.identity import picture_key
+
+    def bytes_of(pictures: Sequence[Any]) -> set[str]:
+        return {f"video {picture_key(one['video'])}" if isinstance(one, dict) else picture_key(one) for one in pictures}
+
     result = [list(pictures) for pictures in shown]
-    keys = [tuple(_identity(picture) for picture in pictures) for pictures in shown]
+    keys = [tuple(identity_of(picture) for picture in pictures) for pictures in shown]
     order = sorted(set(keys))
     random.Random(seed).shuffle(order)
     rank = {key: number for number, key in enumerate(order)}
@@ -77,8 +85,7 @@ def shuffle_pictures(shown: Sequence[list[Any]], seed: int) -> tuple[list[list[A
         shift = max(Counter(keys[row] for row in rows).values())
         for position, row in enumerate(rows):
             result[row] = list(shown[rows[(position + shift) % len(rows)]])
-    kept = sum(keys[row] == tuple(_identity(picture) for picture in result[row]) for row in range(len(keys)))
-    return result, kept
+    return result, {row for row, own in enumerate(shown) if bytes_of(own) == bytes_of(result[row])}
 
 
 def images_of(messages: list[Message]) -> list[Any]:
@@ -125,10 +132,10 @@ def _part(shown: Any) -> dict[str, Any]:
     return shown if isinstance(shown, dict) else {"type": "image", "image": shown}
 
 
-def _identity(picture: Any) -> str:
+def identity_of(picture: Any) -> str:
     """What makes two pictures the same one: their file, or their pixels."""
     if isinstance(picture, dict):
-        return f"video {_identity(picture['video'])}"
+        return f"video {identity_of(picture['video'])}"
     if isinstance(picture, str | Path):
         return f"file {picture}"
     data = picture if isinstance(picture, bytes) else f"{picture.size}".encode() + picture.tobytes()

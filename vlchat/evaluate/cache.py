@@ -43,10 +43,19 @@ class AnswerCache:
             ) from error
 
     def find(self, keys: Iterable[str]) -> dict[str, Reply]:
-        """The replies that are known, by key. One that cannot be read is not known."""
+        """The replies that are known, by key. One that cannot be read is not known.
+
+        Raises:
+            VLChatError: the file is damaged, or another process keeps it for itself.
+        """
         found: dict[str, Reply] = {}
         for key in dict.fromkeys(keys):
-            row = self._database.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
+            try:
+                row = self._database.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error as error:
+                raise VLChatError(
+                    f"Answers can't be read from {self.path}: {error}. Remove the file, or use --no-cache."
+                ) from error
             if row is not None:
                 try:
                     found[key] = _reply(json.loads(row[0]))

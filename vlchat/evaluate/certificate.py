@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -11,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vlchat.errors import VLChatError
-from vlchat.evaluate import metrics
 from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.identity import model_identity, picture_key
 from vlchat.evaluate.items import Item, Request
+from vlchat.evaluate.known import TASKS, make_task
 from vlchat.evaluate.result import Result
-from vlchat.evaluate.tasks import TASKS
 from vlchat.evaluate.tasks.base import Task
 from vlchat.folders import sha256
 
@@ -40,10 +40,11 @@ def prompts_of(task: Task, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def parser_of(task: type[Task]) -> str:
-    """A hash of the code that reads and scores replies: the task's own and all metrics."""
+    """A hash of the code that reads and scores replies: the task's own and what it says it is read by."""
     files = {Path(inspect.getfile(one)) for one in task.__mro__ if one.__module__.startswith("vlchat.")}
-    place = Path(inspect.getfile(metrics))
-    files |= set(place.parent.glob("*.py")) if place.name == "__init__.py" else {place}
+    for name in task.read_by:
+        place = Path(inspect.getfile(importlib.import_module(name)))
+        files |= set(place.parent.glob("*.py")) if place.name == "__init__.py" else {place}
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
         digest.update(f"{file.parent.name}/{file.name} {sha256(file)}\n".encode())
@@ -99,6 +100,9 @@ def read(path: str | Path) -> dict[str, Any]:
         VLChatError: there is none, it is damaged, or was changed after it was written.
     """
     place = Path(path)
+    if place.is_dir() and not (place / FILE).exists() and (parts := sorted(place.glob(f"*/{FILE}"))):
+        names = ", ".join(str(part.parent) for part in parts)
+        raise VLChatError(f"{place} holds several results, each with a certificate of its own: verify {names}.")
     place = place / FILE if place.is_dir() else place
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
@@ -132,7 +136,7 @@ def verify(
     Raises:
         VLChatError: there is no certificate, or what it names cannot be loaded.
     """
-    from vlchat.evaluate.runner import make_task, run, versions
+    from vlchat.evaluate.runner import run, versions
 
     known = read(path)
     settings = dict(known["settings"])

@@ -74,7 +74,7 @@ def request_key(request: Request) -> str:
 
 
 def picture_key(picture: Any) -> str:
-    """A hash of a picture's bytes, or of its pixels where it was never a file."""
+    """A hash of a picture's bytes, of its pixels where it was never a file, or of its path where there is none."""
     if isinstance(picture, Blurred):
         return f"blurred {picture_key(picture.picture)}"
     if isinstance(picture, bytes):
@@ -83,7 +83,7 @@ def picture_key(picture: Any) -> str:
         return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
     path = Path(picture)
     if not path.is_file():
-        return f"no file {picture}"
+        return hashlib.sha256(f"no file {picture}".encode(errors="surrogatepass")).hexdigest()
     found = path.stat()
     return _of_file(str(path), found.st_mtime_ns, found.st_size)
 

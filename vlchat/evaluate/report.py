@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vlchat import video
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.evaluate import certificate
+from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.result import FORMAT, Result
 from vlchat.evaluate.statistics import Figure
 
+if TYPE_CHECKING:
+    from vlchat.evaluate.page import Report
+
 Line = tuple[str, ...]
-RESULT, ROWS = "result.json", "replies.jsonl"
+RESULT, ROWS, PAGE = "result.json", "replies.jsonl", "report.html"
+_NAME = 60  # letters of a slice's value in a table
+EVIDENCE = 8  # rows of a page that are explained
 
 
 def table(result: Result) -> list[Line]:
@@ -45,20 +52,27 @@ def measures(result: Result) -> list[Line]:
 
 def terminal(result: Result) -> str:
     """The result as aligned text."""
-    parts = ["\n".join(facts(result)), _aligned(table(result), last=True)]
+    parts = ["\n".join(facts(result)), aligned(table(result), last=True)]
     if found := measures(result):
-        parts.append(_aligned(found))
-    if result.verdicts:
-        parts.append("\n".join(map(str, result.verdicts)))
-    return "\n\n".join(parts)
+        parts.append(aligned(found))
+    parts.append("\n".join(sentences(result)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def sentences(result: Result) -> list[str]:
+    """What the figures mean: the controls, the floor, how far the model's confidence can be trusted."""
+    found = [str(verdict) for verdict in result.verdicts]
+    if result.calibration.rows:
+        found += [*result.calibration.sentences(), result.abstention().sentence]
+    return found
 
 
 def markdown(result: Result) -> str:
     """The result as a Markdown section."""
-    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), _piped(table(result), last=True)]
+    parts = [f"## {result.task}", "\n".join(f"- {fact}" for fact in facts(result)), piped(table(result), last=True)]
     if found := measures(result):
-        parts.append(_piped(found))
-    parts += map(str, result.verdicts)
+        parts.append(piped(found))
+    parts += sentences(result)
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,13 +93,36 @@ def result_folder(folder: str | Path) -> Path:
 def save(result: Result, folder: str | Path) -> Path:
     """Writes result.json, result.md, replies.jsonl (a line a question) and certificate.json, and returns the folder."""
     target = result_folder(folder)
-    _write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
-    _write(target / "result.md", markdown(result))
+    write(target / RESULT, json.dumps(result.to_dict(), indent=2, ensure_ascii=False, default=str) + "\n")
+    write(target / "result.md", markdown(result))
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in result.rows)
-    _write(target / ROWS, "".join(lines))
+    write(target / ROWS, "".join(lines))
     found = json.dumps(certificate.certificate(result), indent=2, ensure_ascii=True)
-    _write(target / certificate.FILE, found + "\n")
+    write(target / certificate.FILE, found + "\n")
     return target
+
+
+def page(result: Result, evidence: int = EVIDENCE) -> Report:
+    """The result as a part of a page, for `vlchat.evaluate.page.write_page`.
+
+    Args:
+        evidence: for how many of the worst rows a map is drawn of the pixels that the answer came from.
+    """
+    from vlchat.evaluate.page import choose, explain, report_of
+
+    mapped = set(choose(result.rows)[0][:evidence]) if result.chat is not None and result.items else set()
+
+    def pictures(number: int) -> list[Any]:
+        return images_of(video.expanded(result.items[number].messages)) if result.items else []
+
+    def explained(number: int) -> tuple[Any, str]:
+        if number not in mapped or result.chat is None:
+            return (), ""
+        return explain(result.chat(), result.items[number].messages, result.rows[number])
+
+    return report_of(
+        result, pictures=pictures, explained=explained, certificate=certificate.certificate(result)
+    )
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -97,7 +134,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     place = Path(folder)
     try:
         result = json.loads((place / RESULT).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise VLChatError(
             f"{folder} holds no result of `vlchat eval --out`: {error}. Name the folder that it wrote."
@@ -125,7 +162,7 @@ def facts(result: Result) -> list[str]:
     ]
     if counts["unanswered"]:
         found.append(f"{counts['unanswered']:,} questions got no reply and count as wrong; {ROWS} says why.")
-    return found
+    return [_one_line(fact) for fact in found]
 
 
 def shown(measure: Measure, value: float) -> str:
@@ -142,10 +179,21 @@ def _titled(measure: Measure) -> str:
 def _line(name: str, measure: Measure, figure: Figure, beside: list[Figure]) -> Line:
     interval = "-" if math.isnan(figure.low) else f"{shown(measure, figure.low)} to {shown(measure, figure.high)}"
     others = [shown(measure, other.value) for other in beside]
-    return (name, f"{figure.rows:,}", shown(measure, figure.value), interval, *others)
+    return (_one_line(name, _NAME), f"{figure.rows:,}", shown(measure, figure.value), interval, *others)
 
 
-def _aligned(lines: list[Line], last: bool = False) -> str:
+def _one_line(text: str, most: int | None = None) -> str:
+    """Text that breaks no table and steers no terminal: on one line, invisible characters written out."""
+    joiners = "\u200c\u200d"  # letters of other scripts need these two to be drawn right
+    plain = "".join(
+        letter if letter.isprintable() or letter in joiners else f"[U+{ord(letter):04X}]"
+        for letter in " ".join(text.split())
+    )
+    return plain if most is None or len(plain) <= most else plain[: most - 1] + "…"
+
+
+def aligned(lines: list[Line], last: bool = False) -> str:
+    """Lines as columns, for a terminal; the first is the header, and with `last` the last one stands apart."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     aligned = [
         "  ".join(
@@ -158,13 +206,23 @@ def _aligned(lines: list[Line], last: bool = False) -> str:
     return "\n".join([aligned[0], rule, *body])
 
 
-def _piped(lines: list[Line], last: bool = False) -> str:
+def piped(lines: list[Line], last: bool = False) -> str:
+    """Lines as a Markdown table; the first is the header, and with `last` the last one is bold."""
     header, *rows = lines
     bold = [tuple(f"**{cell}**" for cell in rows[-1])] if last else [rows[-1]]
     marked = [header, ("---", *["---:"] * (len(header) - 1)), *rows[:-1], *bold]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in marked)
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in marked]
+    return "\n".join("| " + " | ".join(row) + " |" for row in escaped)
 
 
-def _write(path: Path, text: str) -> None:
-    # Half an emoji, as cut texts end in, is no UTF-8.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+def write(path: Path, text: str) -> None:
+    """Writes a text file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        # Half an emoji, as cut texts end in, is no UTF-8.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error.strerror}. Make room, or name another folder.") from error

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vlchat.evaluate.distributions import normal_cdf, t_quantile
 from vlchat.evaluate.measures import Measure
 
 Stats = Sequence[Mapping[str, float]]  # one mapping a row
@@ -77,7 +76,9 @@ def interval(values: np.ndarray, clusters: int) -> tuple[float, float, float]:
     finite = values[np.isfinite(values)]  # a resample without, say, any positive row has no precision
     if clusters < 2 or not finite.size:
         return math.nan, math.nan, math.nan
+    from scipy.stats import norm, t  # type: ignore[import-untyped]
+
     spread = math.sqrt(clusters / (clusters - 1))
-    tail = normal_cdf(-spread * t_quantile((1 + LEVEL) / 2, clusters - 1))
+    tail = float(norm.cdf(-spread * t.ppf((1 + LEVEL) / 2, clusters - 1)))
     low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high), float(spread * finite.std())

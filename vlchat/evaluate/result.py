@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any
 
+from vlchat.evaluate.calibration import Abstention, Calibration, abstain_threshold, calibration
+from vlchat.evaluate.items import Item
+from vlchat.evaluate.leakage import Leakage
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.statistics import Figure, Table, figure, figures
-from vlchat.evaluate.verdicts import Verdict, beats_floor, looks
+from vlchat.evaluate.verdicts import CHANCE, Verdict, beats_chance, beats_floor, looks
 
 FORMAT = 2  # of result.json and replies.jsonl
+ABSTAIN_AT = 0.1  # of the answers that are shown, so many may be wrong
 
 
 @dataclass
@@ -46,6 +50,10 @@ class Result:
         rows: one a question, in the task's order; see `vlchat.evaluate.rows`.
         counts: `questions`, `unanswered`, `asked`, `known` and the rows a control left as they were.
         notes: sentences for the reader.
+        prompts: what was asked; see `vlchat.evaluate.certificate.prompts_of`.
+        leakage: what of the rows is in the training data, where these are known; the rows' slice "in training" says it
+            of each.
+        items, chat: what was asked, and the model (once called), where they are at hand: for pictures and evidence.
     """
 
     task: str
@@ -60,6 +68,9 @@ class Result:
     seconds: float
     versions: dict[str, str]
     prompts: dict[str, Any] = field(default_factory=dict)
+    leakage: Leakage | None = None
+    items: Sequence[Item] = field(default=(), repr=False)
+    chat: Callable[[], Any] | None = field(default=None, repr=False)
 
     @cached_property
     def table(self) -> Table:
@@ -82,12 +93,12 @@ class Result:
         blind = [row["controls"][name]["stats"] for row in rows]
         clusters = [row["cluster"] for row in rows]
         measure = self.measures[0]
-        return Control(
-            len(rows),
-            figure(measure, blind, clusters),
-            figure(measure, seen, clusters),
-            looks(measure, seen, blind, clusters, name=name),
+        verdict = (
+            beats_chance(measure, seen, blind, clusters)
+            if name == CHANCE
+            else looks(measure, seen, blind, clusters, name=name)
         )
+        return Control(len(rows), figure(measure, blind, clusters), figure(measure, seen, clusters), verdict)
 
     def control_slice(self, name: str, slice_name: str, value: str) -> Figure:
         """The headline of a blind control among the rows of a slice."""
@@ -112,6 +123,16 @@ class Result:
             found.append(beats_floor(self.measures[0], shown, floor, [row["cluster"] for row in self.rows]))
         return found
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """How well the model's confidence tells what is right."""
+        return calibration([row["confidence"] for row in self.rows], [row["score"] for row in self.rows])
+
+    def abstention(self, target: float = ABSTAIN_AT) -> Abstention:
+        """From which confidence on no more than a share of `target` of the shown answers is wrong."""
+        sure, scores = [row["confidence"] for row in self.rows], [row["score"] for row in self.rows]
+        return abstain_threshold(sure, scores, target, clusters=[row["cluster"] for row in self.rows])
+
     def _table(self, stats: Sequence[Mapping[str, float]]) -> Table:
         clusters = [row["cluster"] for row in self.rows]
         return figures(self.measures, stats, clusters, [row["slices"] for row in self.rows])
@@ -129,7 +150,10 @@ class Result:
             **_plain(self.table),
             "controls": {name: _plain(control) for name, control in self.controls.items()},
             "floor": None if self.floor is None else _plain(self.floor),
+            "leakage": None if self.leakage is None else self.leakage.to_dict(),
             "verdicts": [verdict.sentence for verdict in self.verdicts],
+            "calibration": self.calibration.to_dict(),
+            "abstention": _plain(self.abstention()),
         }
 
 

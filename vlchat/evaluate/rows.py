@@ -10,6 +10,7 @@ from typing import Any
 from vlchat.evaluate.blind import images_of
 from vlchat.evaluate.identity import picture_key
 from vlchat.evaluate.items import Item, Reading, Reply, question_of
+from vlchat.evaluate.metrics.choices import probability
 from vlchat.evaluate.tasks.base import Task
 
 NO_REPLY = "\ufffd"  # what is read for a request without a reply: no answer is like it
@@ -23,7 +24,7 @@ def read_all(task: Task, items: Sequence[Item], replies: Mapping[int, Sequence[R
         heard = [replace(reply, text=NO_REPLY) if reply.error is not None else reply for reply in several]
         reading = task.read(items[row], heard)
         if failed:
-            reading = replace(reading, answer="", score=0.0)
+            reading = replace(reading, answer="", score=0.0, confidence=None)
         elif reading.confidence is None:
             reading = replace(reading, confidence=confidence(several))
         readings[row] = reading
@@ -31,12 +32,17 @@ def read_all(task: Task, items: Sequence[Item], replies: Mapping[int, Sequence[R
 
 
 def confidence(replies: Sequence[Reply]) -> float | None:
-    """How sure the model was of its last reply: the probability of the words it wrote, or of the likeliest choice."""
+    """How sure the model was of its last reply: the probability of the words it wrote, or of the likeliest choice.
+
+    None where it does not say, or says no number: a model whose weights overflow holds nothing likely.
+    """
     last = replies[-1] if replies else Reply()
     if last.choices:
         most = max(last.choices)
+        if not math.isfinite(most) or any(math.isnan(choice) for choice in last.choices):
+            return None
         return 1 / math.fsum(math.exp(choice - most) for choice in last.choices)
-    return None if last.logprob is None else math.exp(min(0.0, last.logprob))
+    return None if last.logprob is not None and math.isnan(last.logprob) else probability(last)
 
 
 def row_of(item: Item, replies: Sequence[Reply], reading: Reading) -> dict[str, Any]:

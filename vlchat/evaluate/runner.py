@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import inspect
 import platform
 import random
 import time
@@ -18,38 +17,18 @@ from vlchat.evaluate.asking import Asker
 from vlchat.evaluate.blind import CONTROLS, control, images_of
 from vlchat.evaluate.cache import AnswerCache, default_folder
 from vlchat.evaluate.certificate import prompts_of
+from vlchat.evaluate.embeddings import EmbeddingTask
 from vlchat.evaluate.identity import model_identity
 from vlchat.evaluate.items import Item, Reading, Reply
+from vlchat.evaluate.known import make_task
 from vlchat.evaluate.result import Result
 from vlchat.evaluate.rows import control_of, read_all, row_of
 from vlchat.evaluate.sharing import Processes
-from vlchat.evaluate.tasks import TASKS
+from vlchat.evaluate.similarity import run_similarity
 from vlchat.evaluate.tasks.base import Task
 from vlchat.models import resolve
 
 CONTROL_ROWS = 500  # so many rows tell what the pictures are worth to within a few points
-
-
-def make_task(name: str, **options: Any) -> Task:
-    """A task by its name in `TASKS`, with its own options.
-
-    Raises:
-        ConfigError: an unknown task, or options that it does not have.
-    """
-    if name not in TASKS:
-        raise ConfigError(f'Unknown task "{name}"; known: {", ".join(TASKS)}{nearest(name, TASKS)}')
-    known = inspect.signature(TASKS[name]).parameters
-    for option in options:
-        if option not in known:
-            owners = [task for task in TASKS if option in inspect.signature(TASKS[task]).parameters]
-            raise ConfigError(
-                f'The task "{name}" has no option "{option}"'
-                + (f"; {_listed(owners)}." if owners else nearest(option, known) or ".")
-            )
-    for option, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ConfigError(f'The task "{name}" needs {option}: --{option} on the command line.')
-    return TASKS[name](**options)
 
 
 def run(
@@ -88,28 +67,30 @@ def run(
     """
     made = make_task(task, **options, **({"seed": seed} if task == "scenes" else {}))
     processes = Processes.launched()
-    answerer = answerer or open_answerer(model, url=url, loading=loading, processes=processes)
-    kept = AnswerCache(cache or default_folder()) if remember else None
-    try:
-        result = evaluate(
-            answerer,
-            made,
-            controls=controls,
-            control_rows=control_rows,
-            seed=seed,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            cache=kept,
-            processes=processes,
-            progress=progress,
-        )
-    finally:
-        if kept is not None:
-            kept.close()
+
+    def opened() -> Answerer:
+        return answerer or open_answerer(model, url=url, loading=loading, processes=processes)
+
+    place = cache or default_folder()
+    shared: dict[str, Any] = {"batch_size": batch_size, "processes": processes, "progress": progress}
+    if isinstance(made, EmbeddingTask):
+        kept_in = place if remember else None
+        found: dict[str, Any] = {"url": url, "loading": loading, "chatting": opened, "cache": kept_in}
+        result = run_similarity(model, made, **found, **shared)
+    else:
+        shared |= {"controls": controls, "control_rows": control_rows, "seed": seed, "max_new_tokens": max_new_tokens}
+        kept = AnswerCache(place) if remember else None
+        try:
+            result = evaluate(opened(), made, cache=kept, **shared)
+        finally:
+            if kept is not None:
+                kept.close()
     result.task = task
-    chosen = {name: value for name, value in (loading or {}).items() if value not in (None, "auto")}
+    secret = ("key",)
+    chosen = {n: value for n, value in (loading or {}).items() if value not in (None, "auto") and n not in secret}
     result.settings |= {"model": None if model is None else str(model), "options": options, "loading": chosen}
-    result.settings["url"] = url
+    # As the answerer says it: the URL that was given may hold a password, and a result is something to share.
+    result.settings["url"] = None if url is None else result.model["url"]
     return result
 
 
@@ -198,16 +179,25 @@ def evaluate(
     rows = [row_of(item, replies[row], finished[row]) for row, item in enumerate(items)]
     counts = {"questions": len(items), "unanswered": sum("error" in row for row in rows)}
     notes = list(task.notes)
-    for name in controls:
-        kept = _ask_blind(name, asker, task, items, readings, rows, _chosen(len(items), control_rows, seed), seed)
-        counts[f"{name}_kept_pictures"] = kept
+    chosen = _chosen([row for row, item in enumerate(items) if images_of(item.messages)], control_rows, seed)
+    for name in dict.fromkeys(controls):
+        counts[f"{name}_kept_pictures"], note = _ask_blind(name, asker, task, items, readings, rows, chosen, seed)
+        notes += [note] if note else []
+    if controls and (blind := sum(not images_of(item.messages) for item in items)):
+        notes.append(f"{blind:,} of {len(items):,} questions show no picture, and are no part of the controls.")
     guesses = [task.floor(item) for item in items]
     if None not in guesses:
         guessed = {row: [Reply(str(guess))] for row, guess in enumerate(guesses)}
         floors = read_all(task, items, guessed)
         for row, reading in enumerate(task.finish(items, [floors[row] for row in everything])):
             rows[row]["floor"] = control_of(guessed[row], reading)
+    leaks = task.leakage(None if cache is None else cache.path.parent)
+    if leaks is not None:
+        notes += leaks.sentences()
+        for line, part in zip(rows, leaks.slices(), strict=True):
+            line["slices"] |= part
     counts |= {"asked": asker.asked, "known": asker.known}
+    notes += getattr(asked, "notes", [])
     return Result(
         task=type(task).__name__,
         protocol=task.protocol,
@@ -219,8 +209,8 @@ def evaluate(
             "seed": seed,
             "batch_size": batch_size,
             "max_new_tokens": asker.max_new_tokens,
-            "decoding": "greedy",
-            "controls": list(controls),
+            "decoding": _decoding(task, items),
+            "controls": list(dict.fromkeys(controls)),
             "control_rows": control_rows,
         },
         rows=rows,
@@ -229,6 +219,9 @@ def evaluate(
         seconds=round(time.monotonic() - started, 1),
         versions=versions(),
         prompts=prompts_of(task, items),
+        leakage=leaks,
+        items=items,
+        chat=(lambda: asked.chat) if isinstance(asked, ChatAnswerer) else None,
     )
 
 
@@ -253,24 +246,44 @@ def _ask_blind(
     rows: list[dict[str, Any]],
     chosen: list[int],
     seed: int,
-) -> int:
-    """Asks the chosen rows again under a control, writes what came of it into `rows`; how many kept their pictures."""
+) -> tuple[int, str | None]:
+    """Asks the chosen rows again under a control, and writes what came of it into `rows`.
+
+    Rows whose pictures it leaves as they are would say that pictures are worth nothing, and rows without a reply that
+    they are worth everything: neither is a part of it.
+
+    Returns:
+        How many rows kept their pictures, and a sentence on the rows that are left out.
+    """
     shown = [images_of(items[row].messages) for row in chosen]
     change, kept = control(name, shown, seed)
+    asked = [row for number, row in enumerate(chosen) if number not in kept]
     place = {row: number for number, row in enumerate(chosen)}
-    replies = asker.rounds(task, items, chosen, name, lambda row, messages: change(place[row], messages))
+    replies = asker.rounds(task, items, asked, name, lambda row, messages: change(place[row], messages))
+    failed = {row: reply.error for row, several in replies.items() for reply in several if reply.error is not None}
     found = read_all(task, items, replies)
     # Statistics that need all rows are made among the readings of the others.
     finished = task.finish(items, [found.get(row, readings[row]) for row in range(len(items))])
-    for row in chosen:
-        rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
-    return kept
+    for row in asked:
+        if row not in failed:
+            rows[row].setdefault("controls", {})[name] = control_of(replies[row], finished[row])
+    left_out = [f"{len(kept):,} that would be shown their own pictures"] if kept else []
+    if failed:
+        left_out.append(f'{len(failed):,} without a reply (the first: "{next(iter(failed.values()))}")')
+    note = f"The control {name} leaves out rows: {', and '.join(left_out)}." if left_out else None
+    return len(kept), note
 
 
-def _chosen(count: int, wanted: int, seed: int) -> list[int]:
-    if wanted == 0 or wanted >= count:
-        return list(range(count))
-    return sorted(random.Random(f"blind rows {seed}").sample(range(count), wanted))
+def _decoding(task: Task, items: Sequence[Item]) -> str:
+    ways = {request.beams for item in items for request in task.requests(item, []) if not request.choices}
+    named = sorted("greedy" if beams == 1 else f"{beams} beams" for beams in ways)
+    return ", ".join(named) or "likelihood of choices"
+
+
+def _chosen(rows: list[int], wanted: int, seed: int) -> list[int]:
+    if wanted == 0 or wanted >= len(rows):
+        return rows
+    return sorted(random.Random(f"blind rows {seed}").sample(rows, wanted))
 
 
 def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_tokens: int | None) -> None:
@@ -281,8 +294,3 @@ def _check(controls: Sequence[str], control_rows: int, batch_size: int, max_new_
     for name in controls:
         if name not in CONTROLS:
             raise ConfigError(f'There is no control "{name}"; known: {", ".join(CONTROLS)}{nearest(name, CONTROLS)}')
-
-
-def _listed(owners: Sequence[str]) -> str:
-    several = len(owners) > 1
-    return f"the task{'s' if several else ''} {', '.join(owners[:6])} {'have' if several else 'has'}"

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from vlchat.evaluate.distributions import beta_cdf, t_quantile
 from vlchat.evaluate.measures import Measure
 from vlchat.evaluate.metrics import wilson
 from vlchat.evaluate.resampling import CELLS, LEVEL, Columns, Stats, interval, resampled, value_of
@@ -202,10 +201,9 @@ def difference(
 
 def mcnemar_exact(gained: int, lost: int) -> float:
     """Two-sided p of McNemar's test: would a fair coin part the rows that changed so unevenly (McNemar 1947)?"""
-    changed, fewer = gained + lost, min(gained, lost)
-    if gained == lost:
-        return 1.0
-    return min(1.0, 2 * beta_cdf(0.5, changed - fewer, fewer + 1))
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    return 1.0 if gained == lost else float(binomtest(gained, gained + lost).pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -222,7 +220,9 @@ def detectable(error: float, clusters: int) -> float:
     """The least difference found with a power of 80 % at the 5 % level, given its standard error (Bloom 1995)."""
     if not error > 0 or clusters < 2:
         return math.nan
-    return error * (t_quantile((1 + LEVEL) / 2, clusters - 1) + t_quantile(POWER, clusters - 1))
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    return error * float(t.ppf([(1 + LEVEL) / 2, POWER], clusters - 1).sum())
 
 
 def split(slices: Sequence[Mapping[str, str]] | None, rows: int) -> dict[tuple[str, str], np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import yaml
 from vlchat.errors import ConfigError, nearest
 from vlchat.evaluate.answerers import Answerer
 from vlchat.evaluate.blind import CONTROLS
+from vlchat.evaluate.known import TASKS, make_task
 from vlchat.evaluate.result import Result
-from vlchat.evaluate.runner import CONTROL_ROWS, make_task, run
-from vlchat.evaluate.tasks import TASKS
+from vlchat.evaluate.runner import CONTROL_ROWS, run
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def read_suite(path: str | Path) -> Suite:
         if [other.name for other in entries].count(entry.name) > 1:
             raise ConfigError(f'{path}: two tasks are called "{entry.name}"; give one of them a name of its own.')
     settings = {key: value for key, value in content.items() if key != "tasks"}
+    if "controls" in settings:
+        settings["controls"] = _controls(settings["controls"], f"{path}: controls")
+    for key, least in (("control_rows", 0), ("seed", None)):
+        if key in settings:
+            _whole(settings[key], f"{path}: {key}", least)
     return Suite(entries, **settings)
 
 
@@ -81,6 +86,7 @@ def run_suite(
     *,
     model: str | Path | None,
     progress: bool = True,
+    say: Callable[[str], Any] = print,
     **options: Any,
 ) -> Iterator[tuple[str, Result]]:
     """Each task's name and result, as they are finished. One model answers all.
@@ -88,13 +94,14 @@ def run_suite(
     Args:
         answerer: of `vlchat.evaluate.open_answerer`.
         model: its name, for the results' settings.
+        progress: say each task's name before it is asked, and show progress bars.
         options: as of `vlchat.evaluate.run`.
     """
     for entry in suite.tasks:
         _make(entry, suite)  # all data is there, and right, before the first question
     for entry in suite.tasks:
         if progress:
-            print(f"== {entry.name}", flush=True)
+            say(f"== {entry.name}")
         yield entry.name, run(
             model,
             entry.task,
@@ -123,9 +130,29 @@ def _entry(content: Any, where: str) -> Entry:
     task = content["task"]
     if task not in TASKS:
         raise ConfigError(f'{where}: unknown task "{task}"; known: {", ".join(TASKS)}{nearest(task, TASKS)}')
-    own = {key: content[key] for key in ("max_new_tokens", "seed") if key in content}
-    name = str(content.get("name", task))
+    own = {key: content[key] for key in ("max_new_tokens", "seed") if content.get(key) is not None}
+    for key, value in own.items():
+        _whole(value, f"{where}: {key}", 1 if key == "max_new_tokens" else None)
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise ConfigError(f'{where}: the key {odd[0]} is no text, so it is no option of the task "{task}".')
+    name = str(task if content.get("name") is None else content["name"])
     if not name or "/" in name or name in (".", ".."):
         raise ConfigError(f'{where}: name is "{name}"; it becomes the name of a folder.')
     options = {key: value for key, value in content.items() if key not in ("task", "name", *own)}
     return Entry(name, task, options, **own)
+
+
+def _controls(given: Any, where: str) -> list[str]:
+    if not isinstance(given, list):
+        raise ConfigError(f"{where} must be a list, such as [shuffled, none]; [] asks none.")
+    for name in given:
+        if not isinstance(name, str) or name not in CONTROLS:
+            known = f"{', '.join(CONTROLS)}{nearest(str(name), CONTROLS)}"
+            raise ConfigError(f'{where}: there is no control "{name}"; known: {known}')
+    return given
+
+
+def _whole(value: Any, where: str, least: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        from_here = "" if least is None else f" from {least} on"
+        raise ConfigError(f"{where} is {value}; it must be a whole number{from_here}.")

@@ -17,6 +17,8 @@ CONTROLS = {
     "floor": "the question-only floor",
 }
 
+CHANCE = "chance"  # stands beside the score where other tasks have their blind controls
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -50,42 +52,64 @@ def looks(
     Args:
         name: of `CONTROLS`: what was shown instead.
     """
-    gain = advantage(measure, control, with_picture, clusters, seed=seed)
-    over, interval = CONTROLS.get(name, name), interval_text(measure, gain)
-    if (unknown := _unknown(gain, over)) is not None:
-        return Verdict(f"Whether it looks at the picture cannot be told: {unknown}", None, gain)
-    if gain.told and gain.value > 0:
-        sentence = f"It looks at the picture: {points(measure, gain.value)} over {over} ({interval})."
-    elif gain.told:
-        sentence = f"The picture leads it astray: {points(measure, gain.value)} against {over} ({interval})."
-    else:
-        sentence = (
-            f"Nothing shows that it looks at the picture: {points(measure, gain.value)} over {over} ({interval}). "
-            "What it gets right, it may get from the question alone."
-        )
-    return Verdict(sentence, gain.told and gain.value > 0, gain)
+    return _verdict(
+        measure,
+        advantage(measure, control, with_picture, clusters, seed=seed),
+        CONTROLS.get(name, name),
+        "Whether it looks at the picture",
+        ("It looks at the picture", "The picture leads it astray", "Nothing shows that it looks at the picture"),
+        " What it gets right, it may get from the question alone.",
+    )
 
 
 def beats_floor(measure: Measure, shown: Stats, floor: Stats, clusters: Sequence[str], *, seed: int = 0) -> Verdict:
     """Whether a model scores more than the best guess from the question alone, over the same rows."""
-    gain = advantage(measure, floor, shown, clusters, seed=seed)
-    over, interval = CONTROLS["floor"], interval_text(measure, gain)
+    over = CONTROLS["floor"]
+    return _verdict(
+        measure,
+        advantage(measure, floor, shown, clusters, seed=seed),
+        over,
+        f"Whether it beats {over}",
+        (
+            "It knows more than the question gives away",
+            "A guess from the question alone does better",
+            "Nothing shows that it knows more than the question gives away",
+        ),
+    )
+
+
+def beats_chance(measure: Measure, shown: Stats, chance: Stats, clusters: Sequence[str], *, seed: int = 0) -> Verdict:
+    """Whether a model scores more than one that cannot tell anything apart would in expectation, over the same rows."""
+    return _verdict(
+        measure,
+        advantage(measure, chance, shown, clusters, seed=seed),
+        CHANCE,
+        "Whether it is better than chance",
+        ("It is better than chance", "It is worse than chance", "Nothing shows that it is better than chance"),
+    )
+
+
+def _verdict(
+    measure: Measure, gain: Difference, over: str, question: str, answers: tuple[str, str, str], then: str = ""
+) -> Verdict:
+    """The sentence that fits: one of `answers` (more, less, not told), or that the question cannot be told.
+
+    Args:
+        over: what the score is compared with.
+        then: follows where nothing is shown.
+    """
+    interval = interval_text(measure, gain)
     if (unknown := _unknown(gain, over)) is not None:
-        return Verdict(f"Whether it beats {over} cannot be told: {unknown}", None, gain)
-    if gain.told and gain.value > 0:
-        sentence = (
-            f"It knows more than the question gives away: {points(measure, gain.value)} over {over} ({interval})."
-        )
+        return Verdict(f"{question} cannot be told: {unknown}", None, gain)
+    more, less, nothing = answers
+    better = gain.told and gain.value > 0
+    if better:
+        sentence = f"{more}: {points(measure, gain.value)} over {over} ({interval})."
     elif gain.told:
-        sentence = (
-            f"A guess from the question alone does better: {points(measure, gain.value)} against {over} ({interval})."
-        )
+        sentence = f"{less}: {points(measure, gain.value)} against {over} ({interval})."
     else:
-        sentence = (
-            f"Nothing shows that it knows more than the question gives away: {points(measure, gain.value)} over {over} "
-            f"({interval})."
-        )
-    return Verdict(sentence, gain.told and gain.value > 0, gain)
+        sentence = f"{nothing}: {points(measure, gain.value)} over {over} ({interval}).{then}"
+    return Verdict(sentence, better, gain)
 
 
 def advantage(measure: Measure, first: Stats, second: Stats, clusters: Sequence[str], *, seed: int = 0) -> Difference:

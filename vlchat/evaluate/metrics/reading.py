@@ -1,9 +1,11 @@
-"""Scores for what a model reads off documents and charts: ANLS and relaxed accuracy."""
+"""Scores of what a model reads: ANLS for documents, relaxed accuracy for charts, word and character errors for text."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vlchat.evaluate.metrics.packages import scorer
 
@@ -73,3 +75,54 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Edits between a reply and the text that stands in the picture: substitutions, deletions and insertions.
+
+    Attributes:
+        word_errors, words: errors over words, and the words of the right text.
+        character_errors, characters: the same over characters, spaces between words included.
+    """
+
+    word_errors: int
+    words: int
+    character_errors: int
+    characters: int
+
+
+def reading_errors(prediction: str, reference: str) -> Errors:
+    """What word and character error rates are made of, by jiwer. Normalise both sides first (`plain_text`).
+
+    Raises:
+        ConfigError: jiwer is missing.
+    """
+    jiwer = scorer("jiwer", "jiwer", "Word error rates")
+    words = jiwer.process_words(reference, prediction)
+    characters = jiwer.process_characters(reference, prediction)
+    return Errors(
+        words.substitutions + words.deletions + words.insertions,
+        words.hits + words.substitutions + words.deletions,
+        characters.substitutions + characters.deletions + characters.insertions,
+        characters.hits + characters.substitutions + characters.deletions,
+    )
+
+
+def plain_text(text: str, *, exact: bool = False) -> str:
+    """A text as its reading is compared: composed characters (Unicode NFC), single spaces, in lower case, without the
+    punctuation at the edges of words (inside words it stays: "don't", "3.50", "x-ray").
+
+    Args:
+        exact: keep case and all punctuation.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    if exact:
+        return " ".join(composed.split())
+    stripped = (_stripped(word) for word in composed.lower().split())
+    return " ".join(word for word in stripped if word)
+
+
+def _stripped(word: str) -> str:
+    kept = [position for position, sign in enumerate(word) if unicodedata.category(sign)[0] != "P"]
+    return word[kept[0] : kept[-1] + 1] if kept else ""

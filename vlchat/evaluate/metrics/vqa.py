@@ -66,8 +66,12 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise ValueError("VQA accuracy needs at least one answer")
-    said = vqa_normalize(prediction)
-    matches = [vqa_normalize(answer) == said for answer in answers]
+    return soft_accuracy(vqa_normalize(prediction), [vqa_normalize(answer) for answer in answers])
+
+
+def soft_accuracy(said: str, answers: Sequence[str]) -> float:
+    """The formula of `vqa_accuracy` over answers as they are compared, at least one."""
+    matches = [answer == said for answer in answers]
     total = sum(matches)
     return sum(min(1.0, (total - match) / 3) for match in matches) / len(answers)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vlchat.evaluate.items import Item, Reading, Reply, Request
+from vlchat.evaluate.leakage import Leakage
 from vlchat.evaluate.measures import Measure
 
 
@@ -21,6 +23,7 @@ class Task:
         data: where the items come from, with hashes, for results and certificates.
         notes: sentences for the reader of the result.
         max_new_tokens: the longest reply this task needs.
+        read_by: modules and packages, besides the task's own, whose code decides how a reply is read.
     """
 
     protocol: str
@@ -28,6 +31,7 @@ class Task:
     data: dict[str, Any]
     notes: list[str]
     max_new_tokens: int = 64
+    read_by: Sequence[str] = ("vlchat.evaluate.metrics",)
 
     def items(self) -> list[Item]:
         """Every row, in a fixed order."""
@@ -51,4 +55,12 @@ class Task:
 
     def floor(self, item: Item) -> str | None:
         """The answer that a guess from the question alone gives, or None where the task has no such floor."""
+        return None
+
+    def leakage(self, cache: Path | None = None) -> Leakage | None:
+        """What of the items is in the training data; None where the task knows none of these.
+
+        Args:
+            cache: the folder that keeps what pictures are compared by; None keeps nothing.
+        """
         return None

@@ -23,6 +23,7 @@ class ScenesTask(Task):
     protocol = "vlchat-scenes-3 (the reply states the fact asked for; wording is free)"
     measures = [mean_of("right", "right")]
     max_new_tokens = 80
+    read_by = ("vlchat.scenes",)
 
     def __init__(self, *, questions: int = 2000, seed: int = 0, phrasings: str = "seen") -> None:
         if questions < 1:

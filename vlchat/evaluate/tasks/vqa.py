@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from vlchat.data import Example, SourceConfig, check, fingerprint, load_source
+from vlchat.data import Example, Source, SourceConfig, check, fingerprint, load_source
 from vlchat.data.formats import answer_of, text_of
 from vlchat.errors import ConfigError, DataError
 from vlchat.evaluate.floor import QuestionOnlyFloor
 from vlchat.evaluate.items import Item, Reading, Reply, question_of
+from vlchat.evaluate.leakage import Leakage, leakage
 from vlchat.evaluate.measures import mean_of
 from vlchat.evaluate.metrics import exact_match, vqa_accuracy, vqa_normalize, yes_no
 from vlchat.evaluate.tasks.base import Task
@@ -61,7 +63,8 @@ class VqaTask(ExamplesTask):
 
     Args:
         data: the file, folder or Hub id, or a full SourceConfig.
-        floor: training data that the question-only floor is read from; None prints no floor.
+        floor: training data that the question-only floor is read from, and that the rows are looked for in; None prints
+            no floor.
         format, images, split, limit: as in SourceConfig, for `data`; `format` and `images` also for `floor`.
         slices: fields of a row by which tables split, besides `answer_type`.
 
@@ -83,9 +86,11 @@ class VqaTask(ExamplesTask):
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         super().__init__(usable(config), data_of(config), slices)
         self._floor: QuestionOnlyFloor | None = None
+        self._training: Source | None = None
         if floor is not None:
             floor_config = source_config(floor, format=format, images=images)
-            self._floor = QuestionOnlyFloor(load_source(floor_config))
+            self._training = load_source(floor_config)
+            self._floor = QuestionOnlyFloor(self._training)
             self.data["floor"] = data_of(floor_config)
             self.notes.append(
                 "floor: the most frequent answer to the same question text in the floor file, unseen picture."
@@ -93,6 +98,11 @@ class VqaTask(ExamplesTask):
 
     def floor(self, item: Item) -> str | None:
         return None if self._floor is None else self._floor.guess(question_of(item.messages), item.slices)
+
+    def leakage(self, cache: Path | None = None) -> Leakage | None:
+        if self._training is None:
+            return None
+        return leakage(self._training, [item.source for item in self._items], cache=cache)
 
 
 def source_config(data: str | SourceConfig, **options: Any) -> SourceConfig:
@@ -106,13 +116,14 @@ def data_of(config: SourceConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def usable(config: SourceConfig) -> list[Example]:
+def usable(source: Source | SourceConfig) -> list[Example]:
     """The examples of a source.
 
     Raises:
         DataError: a row cannot be used; all faults are listed.
     """
-    source = load_source(config)
+    if isinstance(source, SourceConfig):
+        source = load_source(source)
     report = check(source)
     # An id given twice confuses a training run; here it only appears twice among the replies.
     report.bad = [problem for problem in report.bad if problem.field != "id"]

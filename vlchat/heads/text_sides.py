@@ -21,7 +21,7 @@ _FIXED_LENGTH = ("siglip_text_model", "siglip2_text_model")  # trained on paddin
 
 
 class TextSide(Protocol):
-    """Captions -> tensors, and those -> vectors. `train.qformer_text.QFormerText` is another one.
+    """Captions -> tensors, and those -> vectors. `vlchat.heads.qformer_text.QFormerText` is another one.
 
     Attributes:
         prefix: of the tensors' names.
