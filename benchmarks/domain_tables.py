@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from domain_arms import ARMS
 
-from vlchat.evaluate.distributions import t_quantile
 from vlchat.evaluate.measures import mean_of
+from vlchat.evaluate.seeds import spread
 from vlchat.evaluate.statistics import difference, figure
 
 RESULTS = Path(__file__).parent / "results" / "domain_study.jsonl"
@@ -99,7 +98,8 @@ def _over_seeds(shares: list[float]) -> str:
     """Student's 95 % interval of the mean."""
     if len(shares) < 2:
         return "-"
-    return f"± {t_quantile(0.975, len(shares) - 1) * stdev(shares) / math.sqrt(len(shares)):.1f}"
+    found = spread(shares)
+    return f"± {found.high - found.mean:.1f}"
 
 
 def _beside(recipe: list[dict[str, float]], rows: list[dict[str, float]], groups: list[str]) -> str:
