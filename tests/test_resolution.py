@@ -19,8 +19,8 @@ from train.tune import TuneObjective
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor, checkpoint
 from vlchat.errors import ConfigError
 from vlchat.export import export
+from vlchat.resolution import set_image_size
 from vlchat.towers import clip_image_processor
-from vlchat.towers.resolution import set_image_size
 
 
 def processor_of(model: Any, tokenizer: Any) -> VLChatProcessor:

@@ -23,7 +23,7 @@ from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
 from vlchat.quantize import is_quantized, language_model_prefix
-from vlchat.towers.resolution import set_image_size
+from vlchat.resolution import set_image_size
 
 _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,

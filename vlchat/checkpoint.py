@@ -42,9 +42,9 @@ from vlchat.quantize import (
     pack_for_cpu,
 )
 from vlchat.reading import reading
+from vlchat.resolution import set_image_size
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.towers.composing import tower_spec
-from vlchat.towers.resolution import set_image_size
 from vlchat.whole import load_whole
 
 __all__ = [
