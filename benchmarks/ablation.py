@@ -152,9 +152,10 @@ def table(budget: float) -> str:
     rows = ["| stage 1 | steps 1 + 2 | right | 95 % interval | seeds |", "|---|---|---|---|---|"]
     for arm in sorted(found, key=lambda arm: -mean(one["right"] for one in found[arm])):
         scores = [100 * one["right"] for one in found[arm]]
-        half = T95[len(scores)] * stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+        several = len(scores) > 1
+        half = f"± {T95[len(scores)] * stdev(scores) / math.sqrt(len(scores)):.1f}" if several else "-"
         steps = " + ".join(str(number) for number in found[arm][0]["steps"])
-        rows.append(f"| {arm} | {steps} | {mean(scores):.1f} % | ± {half:.1f} | {len(scores)} |")
+        rows.append(f"| {arm} | {steps} | {mean(scores):.1f} % | {half} | {len(scores)} |")
     return "\n".join(rows)
 
 

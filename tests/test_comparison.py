@@ -180,9 +180,9 @@ def test_a_task_called_replay_is_one(tmp_path: Path) -> None:
 
 def test_a_suite_notes_the_order_of_its_tasks(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
     model, data = saved(tmp_path / "m", tiny_model(), tiny_processor), questions(tmp_path / "data", 4)
-    entries = [{"task": "vqa", "name": name, "data": str(data)} for name in ("zebra", "ape")]
+    entries = [{"task": "vqa", "name": name, "data": str(data), "max_new_tokens": 2} for name in ("zebra", "ape")]
     (tmp_path / "suite.yaml").write_text(json.dumps({"controls": [], "tasks": entries}))
-    asked = ["eval", str(model), "--suite", str(tmp_path / "suite.yaml"), "--max-new-tokens", "2", "--no-cache"]
+    asked = ["eval", str(model), "--suite", str(tmp_path / "suite.yaml"), "--no-cache"]
     assert main([*asked, "--out", str(tmp_path / "out")]) == 0
     assert list(read_results(tmp_path / "out")) == ["zebra", "ape"]
 

@@ -37,6 +37,7 @@ FLOORS = {
     "vlchat.attention": 1,
     "vlchat.hub": 1,
     "vlchat.places": 1,
+    "vlchat.resolution": 1,
     "vlchat.lora": 1,
     "vlchat.checkpoint": 1,
     "vlchat.saving": 1,

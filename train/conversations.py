@@ -100,12 +100,17 @@ class Conversations(nn.Module):
         examples, read, bad = [], [], []
         for position in positions:
             try:
-                examples += self.examples([position])
-                read.append(position)
+                found = self.accompanied(position, self.examples([position])[0])
+                examples += found
+                read += [position] * len(found)
             except DataError as error:  # a file of it has gone since the run began, or has changed
                 bad.append(self._fault(position, error))
         batch = self.collated(examples, read)
         return batch | {"faults": [*bad, *batch["faults"]]}
+
+    def accompanied(self, position: int, example: Example) -> list[Example]:
+        """The row at a position, and what is learnt beside it."""
+        return [example]
 
     def _fault(self, position: int, error: DataError) -> BadRow:
         number, row = self.mixture.locate(position % len(self.mixture))

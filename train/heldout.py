@@ -135,7 +135,7 @@ def _groups(mixture: Mixture) -> list[list[tuple[int, int]]]:
         return row
 
     first_with: dict[str, tuple[int, int]] = {}
-    for row, pictures in _rows(mixture):
+    for row, pictures in shown_by_rows(mixture):
         parents[row] = row
         for picture in pictures:
             one, other = root(row), root(first_with.setdefault(picture, row))
@@ -147,7 +147,7 @@ def _groups(mixture: Mixture) -> list[list[tuple[int, int]]]:
 
 
 def _shown_by(mixture: Mixture) -> set[str]:
-    return {picture for _, pictures in _rows(mixture) for picture in pictures}
+    return {picture for _, pictures in shown_by_rows(mixture) for picture in pictures}
 
 
 def origin(source: Any, row: int) -> tuple[Any, int]:
@@ -157,7 +157,7 @@ def origin(source: Any, row: int) -> tuple[Any, int]:
     return source, row
 
 
-def _rows(mixture: Mixture) -> Iterator[tuple[tuple[int, int], list[str]]]:
+def shown_by_rows(mixture: Mixture) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """(source, row), and what names each picture of it. A drawn row is made afresh and shares nothing."""
     for number, part in enumerate(mixture.sources):
         quiet = len(part) < _MANY or not sys.stderr.isatty()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train.company import SHARED, Company
 from train.config import typed
 from train.conversations import SHAPE_STEP, Conversations
 from train.distill import PREFIX, DistillConfig, Teacher
@@ -16,11 +17,13 @@ from train.terms import Term
 from vlchat import checkpoint, foreign
 from vlchat.data import Example
 from vlchat.data.packing import borders, needs_borders, pack
+from vlchat.data.sharing import SEGMENTS, branch_mask, check_sharing, share
 from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
 from vlchat.quantize import is_quantized, language_model_prefix
+from vlchat.resolution import set_image_size
 
 _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
@@ -41,10 +44,13 @@ class TuneObjective(Conversations):
         quantize: "nf4" or "int8" for the language model.
         distill: `{teacher, weight, temperature, quantize}`, as of `train.distill.DistillConfig`: learn from a larger
             model as well; null learns from the rows alone.
+        company: beside each row up to so many others about the same pictures, drawn anew each epoch. They share the
+            pictures' tokens (`vlchat.data.sharing`); a step has as many more rows.
         packing: the rows that are taken at once stand one after another in one, without padding.
         checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
             memory, a third more time.
         too_long, attention, augment: as in stage 1.
+        image_size: show the tower pictures of so many pixels a side, with its position embeddings interpolated.
     """
 
     name = "tune"
@@ -56,6 +62,7 @@ class TuneObjective(Conversations):
         lora: dict[str, Any] | None = None,
         quantize: str | None = None,
         distill: dict[str, Any] | None = None,
+        company: int = 0,
         packing: bool = False,
         checkpointing: bool = False,
         cells: float = 0.0,
@@ -64,10 +71,16 @@ class TuneObjective(Conversations):
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
+        image_size: int | None = None,
         revision: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells, too_long)
+        if company < 0:
+            raise ConfigError(f"objective.company must be at least 0, not {company}.")
+        for name, chosen in {"packing": packing, "distill": distill, "cells": cells}.items():
+            if company and chosen:
+                raise ConfigError(f"objective.company can't be used beside objective.{name}: choose one of them.")
         if distill is not None and too_long == "shorten":
             raise ConfigError("objective.too_long: a teacher reads rows whole; use drop or refuse beside distill.")
         options = _lora_options(lora)
@@ -79,6 +92,9 @@ class TuneObjective(Conversations):
         )
         refuse_adapter(self.model)
         self.base = {"model": f"{path}@{revision}" if revision else path}
+        if image_size is not None:
+            set_image_size(self.model, self.processor, image_size)
+            self.notes["image_size"] = image_size
         foreign.require_template(self.processor)
         if self.model.config.is_encoder_decoder:
             raise ConfigError(f"{path} has a language model with an encoder, which can't be tuned here.")
@@ -90,6 +106,10 @@ class TuneObjective(Conversations):
         if options is not None:
             self.model = add_lora(self.model, **options)
             self.adapter = True
+        self.company = company
+        self._companions: list[Company] = []  # made by the process that prepares rows
+        if company:
+            check_sharing(self.model)
         self.packing = packing
         self.borders = packing and needs_borders(self.model)
         if checkpointing:
@@ -97,7 +117,7 @@ class TuneObjective(Conversations):
         self._teacher: list[Teacher] = []  # not a submodule
         if taught is not None:
             self._teacher = [Teacher(taught, self.processor.tokenizer)]
-            self.notes = {"teacher": self._teacher[0].describe()}
+            self.notes["teacher"] = self._teacher[0].describe()
             self.trained_on += f", taught by {self._teacher[0].name}"
 
     def default_trainable(self) -> dict[str, float]:
@@ -115,7 +135,19 @@ class TuneObjective(Conversations):
         batch = super().tensors(examples, batch)
         for teacher in self._teacher:
             batch |= teacher.tensors(examples, batch["labels"])
-        return pack(batch, self.processor.tokenizer.pad_token_id, SHAPE_STEP) if self.packing else batch
+        pad = self.processor.tokenizer.pad_token_id
+        if self.company:
+            groups = [example.meta.get(SHARED, f"row {number}") for number, example in enumerate(examples)]
+            return share(batch, groups, self.processor.image_token_id, pad, SHAPE_STEP)
+        return pack(batch, pad, SHAPE_STEP) if self.packing else batch
+
+    def accompanied(self, position: int, example: Example) -> list[Example]:
+        if not self.company:
+            return [example]
+        if not self._companions:
+            self._companions.append(Company(self.mixture, self.company))
+        epoch, index = divmod(position, len(self.mixture))
+        return self._companions[0].beside(index, epoch, example)
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         counts = {"answers": float(supervised(batch["labels"]).sum())}
@@ -128,6 +160,8 @@ class TuneObjective(Conversations):
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         counts = self.counts(batch)
         inputs = {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        if SEGMENTS in inputs:
+            inputs["attention_mask"] = branch_mask(inputs.pop(SEGMENTS))
         if self.borders:
             inputs["attention_mask"] = borders(inputs["position_ids"])
         found = token_losses(self.model, inputs)

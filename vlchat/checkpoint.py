@@ -42,6 +42,7 @@ from vlchat.quantize import (
     pack_for_cpu,
 )
 from vlchat.reading import reading
+from vlchat.resolution import set_image_size
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.towers.composing import tower_spec
 from vlchat.whole import load_whole
@@ -165,6 +166,8 @@ def _load(
     else:
         processor = load_processor(folder)
         model = _load_base(folder, manifest, processor, quantize, dtype, device)
+        if (side := manifest.get("image_size")) is not None:
+            set_image_size(model, processor, side)
     if bare or manifest is None or not isinstance(folder, Path):
         return model, processor
     if manifest.get("trained"):

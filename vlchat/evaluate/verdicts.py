@@ -17,6 +17,7 @@ CONTROLS = {
     "floor": "the question-only floor",
 }
 
+_OPEN = 0.1  # where an interval that holds 0 reaches so far up, a gain was seen but the rows are too few to show it
 CHANCE = "chance"  # stands beside the score where other tasks have their blind controls
 
 
@@ -107,6 +108,9 @@ def _verdict(
         sentence = f"{more}: {points(measure, gain.value)} over {over} ({interval})."
     elif gain.told:
         sentence = f"{less}: {points(measure, gain.value)} against {over} ({interval})."
+    elif measure.percent and gain.value > 0 and gain.high > _OPEN:
+        few = f"{question} cannot be told from these {gain.rows:,} rows"
+        return Verdict(f"{few}: {points(measure, gain.value)} over {over} ({interval}).", None, gain)
     else:
         sentence = f"{nothing}: {points(measure, gain.value)} over {over} ({interval}).{then}"
     return Verdict(sentence, better, gain)

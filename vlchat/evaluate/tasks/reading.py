@@ -8,25 +8,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlchat.data import SourceConfig, load_source
+from vlchat.data import SourceConfig
 from vlchat.data.formats import Message
 from vlchat.errors import DataError
-from vlchat.evaluate.floor import QuestionOnlyFloor
 from vlchat.evaluate.items import Item, Reading, Reply, question_of
 from vlchat.evaluate.measures import Measure, Sums, divided, mean_of, ratio_of
 from vlchat.evaluate.metrics.counting import stated_number, whole_number
 from vlchat.evaluate.metrics.packages import scorer
 from vlchat.evaluate.metrics.reading import anls, plain_text, reading_errors, relaxed_accuracy
-from vlchat.evaluate.tasks.base import Task
-from vlchat.evaluate.tasks.vqa import data_of, source_config, usable, vqa_item
+from vlchat.evaluate.tasks.vqa import BesideTraining, data_of, source_config, usable, vqa_item
 
 
-class QuestionsTask(Task):
+class QuestionsTask(BesideTraining):
     """Rows of a data file with a question and an answer; a subclass says how a reply is scored.
 
     Args:
         data: a file, folder or Hub id in any format, or a full SourceConfig.
-        floor: training data that the question-only floor is read from; None prints no floor.
+        floor: training data that the question-only floor is read from, and that the rows are looked for in; None prints
+            no floor.
         format, images, split, limit: as in SourceConfig, for `data`; `format` and `images` also for `floor`.
         slices: fields of a row by which tables split, besides `answer_type`.
         instruction: put after every question on a line of its own, such as "Answer with a single word or number.";
@@ -54,23 +53,13 @@ class QuestionsTask(Task):
         self._items = [replace(item, messages=_instructed(item.messages, self._instruction)) for item in items]
         self.data = data_of(config)
         self.notes: list[str] = []
-        self._floor: QuestionOnlyFloor | None = None
-        if floor is not None:
-            floor_config = source_config(floor, format=format, images=images)
-            self._floor = QuestionOnlyFloor(load_source(floor_config))
-            self.data["floor"] = data_of(floor_config)
-            self.notes.append(
-                "floor: the most frequent answer to the same question text in the floor file, unseen picture."
-            )
+        self.knows(None if floor is None else source_config(floor, format=format, images=images))
 
     def items(self) -> list[Item]:
         return self._items
 
-    def floor(self, item: Item) -> str | None:
-        if self._floor is None:
-            return None
-        # The floor's file knows the question without the instruction.
-        return self._floor.guess(question_of(item.messages).removesuffix(self._instruction), item.slices)
+    def asked(self, item: Item) -> str:
+        return question_of(item.messages).removesuffix(self._instruction)
 
 
 class DocumentTask(QuestionsTask):

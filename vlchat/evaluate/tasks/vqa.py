@@ -58,7 +58,36 @@ class ExamplesTask(Task):
         return Reading(vqa_normalize(reply), score, stats)
 
 
-class VqaTask(ExamplesTask):
+class BesideTraining(Task):
+    """A task over questions that knows the data that the model was trained on: the floor, and what has leaked."""
+
+    _floor: QuestionOnlyFloor | None = None
+    _training: Source | None = None
+
+    def knows(self, config: SourceConfig | None) -> None:
+        """Takes the training data, where there are any. Call it once `data` and `notes` are there."""
+        if config is None:
+            return
+        self._training = load_source(config)
+        self._floor = QuestionOnlyFloor(self._training)
+        self.data["floor"] = data_of(config)
+        note = "floor: the most frequent answer to the same question text in the floor file, unseen picture."
+        self.notes.append(note)
+
+    def asked(self, item: Item) -> str:
+        """The question as the training data would have it."""
+        return question_of(item.messages)
+
+    def floor(self, item: Item) -> str | None:
+        return None if self._floor is None else self._floor.guess(self.asked(item), item.slices)
+
+    def leakage(self, cache: Path | None = None) -> Leakage | None:
+        if self._training is None:
+            return None
+        return leakage(self._training, [item.source for item in self.items()], cache=cache)
+
+
+class VqaTask(BesideTraining, ExamplesTask):
     """Any data file in any format, scored as `ExamplesTask` says.
 
     Args:
@@ -85,24 +114,7 @@ class VqaTask(ExamplesTask):
     ) -> None:
         config = source_config(data, format=format, images=images, split=split, limit=limit)
         super().__init__(usable(config), data_of(config), slices)
-        self._floor: QuestionOnlyFloor | None = None
-        self._training: Source | None = None
-        if floor is not None:
-            floor_config = source_config(floor, format=format, images=images)
-            self._training = load_source(floor_config)
-            self._floor = QuestionOnlyFloor(self._training)
-            self.data["floor"] = data_of(floor_config)
-            self.notes.append(
-                "floor: the most frequent answer to the same question text in the floor file, unseen picture."
-            )
-
-    def floor(self, item: Item) -> str | None:
-        return None if self._floor is None else self._floor.guess(question_of(item.messages), item.slices)
-
-    def leakage(self, cache: Path | None = None) -> Leakage | None:
-        if self._training is None:
-            return None
-        return leakage(self._training, [item.source for item in self._items], cache=cache)
+        self.knows(None if floor is None else source_config(floor, format=format, images=images))
 
 
 def source_config(data: str | SourceConfig, **options: Any) -> SourceConfig:
