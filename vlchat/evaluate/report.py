@@ -156,7 +156,7 @@ def facts(result: Result) -> list[str]:
         f"model: {model}" + (f" (trained on: {trained})" if trained else ""),
         f"protocol: {result.protocol}",
         f"data: {data}",
-        f"{counts['questions']:,} questions, seed {result.settings['seed']}, {result.settings['decoding']}, "
+        f"{counts['questions']:,} question{'' if counts['questions'] == 1 else 's'}, seed {result.settings['seed']}, {result.settings['decoding']}, "
         f"{result.seconds:,.0f} s" + (known if counts["known"] else ""),
         *result.notes,
     ]
