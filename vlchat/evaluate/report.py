@@ -151,12 +151,13 @@ def facts(result: Result) -> list[str]:
     plain = {key: value for key, value in result.data.items() if not isinstance(value, dict)}
     data = ", ".join(f"{key} {str(value)[:12] if key == 'sha256' else value}" for key, value in plain.items())
     counts = result.counts
+    number = counts["questions"]
     known = f"; {counts['known']:,} of {counts['known'] + counts['asked']:,} answers were known"
     found = [
         f"model: {model}" + (f" (trained on: {trained})" if trained else ""),
         f"protocol: {result.protocol}",
         f"data: {data}",
-        f"{counts['questions']:,} question{'' if counts['questions'] == 1 else 's'}, seed {result.settings['seed']}, {result.settings['decoding']}, "
+        f"{number:,} question{'' if number == 1 else 's'}, seed {result.settings['seed']}, {result.settings['decoding']}, "
         f"{result.seconds:,.0f} s" + (known if counts["known"] else ""),
         *result.notes,
     ]
