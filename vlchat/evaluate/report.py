@@ -157,8 +157,8 @@ def facts(result: Result) -> list[str]:
         f"model: {model}" + (f" (trained on: {trained})" if trained else ""),
         f"protocol: {result.protocol}",
         f"data: {data}",
-        f"{number:,} question{'' if number == 1 else 's'}, seed {result.settings['seed']}, {result.settings['decoding']}, "
-        f"{result.seconds:,.0f} s" + (known if counts["known"] else ""),
+        f"{number:,} question{'' if number == 1 else 's'}, seed {result.settings['seed']}, "
+        f"{result.settings['decoding']}, {result.seconds:,.0f} s" + (known if counts["known"] else ""),
         *result.notes,
     ]
     if counts["unanswered"]:
