@@ -13,6 +13,7 @@ from stored import PROMPTS, result_of, stored
 
 from vlchat.cli import main
 from vlchat.errors import VLChatError
+from vlchat.evaluate import certificate
 from vlchat.evaluate.comparison import compare, compare_suites, raised, verdict
 from vlchat.evaluate.measures import mean_of
 from vlchat.evaluate.statistics import difference, holm
@@ -216,3 +217,20 @@ def test_mistakes_are_sentences(
     assert main(["compare", *arguments]) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
+
+
+def test_a_parser_that_has_changed_between_two_results_is_told(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = saved(tmp_path / "m", tiny_model(), tiny_processor), questions(tmp_path / "data", 4)
+    asked = ["eval", str(model), "--data", str(data), "--no-controls", "--no-cache", "--max-new-tokens", "2"]
+    for name in ("a", "b"):
+        assert main([*asked, "--out", str(tmp_path / name)]) == 0
+    path = tmp_path / "b" / certificate.FILE
+    content = json.loads(path.read_text()) | {"parser": "0123456789abcdef"}
+    del content["sha256"]
+    path.write_text(json.dumps(content | {"sha256": certificate._digest(content)}))
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    told = capsys.readouterr().out
+    assert "versions: parser: " in told and "-> 0123456789ab" in told

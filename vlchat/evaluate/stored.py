@@ -37,7 +37,7 @@ def read_result(folder: str | Path) -> Result:
             measures=[],
             rows=rows,
             notes=[],
-            versions=found["versions"],
+            versions={**found["versions"], **_parser(folder)},
             prompts=found["prompts"],
         )
         result.measures = _measures(result, {one["name"] for one in found["measures"]})
@@ -80,12 +80,13 @@ def write_order(folder: Path, names: Sequence[str]) -> None:
     (folder / SUITE).write_text(json.dumps({"tasks": list(names)}, indent=2) + "\n", encoding="utf-8")
 
 
-def parser_of(folder: str | Path) -> str | None:
-    """The hash of the code that read the replies, where the folder's certificate says it."""
+def _parser(folder: str | Path) -> dict[str, str]:
+    """The hash of the code that read the replies, where the folder's certificate says it: one more version."""
     try:
-        return certificate.read(folder).get("parser")
+        parser = certificate.read(folder).get("parser")
     except VLChatError:
-        return None
+        return {}
+    return {} if parser is None else {"parser": str(parser)[:12]}
 
 
 def items_of(result: Result) -> Sequence[Item]:
