@@ -10,8 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
+from vlchat.errors import CheckpointError
 from vlchat.folders import read_manifest, title
+from vlchat.reading import reading
+from vlchat.towers import load_image_processor
 
 _AT_ONCE = 2**24  # similarities of single queries at once, at most: 128 MiB
 
@@ -101,3 +105,22 @@ def about(source: str | Path, model: Any) -> dict[str, Any]:
     found["parameters"] = model.num_parameters()
     manifest = read_manifest(folder) if folder.is_dir() else None
     return found | ({"trained_on": manifest["trained_on"]} if manifest and manifest.get("trained_on") else {})
+
+
+def read_whole(
+    kind: Any, source: str | Path, dtype: torch.dtype, revision: str | None
+) -> tuple[Any, Any, Any]:
+    """A published model by its transformers class `kind`, with its tokenizer and image processor.
+
+    Raises:
+        CheckpointError: it cannot be read, or lacks tensors.
+    """
+    version = {} if revision is None else {"revision": revision}
+    with reading(source, "model"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **version)
+        model, info = kind.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, dtype=dtype, **version
+        )
+    if missing := sorted(name for name in info["missing_keys"] if not name.endswith("position_ids")):
+        raise CheckpointError(f"{source} lacks tensors: {', '.join(missing[:4])}. It may be cut short.")
+    return model, tokenizer, load_image_processor(source, **version)

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+from transformers import Blip2ForImageTextRetrieval
 
-from vlchat.errors import CheckpointError
-from vlchat.evaluate.embedders.base import about, identity_of, to_device, unit
-from vlchat.reading import reading
-from vlchat.towers import load_image_processor
+from vlchat.evaluate.embedders.base import about, identity_of, read_whole, to_device, unit
 
 _PAIRS_AT_ONCE = 64
 
@@ -44,17 +41,7 @@ class Blip2Embedder:
         device: str | torch.device = "cpu",
         revision: str | None = None,
     ) -> None:
-        options: dict[str, Any] = {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
-        with reading(source, "model"):
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
-            )
-        options.pop("trust_remote_code")
-        self.image_processor: Any = load_image_processor(source, **options)
-        model, info = loaded
-        if missing := sorted(name for name in info["missing_keys"] if not name.endswith("position_ids")):
-            raise CheckpointError(f"{source} lacks tensors: {', '.join(missing[:4])}. It may be cut short.")
+        model, self.tokenizer, self.image_processor = read_whole(Blip2ForImageTextRetrieval, source, dtype, revision)
         self.model: Any = model.to(device).eval()
         self.cut = 0
         self.limit: int = model.config.qformer_config.max_position_embeddings

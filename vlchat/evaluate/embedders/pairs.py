@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from vlchat.errors import CheckpointError
-from vlchat.evaluate.embedders.base import about, identity_of, to_device, unit
-from vlchat.reading import reading
-from vlchat.towers import load_image_processor
+from vlchat.evaluate.embedders.base import about, identity_of, read_whole, to_device, unit
 
 _FIXED_LENGTH = ("siglip", "siglip2")  # their texts were padded to the last position in training
 _LONGEST = 64  # of SigLIP's texts where the tokenizer names no limit
@@ -42,17 +40,7 @@ class PairEmbedder:
         device: str | torch.device = "cpu",
         revision: str | None = None,
     ) -> None:
-        options: dict[str, Any] = {"trust_remote_code": False, **({} if revision is None else {"revision": revision})}
-        with reading(source, "model"):
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            loaded: Any = AutoModel.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
-            )
-        options.pop("trust_remote_code")
-        self.image_processor: Any = load_image_processor(source, **options)
-        model, info = loaded
-        if missing := sorted(name for name in info["missing_keys"] if not name.endswith("position_ids")):
-            raise CheckpointError(f"{source} lacks tensors: {', '.join(missing[:4])}. It may be cut short.")
+        model, self.tokenizer, self.image_processor = read_whole(AutoModel, source, dtype, revision)
         if not is_pair(type(model)):
             raise CheckpointError(f"{source} holds a {type(model).__name__}, which embeds no pictures and texts.")
         self.model: Any = model.to(device).eval()
