@@ -3,11 +3,12 @@
     python benchmarks/ablation.py [--runs runs/mini] [--seeds 0 1 2] [--budget 30] [--questions 650]
     python benchmarks/ablation.py --table
 
-Every arm begins with the embedded model's frozen tower and untuned language model (`make mini` makes both) and a new
-connector, and may spend the same number of floating-point operations on training, counted by torch's FlopCounterMode on
-real batches, a closed-form beginning included: half of them on stage 1, the rest on stage 2. The arm without stage 1
-spends all of them on stage 2. Then the same questions are asked about unseen scenes. Results are appended to
-benchmarks/results/ablation.jsonl; what is there already is not run again, so the command may be stopped and started.
+Every arm begins with the embedded model's frozen tower, its language model (as `make mini` left it in --runs, untuned, or
+else out of the embedded model itself: `stage_zero`) and a new connector, and may spend the same number of floating-point operations on
+training, counted by torch's FlopCounterMode on real batches, a closed-form beginning included: half of them on stage 1,
+the rest on stage 2. The arm without stage 1 spends all of them on stage 2. Then the same questions are asked about
+unseen scenes. Results are appended to benchmarks/results/ablation.jsonl; what is there already is not run again, so the
+command may be stopped and started.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from stage_zero import stage_zero
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.__main__ import train
@@ -56,8 +58,9 @@ T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided 95 %, b
 
 def stage_1(arm: str, runs: Path, folder: Path, seed: int) -> RunConfig:
     options = ARMS[arm]
+    vision, language = stage_zero(runs)
     objective = {
-        "type": "align", "vision": str(runs / "tower-read"), "language": str(runs / "lm"),
+        "type": "align", "vision": str(vision), "language": str(language),
         "connector": QFORMER if arm.startswith("qformer") else MLP, "vision_feature_layer": -1, "attention": "sdpa",
         **options,
     }  # fmt: skip
@@ -161,7 +164,7 @@ def table(budget: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="where tower-read and lm are")
+    parser.add_argument("--runs", type=Path, default=Path("runs/mini"), help="of the recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--budget", type=float, default=30.0, help="teraflops of training")

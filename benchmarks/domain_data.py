@@ -70,7 +70,8 @@ def write_slake(data: Path, out: Path) -> None:
 def write_nlvr(data: Path, out: Path) -> None:
     """fit.jsonl (train without choose), choose.jsonl, test.jsonl and train-10, -30, -100 (all but test).
 
-    Each is written twice: with the picture as it is, and (`-boxes`) with its three boxes as three pictures.
+    Each is written three times: with the picture as it is, with its three boxes as three pictures (`-boxes`), and with
+    them two by two in one (`-square`).
     """
     rows = [json.loads(line) for line in (data / "dev_messages.jsonl").read_text().splitlines()]
     for row in rows:
@@ -84,19 +85,32 @@ def write_nlvr(data: Path, out: Path) -> None:
                 if 100 * drawn("share", row["sentence"]) < share:
                     parts[f"train-{share}"].append(row)
     shutil.copytree(data / "images", out / "images", dirs_exist_ok=True)
-    (out / "boxes").mkdir(exist_ok=True)
+    for form in ("boxes", "square"):
+        (out / form).mkdir(exist_ok=True)
     for row in rows:
         with Image.open(data / row["images"][0]) as picture:
             cut(picture.convert("RGB"), out / "boxes" / Path(row["images"][0]).stem)
+            square(picture.convert("RGB")).save(out / "square" / Path(row["images"][0]).name, compress_level=1)
     for name, some in parts.items():
         _write(out / f"{name}.jsonl", some)
         _write(out / f"{name}-boxes.jsonl", [in_boxes(row, "boxes") for row in some])
+        squares = [{**row, "images": [f"square/{Path(row['images'][0]).name}"]} for row in some]
+        _write(out / f"{name}-square.jsonl", squares)
 
 
 def cut(picture: Image.Image, stem: Path) -> None:
     """STEM-0.png, -1 and -2: the boxes of a picture of 400 x 100 pixels."""
     for number, left in enumerate(boxes.LEFTS):
         picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE)).save(f"{stem}-{number}.png", compress_level=1)
+
+
+def square(picture: Image.Image) -> Image.Image:
+    """The boxes of a picture of 400 x 100 pixels two by two, in 200 x 200; the fourth place is empty."""
+    whole = Image.new("RGB", (2 * boxes.SIDE, 2 * boxes.SIDE), picture.getpixel((boxes.SIDE + 1, 0)))  # between two
+    for number, left in enumerate(boxes.LEFTS):
+        box = picture.crop((left, 0, left + boxes.SIDE, boxes.SIDE))
+        whole.paste(box, (number % 2 * boxes.SIDE, number // 2 * boxes.SIDE))
+    return whole
 
 
 def in_boxes(row: Row, folder: str) -> Row:

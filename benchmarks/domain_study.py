@@ -8,7 +8,7 @@ Each arm trains once a seed and answers the test part, then the same questions w
 Results are appended to benchmarks/results/domain_study.jsonl, the score of every row included; what is there is not run
 again, and a training that was stopped goes on where it was. `--part choose` trains on less and answers the part that
 settings are chosen on (`domain_data`); the tables show none of that. `--share 0.05` makes a twentieth of the steps, to
-try the command. Stage 1 of the variants needs runs/mini/tower-read and runs/mini/lm (`make mini`).
+try the command. Stage 1 of the variants begins with the parts that `stage_zero` tells.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import domain_data
 import torch
 from domain_arms import ARMS, BEFORE, Arm, Before
 from domain_tables import RESULTS, results, tables
+from stage_zero import stage_zero
 
 from train.__main__ import train
 from train.config import LoopConfig, OptimConfig, RunConfig
@@ -64,9 +65,8 @@ def before(name: str, seed: int, arguments: argparse.Namespace) -> Path:
     if last.name == f"step-{steps}":
         return folder
     objective, data = dict(made.objective), [dict(source) for source in made.data]
-    for key in ("vision", "language"):
-        if key in objective:
-            objective[key] = str(arguments.models / objective[key])
+    if objective["type"] == "align":
+        objective["vision"], objective["language"] = map(str, stage_zero(arguments.models))
     for source in data:
         if "path" in source:
             source["path"] = str(arguments.runs / "data" / source["path"])
@@ -138,7 +138,7 @@ def _slug(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="where slake and nlvr are")
-    parser.add_argument("--models", type=Path, default=Path("runs/mini"), help="where tower-read and lm are")
+    parser.add_argument("--models", type=Path, default=Path("runs/mini"), help="of the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs/domain"), help="for rows and trainings")
     parser.add_argument("--sets", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="names of domain_arms.ARMS; all by default")

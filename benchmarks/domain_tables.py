@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from domain_arms import ARMS
+from domain_arms import ARMS, BASE
 
 from vlchat.evaluate.measures import mean_of
 from vlchat.evaluate.seeds import spread
@@ -54,6 +54,7 @@ def clusters(files: Path, dataset: str, part: str) -> list[str]:
 
 
 def _table(dataset: str, found: list[dict[str, Any]], groups: list[str]) -> str:
+    base = BASE[dataset]
     by_arm: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for one in found:
         by_arm[one["arm"]].append(one)
@@ -61,17 +62,17 @@ def _table(dataset: str, found: list[dict[str, Any]], groups: list[str]) -> str:
         f"### {TITLES[dataset]}: {len(groups):,} rows, {len(set(groups)):,} {'pictures' * (dataset == 'slake')}"
         f"{'sentences' * (dataset == 'nlvr')}",
         "",
-        "| arm | right | over seeds | over rows | shuffled | no picture | beside the recipe | seeds | steps x rows | "
+        f"| arm | right | over seeds | over rows | shuffled | no picture | beside {base} | seeds | steps x rows | "
         "minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    recipe = _mean_rows(by_arm.get("recipe", []), "right")
+    reference = _mean_rows(by_arm.get(base, []), "right")
     for arm in sorted(by_arm, key=lambda arm: -mean(_percent(one["right"]) for one in by_arm[arm])):
         made = by_arm[arm]
         shares = [_percent(one["right"]) for one in made]
         rows = _mean_rows(made, "right")
         over = figure(_RIGHT, rows, groups)
-        beside = "" if arm == "recipe" or not recipe else _beside(recipe, rows, groups)
+        beside = "" if arm == base or not reference else _beside(reference, rows, groups)
         minutes = mean(one["train_seconds"] for one in made) / 60
         lines.append(
             f"| {arm} | {mean(shares):.1f} % | {_over_seeds(shares)} | {100 * over.low:.1f}-{100 * over.high:.1f} | "
@@ -79,7 +80,7 @@ def _table(dataset: str, found: list[dict[str, Any]], groups: list[str]) -> str:
             f"{mean(_percent(one['none']) for one in made):.1f} % | {beside} | {len(made)} | "
             f"{made[0]['steps']} x {made[0]['rows_a_step']} | {minutes:.0f} |"
         )
-    whole = [one for one in found if one["arm"] == "recipe"] or found
+    whole = [one for one in found if one["arm"] == base] or found
     lines += ["", f"| beside it | right |\n|---|---|\n| question-only floor | {_percent(whole[0]['floor']):.1f} % |"]
     lines += [f"| {name} | {value} |" for name, value in PUBLISHED[dataset]]
     return "\n".join(lines)
@@ -102,6 +103,6 @@ def _over_seeds(shares: list[float]) -> str:
     return f"± {found.high - found.mean:.1f}"
 
 
-def _beside(recipe: list[dict[str, float]], rows: list[dict[str, float]], groups: list[str]) -> str:
-    found = difference(_RIGHT, recipe, rows, groups)
+def _beside(reference: list[dict[str, float]], rows: list[dict[str, float]], groups: list[str]) -> str:
+    found = difference(_RIGHT, reference, rows, groups)
     return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"

@@ -195,6 +195,8 @@ def test_nlvr_is_split_by_sentence(tmp_path: Path) -> None:
         for left, name in zip(boxes.LEFTS, cut["images"], strict=True):
             with Image.open(out / name) as box:
                 assert box.tobytes() == whole.crop((left, 0, left + 100, 100)).tobytes()
+        with Image.open(out / read(out / "test-square.jsonl")[0]["images"][0]) as square:
+            assert square.size == (200, 200) and square.crop((0, 100, 100, 200)).tobytes() == box.tobytes()
 
 
 def test_slake_is_split_by_picture(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_the_arms_can_be_configured() -> None:
         for arm in arms.values():
             OptimConfig(**arm.optim)
             assert arm.before is None or arm.before in domain_arms.BEFORE
-            assert arm.rows in domain_data.SHARES and arm.form in ("", "boxes")
+            assert arm.rows in domain_data.SHARES and arm.form in ("", "boxes", "square")
     for before in domain_arms.BEFORE.values():
         OptimConfig(**before.optim)
         known = inspect.signature(OBJECTIVES[before.objective["type"]]).parameters
@@ -250,7 +252,7 @@ def test_tables_show_means_intervals_and_controls(tmp_path: Path, monkeypatch: p
     lines = [
         {**one, "arm": arm, "seed": seed, "right": right, "shuffled": shuffled}
         for arm, seed, right, shuffled in (
-            ("recipe", 0, "1100", "1000"), ("recipe", 1, "1000", "0000"), ("made", 0, "1111", "1000"),
+            ("in company", 0, "1100", "1000"), ("in company", 1, "1000", "0000"), ("made", 0, "1111", "1000"),
             ("made", 1, "1110", "1100"),
         )
     ]  # fmt: skip
@@ -258,10 +260,10 @@ def test_tables_show_means_intervals_and_controls(tmp_path: Path, monkeypatch: p
     (tmp_path / "slake").mkdir()
     (tmp_path / "slake" / "test.json").write_text(json.dumps([{"image": name} for name in "aabb"]))
     table = domain_tables.tables(tmp_path)
-    made, recipe = (
-        next(line for line in table.splitlines() if line.startswith(f"| {arm} ")) for arm in ("made", "recipe")
+    made, base = (
+        next(line for line in table.splitlines() if line.startswith(f"| {arm} ")) for arm in ("made", "in company")
     )
-    assert table.index(made) < table.index(recipe)  # the better one first
+    assert table.index(made) < table.index(base)  # the better one first
     assert "| 87.5 % | ± 158.8 |" in made and "| 37.5 % | 0.0 % | +50.0" in made
-    assert "| 37.5 % |" in recipe and "| question-only floor | 25.0 % |" in table and "about 73 %" in table
+    assert "| 37.5 % |" in base and "| question-only floor | 25.0 % |" in table and "about 73 %" in table
     assert domain_tables.tables(tmp_path, share=0.5) == ""
