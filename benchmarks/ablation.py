@@ -3,12 +3,12 @@
     python benchmarks/ablation.py [--runs runs/mini] [--seeds 0 1 2] [--budget 30] [--questions 650]
     python benchmarks/ablation.py --table
 
-Every arm begins with the embedded model's frozen tower, its language model (as `make mini` left it in --runs, untuned, or
-else out of the embedded model itself: `stage_zero`) and a new connector, and may spend the same number of floating-point operations on
-training, counted by torch's FlopCounterMode on real batches, a closed-form beginning included: half of them on stage 1,
-the rest on stage 2. The arm without stage 1 spends all of them on stage 2. Then the same questions are asked about
-unseen scenes. Results are appended to benchmarks/results/ablation.jsonl; what is there already is not run again, so the
-command may be stopped and started.
+Every arm begins with the embedded model's frozen tower, its language model (untuned, as `make mini` left it in --runs,
+or else out of the embedded model itself: `stage_zero`) and a new connector, and may spend the same number of
+floating-point operations on training, counted by torch's FlopCounterMode on real batches, a closed-form beginning
+included: half of them on stage 1, the rest on stage 2. The arm without stage 1 spends all of them on stage 2. Then the
+same questions are asked about unseen scenes. Results are appended to benchmarks/results/ablation.jsonl; what is there
+already is not run again, so the command may be stopped and started.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from vlchat import Chat
 def stage_zero(runs: Path) -> tuple[Path, Path]:
     """The folders of a tower and of a language model.
 
-    What the recipe has left in `runs` (`make mini`) is taken as it is. Otherwise they are taken out of the embedded model
-    and written there; its language model has stage 2's LoRA in it, and answers from described pictures as well as before
-    (docs/LOG.md).
+    What the recipe has left in `runs` (`make mini`) is taken as it is. Otherwise they are taken out of the embedded
+    model and written there; its language model has stage 2's LoRA in it, and answers from described pictures as well as
+    before (docs/LOG.md).
     """
     tower, language = runs / "tower-read", runs / "lm"
     if not (tower.exists() and language.exists()):
