@@ -24,7 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from stage_zero import stage_zero
+from stage_zero import EMBEDDED, stage_zero
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.__main__ import train
@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "mlp, ITC+ITG": {"itc": 0.2, "itg": 1.0},
     "mlp, ITC+ITG, warm start": {"itc": 0.2, "itg": 1.0, "warm_start": {}},
     "mlp, ITC+ITG+maps": {"itc": 0.2, "itg": 1.0, "itg_share": 0.25, "cells": 1.0},
+    "mlp, ITC+ITG+maps, warm start": {"itc": 0.2, "itg": 1.0, "itg_share": 0.25, "cells": 1.0, "warm_start": {}},
     "mlp, ITG+maps": {"itc": 0.0, "itg": 1.0, "itg_share": 0.25, "cells": 1.0},
     "qformer, ITC": {"itc": {"weight": 1.0, "smoothing": 0.1}, "itg": 0.0},
     "qformer, ITC+ITM+ITG": {"itc": {"weight": 1.0, "smoothing": 0.1}, "itm": 1.0, "itg_qformer": 1.0, "itg": 0.0},
@@ -62,7 +63,7 @@ def stage_1(arm: str, runs: Path, folder: Path, seed: int) -> RunConfig:
     objective = {
         "type": "align", "vision": str(vision), "language": str(language),
         "connector": QFORMER if arm.startswith("qformer") else MLP, "vision_feature_layer": -1, "attention": "sdpa",
-        **options,
+        "warm_start": False, **options,
     }  # fmt: skip
     return RunConfig(
         str(folder / "align"),
@@ -106,7 +107,7 @@ def operations(config: RunConfig, steps: int = 3) -> tuple[float, float]:
     objective.train()
     with FlopCounterMode(display=False) as before:
         if hasattr(objective, "begin"):
-            objective.begin()
+            objective.begin(len(objective.mixture))
     with FlopCounterMode(display=False) as counter:
         for step in range(steps):
             batch = objective.batch(range(step * BATCH, (step + 1) * BATCH))
@@ -133,7 +134,8 @@ def run(arm: str, seed: int, budget: float, runs: Path, questions: int) -> dict[
         train(second)
         result = evaluate(Chat.load(folder / "tune"), ScenesTask(questions=questions, seed=seed), progress=False)
         return {
-            "arm": arm, "seed": seed, "budget": budget, "questions": questions, "right": result.headline.value,
+            "arm": arm, "seed": seed, "language": _language(runs), "budget": budget, "questions": questions,
+            "right": result.headline.value,
             "steps": [first.loop.steps if _learns(arm) else 0, second.loop.steps],
             "gflops_a_step": [round(each / 1e9, 1), round(each_2 / 1e9, 1)],
         }  # fmt: skip
@@ -141,16 +143,21 @@ def run(arm: str, seed: int, budget: float, runs: Path, questions: int) -> dict[
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _language(runs: Path) -> str:
+    """Which language model: untuned, of the recipe, or out of the embedded model."""
+    return EMBEDDED if stage_zero(runs)[1].parent.name == EMBEDDED else "untuned"
+
+
 def _learns(arm: str) -> bool:
     return "no stage 1" not in arm
 
 
-def table(budget: float) -> str:
+def table(budget: float, language: str) -> str:
     """Mean accuracy by arm with the 95 % interval over seeds, as Markdown."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in RESULTS.read_text().splitlines():
         one = json.loads(line)
-        if one["budget"] == budget:
+        if (one["budget"], one["language"]) == (budget, language):
             found[one["arm"]].append(one)
     rows = ["| stage 1 | steps 1 + 2 | right | 95 % interval | seeds |", "|---|---|---|---|---|"]
     for arm in sorted(found, key=lambda arm: -mean(one["right"] for one in found[arm])):
@@ -173,7 +180,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.table:
         known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
-        done = {(one["arm"], one["seed"]) for one in known if one["budget"] == arguments.budget}
+        wanted = (arguments.budget, _language(arguments.runs))
+        done = {(one["arm"], one["seed"]) for one in known if (one["budget"], one["language"]) == wanted}
         for seed in arguments.seeds:
             for arm in arguments.arms:
                 if (arm, seed) in done:
@@ -183,7 +191,8 @@ def main() -> None:
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 print(f"{arm}, seed {seed}: {100 * result['right']:.1f} % after {result['steps']} steps", flush=True)
-    print(table(arguments.budget))
+    for language in ("untuned", EMBEDDED):
+        print(f"\nlanguage model: {language}\n\n{table(arguments.budget, language)}")
 
 
 if __name__ == "__main__":

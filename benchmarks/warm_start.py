@@ -70,7 +70,7 @@ def train(folder: Path, parts: dict[str, str], warm: dict[str, Any] | None, argu
     groups, _ = parameter_groups(objective, {"connector|heads": arguments.rate}, OptimConfig())
     stepper = optimizer(groups, OptimConfig(name="muon"))
     began = time.monotonic()
-    objective.begin()
+    objective.begin(len(objective.mixture))
     found = [{"step": 0, "seconds": time.monotonic() - began, **held_out(objective, arguments.held, arguments.batch)}]
     objective.train()
     for step in range(1, arguments.steps + 1):

@@ -87,11 +87,30 @@ def test_every_connector_begins_as_the_regression_says(folder: Path, connector: 
 
 def test_a_warm_start_says_the_same_twice(folder: Path) -> None:
     weights = []
-    for warm in (None, {}, {}):
+    for warm in (False, {}, {}):
         made = objective(folder, "linear", warm_start=warm)
-        made.begin()
+        made.begin(7)
         weights.append(made.connector.projection.weight.detach().clone())
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+def test_by_default_where_it_can_and_on_no_more_rows_than_the_run_sees(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = objective(folder, "linear", warm_start=True)
+    made.begin(4)
+    assert "Warm start: a ridge regression on 4 rows" in capsys.readouterr().out
+    tiled = objective(folder, "mlp", warm_start=True, tiles=2)
+    before = {name: p.clone() for name, p in tiled.named_parameters()}
+    tiled.begin(4)
+    assert "No warm start: " in capsys.readouterr().out
+    assert all(torch.equal(p, before[name]) for name, p in tiled.named_parameters()) and tiled.training
+    asked = objective(folder, "mlp", warm_start={}, tiles=2)
+    with pytest.raises(ConfigError, match="it comes in several: set objective.warm_start=false"):
+        asked.begin(4)
+    for wrong in ("yes", 3):
+        with pytest.raises(ConfigError, match="objective.warm_start"):
+            objective(folder, "mlp", warm_start=wrong)
 
 
 def test_only_a_new_run_is_begun_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,8 +58,8 @@ class AlignObjective(Conversations):
         cells: weight of the scene maps' loss, for drawn scenes only: each image token is drawn to the embedding of its
             cell's words, which the embedded language model learnt to read (`train.reader`).
         projection: width of the contrastive space.
-        warm_start: the settings of `WarmStartConfig`: the connector's last layer begins with the solution of a
-            regression on captions instead of random numbers; `{}` takes the defaults, null leaves it out.
+        warm_start: the connector's last layer begins with the solution of a regression on captions instead of random
+            numbers: where it can (true), or else it is said (the settings of `WarmStartConfig`), or not (false).
         template: chat template by name, or null for the tokenizer's own.
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
@@ -88,7 +88,7 @@ class AlignObjective(Conversations):
         itg_qformer: float = 0.0,
         cells: float = 0.0,
         projection: int = 128,
-        warm_start: dict[str, Any] | None = None,
+        warm_start: dict[str, Any] | bool | None = True,
         template: str | None = None,
         vision_feature_layer: int | list[int] | None = -2,
         vision_feature_select_strategy: str = "patch",
@@ -110,7 +110,10 @@ class AlignObjective(Conversations):
         contrast = typed(ContrastConfig, itc if isinstance(itc, dict) else {"weight": float(itc)}, "objective.itc")
         self.itc, self.itm, self.itg, self.itg_qformer = contrast.weight, itm, itg, itg_qformer
         self.itg_share = itg_share
-        self.warm = None if warm_start is None else typed(WarmStartConfig, warm_start, "objective.warm_start")
+        self.warm = None
+        if warm_start not in (None, False):
+            self.warm = typed(WarmStartConfig, {} if warm_start is True else warm_start, "objective.warm_start")
+        self._warm_asked = warm_start is not True
         self.whole_batch = bool(self.itc or itm)
         with reading(language, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(language, trust_remote_code=False)
@@ -198,12 +201,18 @@ class AlignObjective(Conversations):
         if self.itm:
             self.heads["matching"] = Matching(self.connector.qformer.config.hidden_size, seed)
 
-    def begin(self) -> None:
-        """What comes before the first step of a new run."""
-        if self.warm is not None:
-            told = warm_start(self, self.warm)
-            if rank() == 0:
-                print(told)
+    def begin(self, rows: int) -> None:
+        """What comes before the first step of a new run that sees so many rows."""
+        if self.warm is None:
+            return
+        try:
+            told = warm_start(self, self.warm if self._warm_asked else self.warm.within(rows))
+        except ConfigError as error:
+            if self._warm_asked:
+                raise
+            told = f"No warm start: {error}"
+        if rank() == 0:
+            print(told)
 
     def unfit(self, example: Example) -> DataError | None:
         if len(example.images) == 1:

@@ -37,8 +37,10 @@ _IDLE = 100  # steps in a row without one usable row: the data is at fault, not 
 
 
 class Objective(Protocol):
-    """A model and its loss. Any nn.Module with these methods trains in `fit`. It may have `begin()`, which is called
-    before the first step of a new run, and `restore(folder)`, before a checkpoint's weights are read.
+    """A model and its loss. Any nn.Module with these methods trains in `fit`.
+
+    It may have `begin(rows)`, called before the first step of a new run that sees so many rows, and `restore(folder)`,
+    called before a checkpoint's weights are read.
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -107,7 +109,7 @@ def fit(
         _refuse_mixing(run, resume, progress)
     else:
         if hasattr(objective, "begin"):
-            objective.begin()
+            objective.begin(steps * loop.batch)
         set_seed(config.seed + accelerator.process_index)  # dropout differs between processes
     mixture = getattr(objective, "mixture", ())
     quarantine = Quarantine(run, config.max_bad, len(mixture), accelerator.is_main_process, accelerator.print)

@@ -9,7 +9,7 @@ targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ _MEASURED = 256  # rows whose image tokens are measured
 
 @dataclass
 class WarmStartConfig:
-    """`objective.warm_start`.
+    """`objective.warm_start`, where it is not left to itself.
 
     Attributes:
         rows: the first so many rows of the run are looked at, once.
@@ -41,6 +41,10 @@ class WarmStartConfig:
             raise ConfigError(f"objective.warm_start.rows is {self.rows}; a regression needs 2 or more.")
         if not self.ridge > 0:
             raise ConfigError(f"objective.warm_start.ridge is {self.ridge:g}; it must be above 0.")
+
+    def within(self, rows: int) -> WarmStartConfig:
+        """The same for a run that sees no more than so many rows."""
+        return replace(self, rows=max(2, min(self.rows, rows)))
 
 
 class Moments:
@@ -82,7 +86,6 @@ class Moments:
         return weight, y - weight @ x, 1 - error / left
 
 
-@torch.no_grad()
 def warm_start(objective: Any, config: WarmStartConfig) -> str:
     """Gives the connector of a stage-1 objective its first weights, the same on all processes.
 
@@ -94,8 +97,17 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
     Raises:
         ConfigError: the connector does not end in a linear layer, or that is not to train; or pictures come in tiles.
     """
-    model, training = objective.model, objective.training
+    training = objective.training
     objective.eval()
+    try:
+        with torch.no_grad():
+            return _begin(objective, config)
+    finally:
+        objective.train(training)
+
+
+def _begin(objective: Any, config: WarmStartConfig) -> str:
+    model = objective.model
     last = _last_linear(objective)
     table: Any = model.get_input_embeddings()
     moments: Moments | None = None
@@ -107,7 +119,7 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
         if len(seen[0]) != len(batch["labels"]):
             raise ConfigError(
                 "objective.warm_start takes a picture in one piece, and with objective.tiles it comes in several: "
-                "leave one of them out."
+                "set objective.warm_start=false."
             )
         captions = [row[row != IGNORED].to(table.weight.device) for row in batch["labels"]]
         words = [table(caption).float() for caption in captions]  # (tokens, hidden)
@@ -131,7 +143,6 @@ def warm_start(objective: Any, config: WarmStartConfig) -> str:
     for parameter in last.parameters():
         if world_size() > 1:  # machines may round differently
             distributed.broadcast(parameter.data, 0)
-    objective.train(training)
     return (
         f"Warm start: a ridge regression on {moments.count:,} rows explains {explained:.0%} of their captions' mean "
         f"embeddings; its image tokens were spread {factor:.2g} times."
@@ -174,8 +185,8 @@ def _last_linear(objective: Any) -> nn.Linear:
     kind = type(objective.connector).__name__
     if not isinstance(layer, nn.Linear):
         raise ConfigError(
-            f"objective.warm_start solves for a connector's last linear layer, and {kind} does not end in one: leave "
-            "objective.warm_start out."
+            f"objective.warm_start solves for a connector's last linear layer, and {kind} does not end in one: set "
+            "objective.warm_start=false."
         )
     if not layer.weight.requires_grad:
         raise ConfigError(
