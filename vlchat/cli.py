@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--split", help="which split of a Hugging Face dataset")
     check.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     check.add_argument(
+        "--no-ids", dest="ids", action="store_false", help="ids name pictures and not rows, as in LLaVA's files"
+    )
+    check.add_argument(
         "--model",
         nargs="?",
         const="",
