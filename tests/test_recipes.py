@@ -85,7 +85,9 @@ def published(tmp_path: Path, picture: Callable[..., Any]) -> Path:
         rows.append({"id": name[4:-4], "image": name, "conversations": turns})
     write(data / "LLaVA-Pretrain", "blip_laion_cc_sbu_558k.json").write_text(json.dumps(rows))
     mixed: list[dict[str, Any]] = []
-    for number, folder in enumerate(("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K")):
+    for number, folder in enumerate(
+        ("coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K")
+    ):
         picture(number, (24, 30)).save(write(data / "llava" / folder, f"{number}.jpg"))
         for question in ("What is it?", "How many cats are there?"):  # two rows of one picture, and of one id
             turns = [
@@ -101,7 +103,13 @@ def published(tmp_path: Path, picture: Callable[..., Any]) -> Path:
         picture(number, (30, 24)).save(write(data / "captions/images", f"{number}.jpg"))
         captions.append(json.dumps({"image": f"{number}.jpg", "caption": f"{number} red circles"}))
     write(data / "captions", "captions.jsonl").write_text("\n".join(captions))
-    for name, folder in (("vqav2", "coco"), ("coco_captions", "coco"), ("ocrvqa", "ocr_vqa"), ("okvqa", "coco"), ("aokvqa", "coco")):
+    for name, folder in (
+        ("vqav2", "coco"),
+        ("coco_captions", "coco"),
+        ("ocrvqa", "ocr_vqa"),
+        ("okvqa", "coco"),
+        ("aokvqa", "coco"),
+    ):
         picture(1, (24, 24)).save(write(data / "instruct" / folder, "1.jpg"))
         asked = {"caption": "a red circle"} if "captions" in name else {"question": "Is it red?", "answer": "yes"}
         (data / "instruct" / f"{name}.json").write_text(json.dumps([{"image": "1.jpg", **asked}] * 3))
@@ -122,7 +130,8 @@ def run(
         config = one(recipe)
         replaced = backbones(config.objective["vision"]) if "vision" in config.objective else []
         assert main([str(CONFIGS / recipe), *replaced, *overrides]) == 0
-        return json.loads((Path(config.run) / runs.ABOUT).read_text())
+        (trained,) = load_runs(CONFIGS / recipe, list(overrides))
+        return json.loads((Path(trained.run) / runs.ABOUT).read_text())
 
     return train
 
@@ -239,7 +248,9 @@ def test_instructblips_sets_are_drawn_by_the_square_root_of_their_rows() -> None
     text = (CONFIGS / "blip2/tune.yaml").read_text()
     found = re.findall(r"weight: ([\d.]+)} *# ([\d.]+)([kM])", text)
     sizes = {"k": 1e3, "M": 1e6}
-    drawn = [float(weight) * float(rows) * sizes[unit] / math.sqrt(float(rows) * sizes[unit]) for weight, rows, unit in found]
+    drawn = [
+        float(weight) * float(rows) * sizes[unit] / math.sqrt(float(rows) * sizes[unit]) for weight, rows, unit in found
+    ]
     assert len(found) == 5 and max(drawn) / min(drawn) < 1.1
 
 
@@ -264,7 +275,9 @@ def test_qloras_sum_is_right_and_fits_12_gb() -> None:
     assert len(PROJECTIONS) >= 7
 
 
-@pytest.mark.parametrize("recipe", sorted(str(path.relative_to(CONFIGS)) for name in RECIPES for path in (CONFIGS / name).iterdir()))
+@pytest.mark.parametrize(
+    "recipe", sorted(str(path.relative_to(CONFIGS)) for name in RECIPES for path in (CONFIGS / name).iterdir())
+)
 def test_the_page_tells_of_each_recipe_and_where_its_data_lies(recipe: str) -> None:
     assert f"`{recipe}`" in PAGE
     for source in one(recipe).data:

@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | train | check | eval | compare | export | info | push`.
+"""One command: `vlchat chat | serve | models | init | train | check | eval | compare | export | info | push`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlchat import __version__, commands, scoring
+from vlchat import init as beginning
 from vlchat.arguments import Parser, named
 from vlchat.attention import ATTENTION
 from vlchat.errors import VLChatError
@@ -87,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         "models", help="good starting points by short name", description="List models to begin with and what they take."
     )
     models.set_defaults(run=commands.models)
+
+    init = known.add_parser(
+        "init",
+        help="a first configuration for your data, from three answers",
+        description="Write a first configuration of a run from three answers: model, data, GPU. Asks in a terminal.",
+    )
+    beginning.add_init(init)
+    init.set_defaults(run=beginning.init)
 
     known.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
 
