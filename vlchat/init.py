@@ -65,11 +65,11 @@ def init(arguments: argparse.Namespace) -> int:
         print(sentence)
     for note in _notes(size, seen, machine):
         print(f"Note: {note}")
-    plan = choose(size, machine, seen)
+    chosen = choose(size, machine, seen)
     run = arguments.folder or _run(Path(seen.config.path).stem)
 
     # 3. Write.
-    text = document(run, size, machine, seen, plan)
+    text = document(run, size, machine, seen, chosen)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("x", encoding="utf-8") as file:

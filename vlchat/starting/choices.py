@@ -26,7 +26,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """What a run is to be set to; `None` as a value leaves the key out."""
 
     method: str
@@ -47,7 +47,7 @@ class Plan:
     workers: int
 
 
-def choose(size: Size, machine: Machine, seen: Survey) -> Plan:
+def choose(size: Size, machine: Machine, seen: Survey) -> Settings:
     """Settings for a model, a machine and data.
 
     Raises:
@@ -63,7 +63,7 @@ def choose(size: Size, machine: Machine, seen: Survey) -> Plan:
     epochs, steps = _duration(trained, batch.value)
     total = steps.value or math.ceil(trained * epochs.value / batch.value)
     longer = sum(tokens > length.value for tokens in seen.tokens)
-    return Plan(
+    return Settings(
         method=method,
         rank=rank,
         method_why=why,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,8 +152,7 @@ def _words(example: Example) -> str:
 
 
 def _guess(example: Example) -> int:
-    # Without spaces between words, a letter is about a token.
-    wide: Callable[[str], int] = lambda text: sum(letter > "\u2e7f" for letter in text)  # noqa: E731
     text = _words(example)
-    words = len(text.split()) * _TOKENS_A_WORD + wide(text)
+    wide = sum(letter > "\u2e7f" for letter in text)  # Chinese, Japanese, Korean: a letter is about a token
+    words = len(text.split()) * _TOKENS_A_WORD + wide
     return int(words + _TURN * len(example.messages) + _IMAGE * len(example.images))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from vlchat.starting.choices import Choice, Plan
+from vlchat.starting.choices import Choice, Settings
 from vlchat.starting.machines import Machine
 from vlchat.starting.sizes import Size
 from vlchat.starting.survey import Survey
@@ -17,38 +18,38 @@ _WIDTH = 118
 _CONNECTORS = "connector|projector|merger|language_projection"  # what families call theirs
 
 
-def document(run: str, size: Size, machine: Machine, seen: Survey, plan: Plan) -> str:
+def document(run: str, size: Size, machine: Machine, seen: Survey, chosen: Settings) -> str:
     """The YAML of the run.
 
     Args:
         run: the folder that everything goes to.
     """
-    how = {"full": "all of the language model learns", "lora": "LoRA", "qlora": "QLoRA"}[plan.method]
+    how = {"full": "all of the language model learns", "lora": "LoRA", "qlora": "QLoRA"}[chosen.method]
     head = [
         f"Written by vlchat init: {size.name} on {Path(seen.config.path).name}, {machine}.",
         *seen.sentences(),
-        f"{how[:1].upper()}{how[1:]}: {plan.method_why}.",
+        f"{how[:1].upper()}{how[1:]}: {chosen.method_why}.",
         "Every key: docs/training.md.",
     ]
     lines = [line for sentence in head for line in _wrapped(sentence)]
     lines += [_line("run", run, "everything goes here"), "objective:", _line("  type", "tune", "stage 2")]
     whose = "the embedded model" if size.embedded else f"size by {size.source}"
     lines.append(_line("  model", size.model, whose))
-    if plan.method == "qlora":
+    if chosen.method == "qlora":
         lines.append(_line("  quantize", "nf4", "the language model in 4 bits"))
-    lines += _chosen("  dtype", plan.dtype)
-    lora = None if plan.method == "full" else {"r": plan.rank, "alpha": 2 * plan.rank, "dropout": 0.05}
+    lines += _chosen("  dtype", chosen.dtype)
+    lora = None if chosen.method == "full" else {"r": chosen.rank, "alpha": 2 * chosen.rank, "dropout": 0.05}
     lines.append(_line("  lora", lora, "alpha = 2 r, as LLaVA-1.5" if lora else "no adapter"))
-    lines += _chosen("  checkpointing", plan.checkpointing)
-    lines += _chosen("  max_length", plan.max_length) + _chosen("  too_long", plan.too_long)
-    lines += ["data:", f"  - {_flow(_source(seen))}", *_trainable(size, plan), *_optim(size)]
-    lines += ["loop:", *_loop(plan)]
-    if plan.heldout.value:
-        held = plan.heldout.value | {"generate": 32, "batch": plan.micro_batch.value or 16}
-        lines.append(_line("heldout", held, plan.heldout.why))
+    lines += _chosen("  checkpointing", chosen.checkpointing)
+    lines += _chosen("  max_length", chosen.max_length) + _chosen("  too_long", chosen.too_long)
+    lines += ["data:", f"  - {_flow(_source(seen))}", *_trainable(size, chosen), *_optim(size)]
+    lines += ["loop:", *_loop(chosen)]
+    if chosen.heldout.value:
+        held = chosen.heldout.value | {"generate": 32, "batch": chosen.micro_batch.value or 16}
+        lines.append(_line("heldout", held, chosen.heldout.why))
     else:
-        lines.append(f"# heldout: {plan.heldout.why}")
-    lines += _chosen("max_bad", plan.max_bad)
+        lines.append(f"# heldout: {chosen.heldout.why}")
+    lines += _chosen("max_bad", chosen.max_bad)
     return "\n".join(lines) + "\n"
 
 
@@ -59,10 +60,10 @@ def _source(seen: Survey) -> dict[str, Any]:
     return found if config.ids else found | {"ids": False}
 
 
-def _trainable(size: Size, plan: Plan) -> list[str]:
+def _trainable(size: Size, chosen: Settings) -> list[str]:
     if size.embedded:
         return [_line("trainable", {"language_model|connector": 1.0e-3}, "as configs/finetune-mini.yaml")]
-    if plan.method == "full":
+    if chosen.method == "full":
         return ["# trainable: left out, it is the language model and the connector at 2.0e-5, LLaVA-1.5's rate"]
     return [_line("trainable", {"lora_": 2.0e-4, _CONNECTORS: 2.0e-5}, "LLaVA-1.5's rates")]
 
@@ -73,12 +74,12 @@ def _optim(size: Size) -> list[str]:
     return [_line("optim", {"warmup": 0.03}, "AdamW without weight decay, then cosine, as LLaVA-1.5")]
 
 
-def _loop(plan: Plan) -> list[str]:
-    lines = _chosen("  epochs", plan.epochs) + _chosen("  steps", plan.steps) + _chosen("  batch", plan.batch)
-    lines += _chosen("  micro_batch", plan.micro_batch) + _chosen("  precision", plan.precision)
-    lines.append(_line("  workers", plan.workers, "processes that prepare rows"))
+def _loop(chosen: Settings) -> list[str]:
+    lines = _chosen("  epochs", chosen.epochs) + _chosen("  steps", chosen.steps) + _chosen("  batch", chosen.batch)
+    lines += _chosen("  micro_batch", chosen.micro_batch) + _chosen("  precision", chosen.precision)
+    lines.append(_line("  workers", chosen.workers, "processes that prepare rows"))
     for key, why in (("sample_every", "steps between sample answers"), ("save_every", "steps between checkpoints")):
-        lines.append(_line(f"  {key}", plan.every, why))
+        lines.append(_line(f"  {key}", chosen.every, why))
     return lines
 
 
@@ -104,6 +105,4 @@ def _flow(value: Any) -> str:
 
 
 def _wrapped(sentence: str) -> list[str]:
-    import textwrap
-
     return [f"# {line}" for line in textwrap.wrap(" ".join(sentence.split()), _WIDTH - 2, break_on_hyphens=False)]
