@@ -126,6 +126,16 @@ def test_duplicates_by_id_and_by_content(tmp_path: Path, picture: Any) -> None:
     assert found.notes[1].reason.endswith("as row 7")
 
 
+def test_ids_that_name_pictures_can_be_left_aside(tmp_path: Path) -> None:
+    rows = [{"id": "000000033471", "question": question, "answer": "a cat"} for question in ("What?", "Who?")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert "--no-ids" in check(SourceConfig(str(tmp_path / "rows.json"))).render()
+    found = check(SourceConfig(str(tmp_path / "rows.json"), ids=False))
+    assert found.ok and not found.duplicate_ids
+    source = load_source(SourceConfig(str(tmp_path / "rows.json"), ids=False))
+    assert source[1].called == "rows.json: row 2"
+
+
 def test_lines_that_are_no_json_or_no_utf_8_are_named_with_their_line(tmp_path: Path) -> None:
     good = b'{"question": "a", "answer": "b"}'
     (tmp_path / "rows.jsonl").write_bytes(good + b"\n\n" + good[:-5] + b"\n" + good.replace(b"b", b"\xe9") + b"\n")

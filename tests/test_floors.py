@@ -17,6 +17,8 @@ FLOORS = {
     "serve": 3,
     "vlchat.commands": 3,
     "vlchat.scoring": 3,
+    "vlchat.init": 3,
+    "vlchat.starting": 2,
     "vlchat.chat": 2,
     "vlchat.conversation": 2,
     "vlchat.terminal": 2,

@@ -23,6 +23,8 @@ ENDS = {
     "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "vicuna": "{eos}", "mistral": "{eos}", "plain": "{eos}",
     "blip2": "{eos}", "instructblip": "{eos}",
 }  # fmt: skip
+# Without questions nothing stands between two answers.
+CONVERSATIONAL = [name for name in template_names() if name != "captions"]
 # These separate the answer from its header by a space that the model writes.
 LEADS = dict.fromkeys(("vicuna", "mistral", "blip2", "instructblip"), " ")
 ANSWERS = ["A red circle.", "No: two cats,\nand one dog!", "  spaces  kept ", "é ü 漢字 🙂"]
@@ -88,7 +90,7 @@ def masked_runs(batch: Any, tokenizer: Any, row: int = 0) -> list[str]:
     return [tokenizer.decode(run) for run in runs]
 
 
-@pytest.mark.parametrize("template", template_names())
+@pytest.mark.parametrize("template", CONVERSATIONAL)
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_mask_decodes_to_exactly_the_assistants_words(
     template: str, count: int, tiny_tokenizer: Any, picture: Any
@@ -100,6 +102,18 @@ def test_mask_decodes_to_exactly_the_assistants_words(
     assert masked_runs(batch, tiny_tokenizer) == expected
     assert batch["pixel_values"].shape[0] == [2, 2, 3, 3][count - 1]
     assert (batch["input_ids"] == processor.image_token_id).sum() == 4 * batch["pixel_values"].shape[0]
+
+
+def test_captions_leave_the_question_out(tiny_tokenizer: Any, picture: Any) -> None:
+    processor = make(tiny_tokenizer, "captions")
+    asked = [{"type": "text", "text": "Describe it."}, {"type": "image", "image": picture(0)}]
+    row = [{"role": "user", "content": asked}, {"role": "assistant", "content": "A red circle."}]
+    batch = encode(processor, row, return_assistant_tokens_mask=True)
+    written = tiny_tokenizer.bos_token + "<image>" * 4 + "A red circle." + tiny_tokenizer.eos_token
+    assert tiny_tokenizer.decode(batch["input_ids"][0]) == written
+    assert masked_runs(batch, tiny_tokenizer) == ["A red circle." + tiny_tokenizer.eos_token]
+    prompt = encode(processor, row[:1], add_generation_prompt=True)["input_ids"]
+    assert tiny_tokenizer.decode(prompt[0]) == tiny_tokenizer.bos_token + "<image>" * 4
 
 
 @pytest.mark.parametrize("template", ["chatml", "plain", None])
@@ -298,7 +312,7 @@ def test_cutting_never_goes_through_a_picture(tiny_processor: Any, picture: Any)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("template", template_names())
+@pytest.mark.parametrize("template", CONVERSATIONAL)
 def test_prompt_is_where_the_answer_begins(template: str, answer: str, tiny_tokenizer: Any, picture: Any) -> None:
     processor = make(tiny_tokenizer, template)
     messages = turns([answer, answer], picture)

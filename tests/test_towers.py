@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     BeitConfig,
@@ -52,7 +53,7 @@ from transformers import (
 
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor
 from vlchat.errors import CheckpointError, ConfigError
-from vlchat.towers import clip_image_processor, load_image_processor, load_tower
+from vlchat.towers import clip_image_processor, load_image_processor, load_tower, padding_image_processor
 
 VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 24,
@@ -62,6 +63,7 @@ DINO = {key: value for key, value in VIT.items() if key != "intermediate_size"}
 CNN: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 SQUARE = {"size": {"height": 24, "width": 24}}
 SHORT = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+
 
 
 def siglip_pair() -> SiglipModel:
@@ -255,3 +257,20 @@ def test_a_frozen_cnn_keeps_its_statistics_while_the_rest_learns(tmp_path: Path,
     before = {name: buffer.clone() for name, buffer in model.model.vision_tower.named_buffers()}
     model.get_image_features(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.model.vision_tower.named_buffers())
+
+
+def test_pictures_made_square_first_lose_nothing_and_are_kept_so(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (60, 20), (255, 0, 0))
+    for number, own in enumerate((clip_image_processor(24), SiglipImageProcessorPil(size={"height": 36, "width": 36}))):
+        padding = padding_image_processor(own)
+        made = padding([wide], return_tensors="pt")["pixel_values"][0]
+        side = made.shape[-1]
+        assert made.shape[-2:] == own([wide], return_tensors="pt")["pixel_values"].shape[-2:]
+        red = made[0, :, side // 2] > 0.8  # the picture's third of the height, the mean color above and below
+        assert red.sum().item() == side // 3 and not made[0, 0].gt(0.8).any() and (made[0, side // 2] > 0.8).all()
+        padding.save_pretrained(tmp_path / str(number))
+        again = load_image_processor(tmp_path / str(number))([wide], return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(again, made)
+    own.image_grid_pinpoints = [[36, 72]]
+    with pytest.raises(ConfigError, match="tiles"):
+        padding_image_processor(own)

@@ -72,6 +72,28 @@ def tune(base: str, data: list[dict[str, Any]]) -> Callable[..., TuneObjective]:
     return make
 
 
+# What is shown, and in which precision it is kept
+
+
+def test_template_and_pad_are_kept_with_what_is_saved(tune: Callable[..., TuneObjective], tmp_path: Path) -> None:
+    plain, changed = tune(), tune(template="vicuna", pad=True, lora={"r": 2})
+    assert "ASSISTANT:" not in plain.processor.chat_template and "ASSISTANT:" in changed.processor.chat_template
+    assert not getattr(plain.processor.image_processor, "do_pad", False)
+    changed.save(tmp_path / "saved", lambda folder: None)
+    model, processor = checkpoint.load(tmp_path / "saved")
+    assert processor.image_processor.do_pad and processor.chat_template == changed.processor.chat_template
+    assert processor.end_token_id in model.generation_config.eos_token_id
+    with pytest.raises(ConfigError, match="There is no chat template 'vicunia'.*Did you mean \"vicuna\""):
+        tune(template="vicunia")
+
+
+def test_what_stays_frozen_is_kept_as_asked(tune: Callable[..., TuneObjective]) -> None:
+    named = tune(dtype="bfloat16", lora={"r": 2}).named_parameters()
+    assert {parameter.dtype for name, parameter in named if "lora_" not in name} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match='dtype is "bfloat"; use .*Did you mean "bfloat16"'):
+        tune(dtype="bfloat")
+
+
 # The batch, however it is taken
 
 

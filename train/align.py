@@ -22,6 +22,7 @@ from train.ranks import rank
 from train.reader import MapReader
 from train.terms import Term
 from train.warm_start import WarmStartConfig, warm_start
+from vlchat import checkpoint
 from vlchat.connectors import QFormerConnector
 from vlchat.data import Example
 from vlchat.errors import ConfigError, DataError
@@ -63,6 +64,7 @@ class AlignObjective(Conversations):
         template: chat template by name, or null for the tokenizer's own.
         instruction_length: at most so many tokens of the question are read by an instruction-aware Q-Former.
         quantize: "nf4" or "int8" for the language model.
+        dtype: of tower and language model: "float32", "bfloat16", "float16", or "auto", each as it is stored.
         too_long: what becomes of rows of more than `max_length` tokens: "drop" leaves them out and counts them,
             "shorten" leaves out their last exchanges, "refuse" counts them as bad rows (`vlchat.data.Collator`).
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
@@ -100,6 +102,7 @@ class AlignObjective(Conversations):
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
         tiles: int | list[list[int]] | None = None,
+        dtype: str = "float32",
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells, too_long)
@@ -123,6 +126,7 @@ class AlignObjective(Conversations):
             connector,
             tokenizer=tokenizer,
             quantize=quantize,
+            dtype=checkpoint.known_dtype(dtype, "objective.dtype"),
             vision_feature_layer=vision_feature_layer,
             vision_feature_select_strategy=vision_feature_select_strategy,
             tiles=tiles,

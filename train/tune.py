@@ -15,6 +15,7 @@ from train.likelihood import supervised, token_losses
 from train.reader import MapReader
 from train.terms import Term
 from vlchat import checkpoint, foreign
+from vlchat.chat_templates import checked_template
 from vlchat.data import Example
 from vlchat.data.packing import borders, needs_borders, pack
 from vlchat.data.sharing import SEGMENTS, branch_mask, check_sharing, share
@@ -22,8 +23,10 @@ from vlchat.errors import ConfigError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
+from vlchat.processor import VLChatProcessor
 from vlchat.quantize import is_quantized, language_model_prefix
 from vlchat.resolution import set_image_size
+from vlchat.towers import padding_image_processor
 
 _LORA: dict[str, Any] = {
     "r": int, "alpha": int, "dropout": float, "targets": str | None, "dora": bool, "rslora": bool,
@@ -38,6 +41,10 @@ class TuneObjective(Conversations):
     Args:
         model: any vlchat folder, run, short name or Hub id of an image-text-to-text model; null is the embedded model.
         revision: branch, tag or commit of a Hub id; the run remembers it.
+        dtype: of what stays frozen: "bfloat16", "float16" or "float32"; "auto" is as stored, and float32 for small
+            models on a CPU.
+        template: another chat template from here on, by name; null keeps the model's.
+        pad: pictures are made square with their mean color from here on, so that nothing is cut off, as LLaVA-1.5 does.
         lora: `{r, alpha, dropout}` and optionally `targets`, `dora`, `rslora`, all as of `vlchat.lora.add_lora`; null
             trains without an adapter.
         cells: as in stage 1.
@@ -73,6 +80,9 @@ class TuneObjective(Conversations):
         augment: dict[str, Any] | None = None,
         image_size: int | None = None,
         revision: str | None = None,
+        dtype: str = "auto",
+        template: str | None = None,
+        pad: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(data, seed, max_length, sample_tokens, cells, too_long)
@@ -88,9 +98,10 @@ class TuneObjective(Conversations):
         model = resolve(model)
         path = str(newest(Path(model))) if model else None
         self.model, self.processor = checkpoint.load(
-            path, quantize=quantize, revision=revision, merge=quantize is None, trainable=True
+            path, quantize=quantize, dtype=dtype, revision=revision, merge=quantize is None, trainable=True
         )
         refuse_adapter(self.model)
+        self.show(template, pad)
         self.base = {"model": f"{path}@{revision}" if revision else path}
         if image_size is not None:
             set_image_size(self.model, self.processor, image_size)
@@ -119,6 +130,23 @@ class TuneObjective(Conversations):
             self._teacher = [Teacher(taught, self.processor.tokenizer)]
             self.notes["teacher"] = self._teacher[0].describe()
             self.trained_on += f", taught by {self._teacher[0].name}"
+
+    def show(self, template: str | None, pad: bool) -> None:
+        """Another chat template, and pictures made square, where this is asked for."""
+        if template is None and not pad:
+            return
+        if not isinstance(self.processor, VLChatProcessor):
+            chosen = "template" if template is not None else "pad"
+            raise ConfigError(
+                f"objective.{chosen} is for vlchat's own models, and a {type(self.model).__name__} keeps what it was "
+                "trained with: leave it out."
+            )
+        if pad:
+            self.processor.image_processor = padding_image_processor(self.processor.image_processor)
+        if template is not None:
+            tokenizer, image_token = self.processor.tokenizer, self.processor.image_token
+            self.processor.chat_template = checked_template(template, tokenizer, image_token)
+            checkpoint.align_generation(self.model, self.processor)
 
     def default_trainable(self) -> dict[str, float]:
         """LoRA and the connector, else the language model and the connector; of a quantized one the connector alone.

@@ -49,6 +49,29 @@ def template_source(template: str | Path | None, tokenizer: PreTrainedTokenizerB
     )
 
 
+def checked_template(
+    template: str | Path | None, tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE_TOKEN
+) -> str:
+    """A chat template's source, which this tokenizer has all control tokens for.
+
+    Args:
+        template: a name from `vlchat/templates`, the path of a `.jinja` file, or None for the tokenizer's own.
+
+    Raises:
+        ConfigError: for an unknown template, or one whose control tokens the tokenizer does not have.
+    """
+    source = template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
+    missing = [name for name in written_tokens(source) if name not in tokenizer.get_vocab()]
+    if missing:
+        raise ConfigError(
+            f"The template {str(template)!r} writes {', '.join(missing)}, which this tokenizer has no tokens for. "
+            f"Choose another template: {', '.join(template_names())}."
+        )
+    if template is not None and "eos_token" in source and tokenizer.eos_token is None:
+        raise ConfigError(f"The template {str(template)!r} ends answers with the end token this tokenizer lacks.")
+    return source
+
+
 def written_tokens(source: str) -> list[str]:
     """Tokens such as `<|im_end|>` that a template writes out in full."""
     return sorted(set(re.findall(r"<\|[a-z_]+\|>", re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL))))

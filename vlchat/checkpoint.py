@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from vlchat import hub, interop, lora, models
 from vlchat.attention import check_attention, set_attention
-from vlchat.errors import CheckpointError, ConfigError
+from vlchat.errors import CheckpointError, ConfigError, nearest
 from vlchat.fit import refuse_broken
 from vlchat.folders import (
     EMBEDDED,
@@ -48,8 +48,8 @@ from vlchat.towers.composing import tower_spec
 from vlchat.whole import load_whole
 
 __all__ = [
-    "EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "load", "manifest_of_whole", "merge", "save",
-    "save_full",
+    "EMBEDDED", "add_lora", "align_generation", "describe", "is_lora", "known_dtype", "load", "manifest_of_whole",
+    "merge", "save", "save_full",
 ]  # fmt: skip
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -89,8 +89,8 @@ def load(
     """
     if merge and quantize is not None:
         raise CheckpointError("An adapter can't be merged into a quantized model: choose merge or quantize.")
-    if isinstance(dtype, str) and dtype not in _DTYPES:
-        raise ConfigError(f'dtype is "{dtype}"; use {", ".join(_DTYPES)}.')
+    if isinstance(dtype, str):
+        known_dtype(dtype)
     target = _device(device)
     check_attention(attn, target)
     model, processor = _load(path_or_id, quantize, dtype, target, revision, trainable, bare)
@@ -103,6 +103,13 @@ def load(
     if isinstance(processor, VLChatProcessor) and not bare:
         align_generation(model, processor)
     return model.eval(), processor
+
+
+def known_dtype(dtype: str, where: str = "dtype") -> str:
+    """The same name, where `load` knows it. Raises ConfigError, which begins with `where`, for any other."""
+    if dtype not in _DTYPES:
+        raise ConfigError(f'{where} is "{dtype}"; use {", ".join(_DTYPES)}{nearest(dtype, _DTYPES) or "."}')
+    return dtype
 
 
 def describe(path_or_id: str | Path | None = None, revision: str | None = None) -> dict[str, Any]:

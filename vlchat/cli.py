@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | train | check | eval | compare | export | info | push`.
+"""One command: `vlchat chat | serve | models | init | train | check | eval | compare | export | info | push`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlchat import __version__, commands, scoring
+from vlchat import init as beginning
 from vlchat.arguments import Parser, named
 from vlchat.attention import ATTENTION
 from vlchat.errors import VLChatError
@@ -88,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.set_defaults(run=commands.models)
 
+    init = known.add_parser(
+        "init",
+        help="a first configuration for your data, from three answers",
+        description="Write a first configuration of a run from three answers: model, data, GPU. Asks in a terminal.",
+    )
+    beginning.add_init(init)
+    init.set_defaults(run=beginning.init)
+
     known.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
 
     check = known.add_parser(
@@ -100,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--format", help="llava, messages, caption or vqa (default: seen from each row)")
     check.add_argument("--split", help="which split of a Hugging Face dataset")
     check.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    check.add_argument(
+        "--no-ids", dest="ids", action="store_false", help="ids name pictures and not rows, as in LLaVA's files"
+    )
     check.add_argument(
         "--model",
         nargs="?",

@@ -144,7 +144,7 @@ def check(arguments: argparse.Namespace) -> int:
     from vlchat.data import SourceConfig, doctor
 
     known_format(arguments.format)
-    source = _named(arguments, "format", "images", "split", "limit")
+    source = _named(arguments, "format", "images", "split", "limit", "ids")
     return doctor.run(
         SourceConfig(arguments.data, **source),
         **_named(

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from vlchat import foreign, prompt
-from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, template_names, template_source, written_tokens
+from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, checked_template, template_names
 from vlchat.config import VLChatConfig
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import VLChatError
 from vlchat.foreign import marks
 from vlchat.reading import reading
 from vlchat.towers import load_image_processor
@@ -95,15 +95,7 @@ class VLChatProcessor(ProcessorMixin):
                 tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        source = template_source(template, tokenizer).replace(IMAGE_TOKEN, image_token)
-        missing = [name for name in written_tokens(source) if name not in tokenizer.get_vocab()]
-        if missing:
-            raise ConfigError(
-                f"The template {str(template)!r} writes {', '.join(missing)}, which this tokenizer has no tokens for. "
-                f"Choose another template: {', '.join(template_names())}."
-            )
-        if template is not None and "eos_token" in source and tokenizer.eos_token is None:
-            raise ConfigError(f"The template {str(template)!r} ends answers with the end token this tokenizer lacks.")
+        source = checked_template(template, tokenizer, image_token)
         return cls(
             image_processor,
             tokenizer,

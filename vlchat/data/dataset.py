@@ -34,6 +34,8 @@ class SourceConfig:
         weight: how many times an epoch shows each row (0.5: half of the rows, the other half in the next epoch).
         limit: keep the first so many rows.
         name: what messages call this source; None takes the file's name.
+        ids: rows are called by their own ids, which no two may share; False calls them by their numbers, for files
+            whose ids name pictures, as LLaVA's do.
     """
 
     path: str
@@ -43,6 +45,7 @@ class SourceConfig:
     weight: float = 1.0
     limit: int | None = None
     name: str | None = None
+    ids: bool = True
 
 
 class Rows(Protocol):
@@ -63,12 +66,20 @@ class Source:
         name: what messages call this source.
         roots: the folders that pictures may be read from, in order of preference; empty refuses every path.
         format: a name of `FORMATS`; None looks at each row's keys.
+        ids: as of SourceConfig.
     """
 
     def __init__(
-        self, rows: Sequence[Any], *, name: str = "rows", roots: Sequence[Path] = (), format: str | None = None
+        self,
+        rows: Sequence[Any],
+        *,
+        name: str = "rows",
+        roots: Sequence[Path] = (),
+        format: str | None = None,
+        ids: bool = True,
     ) -> None:
         self.rows = rows
+        self.ids = ids
         self.name = name
         self.roots = [Path(root) for root in roots]
         self.format = format
@@ -130,7 +141,7 @@ class Source:
         return path
 
     def _row_id(self, row: Any) -> str | None:
-        if isinstance(row, dict):
+        if self.ids and isinstance(row, dict):
             for key in ("id", "question_id"):
                 if row.get(key) is not None:
                     return str(row[key])
@@ -176,7 +187,8 @@ def load_source(config: SourceConfig) -> Source:
         raise DataError(f"{config.path} has no rows")
     if config.limit is not None and config.limit < len(rows):
         rows = readers.FirstRows(rows, config.limit)
-    return Source(rows, name=config.name or Path(config.path).name, roots=_roots(config), format=config.format)
+    name = config.name or Path(config.path).name
+    return Source(rows, name=name, roots=_roots(config), format=config.format, ids=config.ids)
 
 
 class Mixture:

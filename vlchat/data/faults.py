@@ -160,10 +160,15 @@ def advice(bad: Iterable[BadRow], folders: Sequence[str] = ()) -> str:
     Args:
         folders: where pictures were looked for.
     """
-    if {fault.kind for fault in bad} & {"missing_file", "path_absolute", "path_link_out"}:
+    kinds = {fault.kind for fault in bad}
+    told = []
+    if kinds & {"missing_file", "path_absolute", "path_link_out"}:
         looked = f"Pictures are looked for in {', '.join(folders)}. " if folders else ""
-        return f"{looked}If pictures lie elsewhere, name their folder: --images FOLDER, for a run data.N.images=FOLDER."
-    return ""
+        named = "--images FOLDER, for a run data.N.images=FOLDER."
+        told += [f"{looked}If pictures lie elsewhere, name their folder: {named}"]
+    if "duplicate_id" in kinds:
+        told += ["If ids name pictures and not rows, as in LLaVA's files: --no-ids, for a run data.N.ids=false."]
+    return " ".join(told)
 
 
 def quarantine(path: Path, faults: Iterable[BadRow], *, anew: bool = False) -> int:

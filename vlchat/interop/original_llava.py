@@ -21,6 +21,7 @@ from vlchat.processor import VLChatProcessor
 from vlchat.quantize import quantization_config
 from vlchat.reading import reading
 from vlchat.tensors import connector_tensors, local_folder, read_tensors
+from vlchat.towers import padding_image_processor
 from vlchat.towers.composing import image_processor_of
 
 _LANGUAGE = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
@@ -101,7 +102,7 @@ def load(
     processor = VLChatProcessor.from_backbones(pictures, tokenizer, model.config.image_seq_length, template)
     let_tokenizer_start(processor, "first")
     if settings.get("image_aspect_ratio") == "pad":
-        processor.image_processor = _padding(processor.image_processor)
+        processor.image_processor = padding_image_processor(processor.image_processor)
     return model, processor
 
 
@@ -156,12 +157,3 @@ def _language_model(
     check_names(folder, info, elsewhere=_ELSEWHERE)
     check_numbers(folder, model)
     return model
-
-
-def _padding(image_processor: Any) -> Any:
-    """LLaVA-1.5's preparation of pictures: made square with the mean color, then as CLIP does."""
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    settings = image_processor.to_dict()
-    settings.pop("image_processor_type", None)
-    return LlavaImageProcessorPil(**{**settings, "do_pad": True})

@@ -32,7 +32,7 @@ from vlchat.towers.features import measure_features, num_patches, select_feature
 
 __all__ = [
     "clip_image_processor", "count_features", "load_image_processor", "load_tower", "made_size", "num_patches",
-    "picture_size", "select_features",
+    "padding_image_processor", "picture_size", "select_features",
 ]  # fmt: skip
 
 # transformers knows these towers inside their own families alone.
@@ -107,6 +107,23 @@ def clip_image_processor(image_size: int) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
+
+
+def padding_image_processor(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The same preparation, but pictures are first made square with their mean color, so that nothing is cut off or
+    squeezed (LLaVA-1.5's `image_aspect_ratio pad`).
+
+    Raises:
+        ConfigError: for pictures in tiles, which are cut to shape.
+    """
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    if hasattr(image_processor, "image_grid_pinpoints"):
+        raise ConfigError("Pictures in tiles are not made square first: leave pad out, or tiles.")
+    settings = {name: value for name, value in image_processor.to_dict().items() if value is not None}
+    settings.pop("image_processor_type", None)
+    # SigLIP's says nothing of cropping, and means none.
+    return LlavaImageProcessorPil(**{"do_center_crop": False, **settings, "do_pad": True})
 
 
 def picture_size(source: str | Path | PreTrainedModel) -> tuple[int, int] | None:

@@ -1,0 +1,1 @@
+"""A first configuration of a run, from a model, data and a GPU: what `vlchat init` writes."""
