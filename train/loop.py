@@ -38,7 +38,8 @@ _IDLE = 100  # steps in a row without one usable row: the data is at fault, not 
 
 class Objective(Protocol):
     """A model and its loss. Any nn.Module with these methods trains in `fit`. It may have `begin()`, which is called
-    before the first step of a new run, and `restore(folder)`, before a checkpoint's weights are read.
+    before the first step of a new run, `restore(folder)`, before a checkpoint's weights are read, and
+    `prepare(precision, device)`, before either, once it is known what trains.
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -92,6 +93,8 @@ def fit(
     )
     accelerator.print(table)
     objective.to(accelerator.device)
+    if hasattr(objective, "prepare"):
+        objective.prepare(accelerator.mixed_precision, accelerator.device)
     optimizer: Any = optimizer_of(groups, config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()
