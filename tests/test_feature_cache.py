@@ -281,5 +281,9 @@ def test_what_it_cannot_be_used_for_is_refused_in_a_sentence(tmp_path: Path, mod
         TuneObjective(source, model=str(tmp_path / "other"), feature_cache=cache)
     with pytest.raises(ConfigError, match=r"keeps what a frozen tower makes of pictures, and .* of this tower trains"):
         train(
-            tmp_path / "run", model, data, f"objective.feature_cache.path={tmp_path / 'cache'}", "trainable={'.*': 1e-3}"
+            tmp_path / "run",
+            model,
+            data,
+            f"objective.feature_cache.path={tmp_path / 'cache'}",
+            "trainable={'.*': 1e-3}",
         )
