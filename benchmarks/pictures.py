@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     arguments = parser.parse_args()
     found: dict[str, Any] = {
-        "command": "python benchmarks/pictures.py",
+        "command": f"python benchmarks/pictures.py --layers {arguments.layers} --rounds {arguments.rounds}",
         "date": datetime.date.today().isoformat(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": {
