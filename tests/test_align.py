@@ -74,7 +74,7 @@ def test_every_connector_trains_by_every_objective_that_it_has(folder: Path, con
 
 def test_a_projectors_terms_are_the_formulas(folder: Path) -> None:
     made = objective(folder, "mlp", itc=1.0).eval()
-    batch = made.batch([6, 0, 3])
+    batch = made.shown(made.batch([6, 0, 3]))
     with torch.no_grad():
         terms = made(batch)
         model, tokenizer = made.model, made.processor.tokenizer
@@ -104,7 +104,7 @@ def test_a_projectors_terms_are_the_formulas(folder: Path) -> None:
 
 def test_a_qformers_terms_are_those_of_its_parts(folder: Path) -> None:
     made = objective(folder, "qformer", **BLIP2).eval()
-    batch = made.batch([5, 1, 2, 4])
+    batch = made.shown(made.batch([5, 1, 2, 4]))
     text = made.heads["qformer_text"]
     assert isinstance(text, QFormerText)
     ids, mask = batch["qformer_input_ids"], batch["qformer_attention_mask"]
@@ -154,7 +154,7 @@ def _shares(folder: str, cases: Cases, rank: int, ranks: int) -> dict[str, torch
     for case, (connector, options) in cases.items():
         made = objective(Path(folder), connector, itg_share=0.6, **options).double()
         whole = add(made.counts(made.batch([position])) for position in range(5))
-        batch = made.batch(range(rank * 5 // ranks, (rank + 1) * 5 // ranks))
+        batch = made.shown(made.batch(range(rank * 5 // ranks, (rank + 1) * 5 // ranks)))
         batch["pixel_values"] = batch["pixel_values"].double()
         terms = step(made, batch, whole)
         found |= {f"{case}/{name}": term.total.detach() / whole.get(name, 5) for name, term in terms.items()}

@@ -112,7 +112,7 @@ def test_tokens_of_tiles() -> None:
         width, height = (int(number) for number in picture.split(" x "))
         for length, tokens in zip(lengths, (576, 144, 64), strict=True):
             prepared = {"image_sizes": [(height, width)], "pixel_values": [np.zeros((1, 3, 336, 336))]}
-            assert image_lengths(prepared, Processor, tokens) == [int(length)]
+            assert image_lengths(prepared, 1, Processor, tokens) == [int(length)]
 
 
 @pytest.mark.skipif(not (EMBEDDED / "config.json").is_file(), reason="the embedded model is not there")

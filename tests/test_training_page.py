@@ -14,6 +14,7 @@ from train.align import AlignObjective
 from train.config import RunConfig, load_runs, typed
 from train.contrastive import ContrastConfig
 from train.distill import DistillConfig
+from train.features import FeatureCacheConfig
 from train.tune import TuneObjective
 from train.warm_start import WarmStartConfig
 from vlchat.data import SourceConfig
@@ -71,7 +72,7 @@ def test_every_key_of_an_objective_is_told_with_its_default(page: str, heading: 
     assert not {key: (told[key], default) for key, default in keys.items() if not same(told[key], default)}
 
 
-@pytest.mark.parametrize("kind", [SourceConfig, DistillConfig, ContrastConfig, WarmStartConfig])
+@pytest.mark.parametrize("kind", [SourceConfig, DistillConfig, ContrastConfig, WarmStartConfig, FeatureCacheConfig])
 def test_every_setting_within_a_key_is_named(kind: type) -> None:
     text = "".join((DOCS / page).read_text(encoding="utf-8") for page in ("training.md", "stage-1.md"))
     assert not [name for name in keys_of(kind) if not re.search(rf"[`{{ ]{name}[`,:}}]", text)]

@@ -69,12 +69,19 @@ class AlignObjective(Conversations):
             "shorten" leaves out their last exchanges, "refuse" counts them as bad rows (`vlchat.data.Collator`).
         attention: "eager", "sdpa" or "flash_attention_2"; eager is the fastest to train on a CPU below 400 tokens.
         augment: vary the pictures, `{crop, flip, color, rotate}` of `vlchat.data.augment.Augment`.
+        scaled_decoding: much larger pictures are made smaller by cheap means first, which moves values by a few 255ths
+            (`vlchat.data.opening`); false looks at every pixel, as chat and evaluation do.
+        feature_cache: `{path, gib}` of `train.features.FeatureCacheConfig`: what the tower makes of pictures is kept on
+            disk, and they are not decoded again; null keeps nothing.
         tiles: show pictures in high resolution, cut into at most so many tiles, or into tiles of given sizes
             `[[height, width], ...]`; null shows them in one piece.
     """
 
     name = "align"
-    beside_pictures = ("instruction_input_ids", "instruction_attention_mask", "image_sizes")  # as some models need
+    # What the model takes of pictures: their pixels or features, and what some need beside them.
+    pictured = (
+        "pixel_values", "tower_features", "instruction_input_ids", "instruction_attention_mask", "image_sizes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -101,6 +108,8 @@ class AlignObjective(Conversations):
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
+        scaled_decoding: bool = True,
+        feature_cache: dict[str, Any] | None = None,
         tiles: int | list[list[int]] | None = None,
         dtype: str = "float32",
         seed: int = 0,
@@ -140,6 +149,7 @@ class AlignObjective(Conversations):
             template,
             instruction_length=instruction_length if self.connector.uses_instructions else None,
         )
+        self.look(scaled_decoding, feature_cache)
         self.reader = MapReader(self.processor.tokenizer)
         if cells:
             self.measure_maps()
@@ -277,11 +287,12 @@ class AlignObjective(Conversations):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         self._refuse_frozen_heads()
-        beside = {key: batch[key] for key in self.beside_pictures if key in batch}
+        batch = self.shown(batch)
+        pictured = {key: batch[key] for key in self.pictured if key in batch}
         # Of a Q-Former: what it reads, the tower's features, and what it makes of them, the queries' states.
         parts = (self.connector, self.connector.projection) if isinstance(self.connector, QFormerConnector) else ()
         with inputs_of(*parts) as seen:
-            pictures = self.model.get_image_features(batch["pixel_values"], **beside, return_dict=True)
+            pictures = self.model.get_image_features(**pictured, return_dict=True)
         tokens = pictures.pooler_output
         terms: dict[str, Term] = {}
         if self.itg:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from train.config import typed
+from train.features import FeatureCacheConfig, TowerFeatures, check_features
 from train.heldout import origin
 from train.reader import IMAGE_TOKENS, MapReader
 from train.sources import open_data
@@ -22,6 +24,7 @@ from vlchat.data.augment import Augment
 from vlchat.data.collate import TOO_LONG, decode_images, has_answer
 from vlchat.data.faults import BadRow
 from vlchat.data.formats import text_of
+from vlchat.data.opening import KNOWN, KNOWN_FEATURES, PICTURES, SHOWN, Opening
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.processor import VLChatProcessor
 from vlchat.scenes.rows import generator
@@ -30,6 +33,7 @@ from vlchat.scenes.world import sample_scene
 SHAPE_STEP = 32
 _BACKGROUND = 0.3  # weight of a cell without a thing; two thirds are such
 _MEASURED = 64  # scenes whose maps are measured
+_RESOLVED = ("pixel_values", PICTURES, KNOWN, KNOWN_FEATURES, SHOWN)  # of a batch, by `Conversations.shown`
 
 
 class Conversations(nn.Module):
@@ -41,6 +45,8 @@ class Conversations(nn.Module):
     map_variance: float
     whole_batch = False
     augment: Augment | None = None
+    opening: Opening
+    features: TowerFeatures | None = None
 
     def __init__(
         self,
@@ -81,6 +87,38 @@ class Conversations(nn.Module):
                 "objective.augment: crop, flip and rotate move what the scene maps of objective.cells say. Leave them "
                 "out, or set objective.cells=0."
             )
+
+    def look(self, scaled_decoding: bool, feature_cache: dict[str, Any] | None, **others: Any) -> None:
+        """How the pictures that are trained on are looked at.
+
+        Args:
+            scaled_decoding: as `scaled` of `vlchat.data.opening.Opening`.
+            feature_cache: the settings of `FeatureCacheConfig`; None encodes each picture each time.
+            others: keys that a cache does not go with, as of `check_features`.
+        """
+        self.scaled_decoding, self.kept_features = scaled_decoding, None
+        if feature_cache is not None:
+            check_features(self.model, augment=self.augment, **others)
+            self.kept_features = typed(FeatureCacheConfig, feature_cache, "objective.feature_cache")
+        self.opening = Opening(self.processor, scaled_decoding)
+
+    def prepare(self, precision: str, device: torch.device) -> None:
+        """Opens the cache of features, once it is known what trains, where, and how finely."""
+        if self.kept_features is not None:
+            self.features = TowerFeatures(
+                self.kept_features, self.model, self.processor, self.scaled_decoding, precision, device
+            )
+            self.opening = Opening(self.processor, self.scaled_decoding, self.features.cache)
+
+    def shown(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with its pictures as the model takes them: scaled from their eight bits, or as tower_features."""
+        pixels = batch.get("pixel_values")
+        if pixels is not None and pixels.dtype == torch.uint8 and self.opening.pixels is not None:
+            pixels = self.opening.pixels.scaled(pixels)
+        rest = {name: value for name, value in batch.items() if name not in _RESOLVED}
+        if self.features is not None and PICTURES in batch:
+            return rest | {"tower_features": self.features.of(batch, pixels)}
+        return rest if pixels is None else rest | {"pixel_values": pixels}
 
     def steps(self, epochs: float, batch: int) -> int:
         return max(1, round(epochs * len(self.mixture) / batch))
@@ -132,7 +170,7 @@ class Conversations(nn.Module):
             if problem is not None
         ]
         fit = [number for number, problem in enumerate(problems) if problem is None]
-        collator = Collator(self.processor, self.max_length, self.model, self.too_long)
+        collator = Collator(self.processor, self.max_length, self.model, self.too_long, self.opening)
         found = collator.collate([examples[number] for number in fit])
         numbers = [fit[number] for number in found.kept]
         kept = [examples[number] for number in numbers]
@@ -157,7 +195,7 @@ class Conversations(nn.Module):
             DataError: a row cannot be used.
         """
         if batch is None:
-            batch = Collator(self.processor, self.max_length, self.model)(examples)
+            batch = Collator(self.processor, self.max_length, self.model, opening=self.opening)(examples)
         if self.cells:
             batch |= self._maps(examples)
         if not isinstance(self.processor, VLChatProcessor):

@@ -39,8 +39,8 @@ _IDLE = 100  # steps in a row without one usable row: the data is at fault, not 
 class Objective(Protocol):
     """A model and its loss. Any nn.Module with these methods trains in `fit`.
 
-    It may have `begin(rows)`, called before the first step of a new run that sees so many rows, and `restore(folder)`,
-    called before a checkpoint's weights are read.
+    It may have `prepare(precision, device)`, called once it is known what trains, `begin(rows)`, before the first step
+    of a new run that sees so many rows, and `restore(folder)`, before a checkpoint's weights are read.
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -94,6 +94,8 @@ def fit(
     )
     accelerator.print(table)
     objective.to(accelerator.device)
+    if hasattr(objective, "prepare"):
+        objective.prepare(accelerator.mixed_precision, accelerator.device)
     optimizer: Any = optimizer_of(groups, config.optim)
     peaks = [group["lr"] for group in optimizer.param_groups]
     progress = Progress()

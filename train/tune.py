@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from train.terms import Term
 from vlchat import checkpoint, foreign
 from vlchat.chat_templates import checked_template
 from vlchat.data import Example
+from vlchat.data.collate import decode_images
 from vlchat.data.packing import borders, needs_borders, pack
 from vlchat.data.sharing import SEGMENTS, branch_mask, check_sharing, share
-from vlchat.errors import ConfigError, nearest
+from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.folders import newest
 from vlchat.lora import add_lora, refuse_adapter
 from vlchat.models import resolve
@@ -56,7 +59,7 @@ class TuneObjective(Conversations):
         packing: the rows that are taken at once stand one after another in one, without padding.
         checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
             memory, a third more time.
-        too_long, attention, augment: as in stage 1.
+        too_long, attention, augment, scaled_decoding, feature_cache: as in stage 1.
         image_size: show the tower pictures of so many pixels a side, with its position embeddings interpolated.
     """
 
@@ -78,6 +81,8 @@ class TuneObjective(Conversations):
         sample_tokens: int = 60,
         attention: str | None = None,
         augment: dict[str, Any] | None = None,
+        scaled_decoding: bool = True,
+        feature_cache: dict[str, Any] | None = None,
         image_size: int | None = None,
         revision: str | None = None,
         dtype: str = "auto",
@@ -112,6 +117,8 @@ class TuneObjective(Conversations):
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
         self.vary(augment)
+        # A teacher looks at the same decoded pictures, and may want them larger.
+        self.look(scaled_decoding and distill is None, feature_cache, distill=distill)
         if cells:
             self.measure_maps()
         if options is not None:
@@ -159,6 +166,11 @@ class TuneObjective(Conversations):
             return {_CONNECTORS: 2e-5}
         return {rf"{re.escape(language_model_prefix(self.model))}\.|lm_head|{_CONNECTORS}": 2e-5}
 
+    def collated(self, examples: Sequence[Example], positions: Sequence[int]) -> dict[str, Any]:
+        if self._teacher:  # both read them: decoded once
+            examples = [_decoded(example) for example in examples]
+        return super().collated(examples, positions)
+
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         batch = super().tensors(examples, batch)
         for teacher in self._teacher:
@@ -187,7 +199,9 @@ class TuneObjective(Conversations):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         counts = self.counts(batch)
-        inputs = {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        inputs = self.shown(
+            {name: value for name, value in batch.items() if name not in _APART and not name.startswith(PREFIX)}
+        )
         if SEGMENTS in inputs:
             inputs["attention_mask"] = branch_mask(inputs.pop(SEGMENTS))
         if self.borders:
@@ -204,6 +218,13 @@ class TuneObjective(Conversations):
             cells = self.cells_loss(features, batch["cell_words"], batch["cell_sides"])
             terms["cells"] = Term(cells, counts["cells"], self.cells)
         return terms
+
+
+def _decoded(example: Example) -> Example:
+    """The row with its pictures decoded. What can't be decoded stays: the collator says which row, and why."""
+    with contextlib.suppress(DataError):
+        return replace(example, messages=decode_images(example.messages))
+    return example
 
 
 def recompute_language_model(model: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from train.batches import on_device
 from train.capture import inputs_of
 from train.ranks import world_size
 from vlchat.data.collate import IGNORED
@@ -159,8 +160,8 @@ def _batches(objective: Any, rows: int) -> Iterator[dict[str, Any]]:
 
 def _pictures(objective: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
     """The image tokens of each picture, (tokens, hidden)."""
-    device = next(objective.connector.parameters()).device
-    there = {key: batch[key].to(device) for key in ("pixel_values", *objective.beside_pictures) if key in batch}
+    batch = objective.shown(on_device(batch, next(objective.connector.parameters()).device))
+    there = {key: batch[key] for key in objective.pictured if key in batch}
     return list(objective.model.get_image_features(**there, return_dict=True).pooler_output)
 
 

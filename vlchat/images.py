@@ -75,14 +75,17 @@ def decode(
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str | None = None,
     mime: str | None = None,
+    shorter_side: int | None = None,
 ) -> Image.Image:
     """Opens a picture as people see it: upright, RGB, eight bits, transparency laid on white.
 
     Args:
         source: the file's bytes, a path, or a PIL image of any mode. The source itself is left as it is.
-        limits: see `ImageLimits`.
+        limits: see `ImageLimits`; they are those of the file, however small it is decoded.
         name: what messages call the picture; a server gives one so that its own paths stay private.
         mime: the content type that a client declared; refused when the bytes are something else.
+        shorter_side: a JPEG may be decoded at a half, a quarter or an eighth of its size (libjpeg's scaled decoding),
+            as long as that divides its sides and the shorter one keeps so many pixels. None decodes every pixel.
 
     Returns:
         A new PIL image of mode RGB.
@@ -103,7 +106,7 @@ def decode(
     image = _open(io.BytesIO(data), expected, called, limits)
     with image:
         _check_stills(image, data, called)
-        return _pixels(image, called, limits)
+        return _pixels(image, called, limits, shorter_side)
 
 
 def header(
@@ -226,13 +229,24 @@ def _check_stills(image: Image.Image, data: bytes, called: str) -> None:
         raise _unsupported(message, "moving_picture")
 
 
-def _pixels(image: Image.Image, called: str, limits: ImageLimits) -> Image.Image:
+def _pixels(image: Image.Image, called: str, limits: ImageLimits, shorter_side: int | None = None) -> Image.Image:
     _check_shape(*image.size, called, limits)
     try:
+        if shorter_side is not None:
+            _draft(image, shorter_side)
         image.load()
         return _rgb(_upright(image))
     except Exception as error:  # as above: the set of exceptions that decoders raise is open
         raise _damaged(called, image.format or "PIL") from error
+
+
+def _draft(image: Image.Image, shorter_side: int) -> None:
+    # By whole blocks only: with a part of one at its edge, the picture would be shown a little narrower than it is.
+    for times in (8, 4, 2):
+        width, height = image.width / times, image.height / times
+        if width.is_integer() and height.is_integer() and min(width, height) >= shorter_side:
+            image.draft(None, (int(width), int(height)))  # other formats than JPEG do not hear it
+            return
 
 
 def _check_shape(width: int, height: int, called: str, limits: ImageLimits) -> None:

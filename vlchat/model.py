@@ -102,13 +102,30 @@ class VLChatModel(VLChatPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_tower_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> tuple[Any, torch.Tensor]:
+        """What the tower makes of pictures, before the connector: its output, and (images, patches, vision_dim).
+
+        Args:
+            pixel_values: (images, channels, height, width).
+        """
+        config, tower = self.config, self.vision_tower
+        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
+        if frozen and tower.training:
+            tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
+        # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
+        with torch.no_grad() if frozen else nullcontext():
+            return tower_features(
+                tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy, **kwargs
+            )
+
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        tower_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Pictures as the language model sees them.
@@ -119,6 +136,8 @@ class VLChatModel(VLChatPreTrainedModel):
             instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
             instruction_attention_mask: (images, tokens), 1 where a token counts.
             image_sizes: (images, 2), height and width of the pictures as they came, where they are cut into tiles.
+            tower_features: (images, patches, vision_dim) of `get_tower_features`, in place of `pixel_values`, of
+                pictures that come whole.
 
         Returns:
             The tower's output, with `pooler_output` a list of one (image_tokens, hidden) tensor per image.
@@ -126,8 +145,15 @@ class VLChatModel(VLChatPreTrainedModel):
         Raises:
             VLChatError: when pictures come in tiles and the model wants them whole, or the other way round.
         """
-        config = self.config
-        pinpoints = config.image_grid_pinpoints
+        if tower_features is not None:
+            return BaseModelOutputWithPooling(
+                pooler_output=list(  # type: ignore[arg-type]  # as transformers' own models do
+                    self._connected(tower_features, instruction_input_ids, instruction_attention_mask)
+                )
+            )
+        if pixel_values is None:
+            raise ValueError("Pass pixel_values or tower_features.")
+        pinpoints = self.config.image_grid_pinpoints
         if (pixel_values.ndim == 5 and image_sizes is not None) != (pinpoints is not None):
             wanted, given = ("whole", "in tiles") if pinpoints is None else ("in tiles", "whole")
             raise VLChatError(
@@ -136,28 +162,25 @@ class VLChatModel(VLChatPreTrainedModel):
         counts: list[int] = []
         if pinpoints is not None and image_sizes is not None:
             pixel_values, counts = flat_tiles(pixel_values, image_sizes, pinpoints)
-        tower = self.vision_tower
-        frozen = not any(parameter.requires_grad for parameter in tower.parameters())
-        if frozen and tower.training:
-            tower.eval()  # no dropout, and no activation checkpointing, in a tower that learns nothing
-        # Without no_grad a frozen tower still gets a backward pass once activation checkpointing marks its inputs.
-        with torch.no_grad() if frozen else nullcontext():
-            outputs, features = tower_features(
-                tower, pixel_values, config.vision_feature_layer, config.vision_feature_select_strategy, **kwargs
-            )  # (images, patches, vision_dim)
-        # The connector may be on another device, and while it trains finer than a frozen tower.
-        features = beside(features, next(self.connector.parameters()))
-        features = self.connector(features, instruction_input_ids, instruction_attention_mask)
+        outputs, features = self.get_tower_features(pixel_values, **kwargs)  # (images, patches, vision_dim)
+        features = self._connected(features, instruction_input_ids, instruction_attention_mask)
         pictures = list(features)
         if pinpoints is not None and image_sizes is not None:
             newline: Any = self.connector.image_newline
             pictures = pack_tiles(features, counts, image_sizes, pinpoints, pixel_values.shape[-1], newline)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=pictures,  # type: ignore[arg-type]  # as transformers' own models do
+            pooler_output=pictures,  # type: ignore[arg-type]
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def _connected(
+        self, features: torch.Tensor, instruction_ids: torch.Tensor | None, instruction_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(images, image_tokens, hidden)."""
+        # The connector may be on another device, and while it trains finer than a frozen tower.
+        return self.connector(beside(features, next(self.connector.parameters())), instruction_ids, instruction_mask)
 
     def get_placeholder_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -195,6 +218,7 @@ class VLChatModel(VLChatPreTrainedModel):
         instruction_attention_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_sizes: torch.Tensor | None = None,
+        tower_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VLChatModelOutput:
         """See `VLChatForConditionalGeneration.forward`."""
@@ -203,11 +227,16 @@ class VLChatModel(VLChatPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         images = (mm_encoder_outputs or {}).get("image")
-        if images is not None and pixel_values is not None:
-            raise ValueError("Pass either pixel_values or mm_encoder_outputs, not both.")
-        if pixel_values is not None:
+        if sum(given is not None for given in (images, pixel_values, tower_features)) > 1:
+            raise ValueError("Pass one of pixel_values, tower_features and mm_encoder_outputs.")
+        if pixel_values is not None or tower_features is not None:
             images = self.get_image_features(
-                pixel_values, instruction_input_ids, instruction_attention_mask, image_sizes, return_dict=True
+                pixel_values,
+                instruction_input_ids,
+                instruction_attention_mask,
+                image_sizes,
+                tower_features,
+                return_dict=True,
             )
         features = None
         if images is not None and images.pooler_output is not None:
@@ -260,15 +289,16 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
 
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         instruction_input_ids: torch.Tensor | None = None,
         instruction_attention_mask: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        tower_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """See `VLChatModel.get_image_features`."""
         return self.model.get_image_features(
-            pixel_values, instruction_input_ids, instruction_attention_mask, image_sizes, **kwargs
+            pixel_values, instruction_input_ids, instruction_attention_mask, image_sizes, tower_features, **kwargs
         )
 
     @can_return_tuple
@@ -286,6 +316,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
         instruction_attention_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_sizes: torch.Tensor | None = None,
+        tower_features: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> VLChatCausalLMOutput:
         """One pass over a batch of conversations.
@@ -300,6 +331,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             instruction_input_ids: (images, tokens), for an instruction-aware Q-Former.
             mm_encoder_outputs: `{"image": get_image_features(...)}` from an earlier call, instead of `pixel_values`.
             image_sizes: (images, 2), where pictures are cut into tiles.
+            tower_features: as in `VLChatModel.get_image_features`, instead of `pixel_values`.
             kwargs: `num_items_in_batch` goes to the loss, the rest to the language model.
 
         Raises:
@@ -316,6 +348,7 @@ class VLChatForConditionalGeneration(VLChatPreTrainedModel, GenerationMixin):
             instruction_attention_mask=instruction_attention_mask,
             mm_encoder_outputs=mm_encoder_outputs,
             image_sizes=image_sizes,
+            tower_features=tower_features,
             return_dict=True,
             **{name: value for name, value in kwargs.items() if name != "return_dict"},
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers import (
     AddedToken,
     AutoProcessor,
@@ -21,6 +22,7 @@ from vlchat.chat_templates import IMAGE_TOKEN, TEMPLATES, checked_template, temp
 from vlchat.config import VLChatConfig
 from vlchat.errors import VLChatError
 from vlchat.foreign import marks
+from vlchat.pixels import Pixels
 from vlchat.reading import reading
 from vlchat.towers import load_image_processor
 from vlchat.towers.tiles import image_lengths
@@ -301,8 +303,17 @@ class VLChatProcessor(ProcessorMixin):
         """Pictures for the tower, and how many image tokens each takes."""
         if not images:
             return None, []
-        shown = self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {}))
-        return shown, image_lengths(shown, self.image_processor, self.image_seq_length)
+        shown = self._shown(images, return_tensors, images_kwargs or {})
+        return shown, image_lengths(shown, len(images), self.image_processor, self.image_seq_length)
+
+    def _shown(self, images: list[Any], return_tensors: str | None, images_kwargs: dict) -> BatchFeature:
+        """What the image processor makes of pictures, by the shorter way where there is one: the same to the bit."""
+        plain = return_tensors == "pt" and not images_kwargs and all(isinstance(one, Image.Image) for one in images)
+        pixels = Pixels.of(self.image_processor) if plain else None
+        eight_bits = pixels.eight_bits(images) if pixels is not None else None
+        if pixels is None or eight_bits is None:
+            return self.image_processor(images, return_tensors=return_tensors, **images_kwargs)
+        return BatchFeature({"pixel_values": pixels.scaled(eight_bits)})
 
     def _expand(
         self, ids: list[int], mask: list[int], lengths: list[int], where: str

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from vlchat import foreign, images, prompt, video
 from vlchat.data.faults import BadRow
 from vlchat.data.formats import Example, Message
 from vlchat.data.formats import has_answer as has_answer
 from vlchat.data.lengths import Tokens, measure, picture_tokens, shorten
+from vlchat.data.opening import Opening
 from vlchat.errors import ConfigError, DataError, EmptySupervisionError, ImageError, TooLongError, VLChatError, nearest
 from vlchat.processor import VLChatProcessor
 
@@ -50,17 +52,25 @@ class Collator:
             "shorten": its last exchanges are left out, each whole with its pictures, until the rest fits; of a single
             exchange the user's words are cut at their end. An answer or a picture that is kept is never cut. A row
             that no such cut makes fit is dropped.
+        opening: how pictures are opened, and what the batch holds of them; None decodes every pixel, and gives what
+            the processor gives.
 
     Raises:
         ConfigError: another value of `too_long`.
     """
 
     def __init__(
-        self, processor: Any, max_length: int | None = None, model: Any = None, too_long: str = "refuse"
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        model: Any = None,
+        too_long: str = "refuse",
+        opening: Opening | None = None,
     ) -> None:
         if too_long not in TOO_LONG:
             raise ConfigError(f'too_long is "{too_long}"; use {", ".join(TOO_LONG)}{nearest(too_long, TOO_LONG)}')
-        self.processor = processor
+        self.processor = processor if opening is None else opening.processor
+        self.open = images.decode if opening is None else opening.open
         self.max_length = max_length
         self.model = model
         self.too_long = too_long
@@ -166,7 +176,7 @@ class Collator:
     def _decoded(self, example: Example) -> list[Message]:
         if not has_answer(example):
             raise EmptySupervisionError("no token to learn from: no assistant turn has text")
-        return decode_images(example.messages)
+        return decode_images(example.messages, open=self.open)
 
     def _refusal(self, messages: list[Message]) -> DataError | None:
         """Why the processor refuses a row by itself, or None."""
@@ -207,8 +217,13 @@ def _note(example: Example, kind: str, reason: str) -> BadRow:
     return BadRow(example.source, example.row, example.id, "text", kind, reason)
 
 
-def decode_images(messages: list[Message], where: str = "") -> list[Message]:
+def decode_images(
+    messages: list[Message], where: str = "", open: Callable[[Any], Image.Image] = images.decode
+) -> list[Message]:
     """The same messages with every picture decoded to RGB, and every video as pictures of its frames.
+
+    Args:
+        open: decodes a picture.
 
     Raises:
         DataError: a picture that cannot be read; begins with `where` and names the file.
@@ -218,15 +233,15 @@ def decode_images(messages: list[Message], where: str = "") -> list[Message]:
             messages = video.expanded(messages)
         except ImageError as error:
             raise DataError(str(error), kind=error.kind, field="video") from error
-        return [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
+        return [{**message, "content": [_opened(part, open) for part in message["content"]]} for message in messages]
     except DataError as error:
         raise (error.within(where) if where else error) from error.__cause__
 
 
-def _opened(part: dict[str, Any]) -> dict[str, Any]:
+def _opened(part: dict[str, Any], open: Callable[[Any], Image.Image]) -> dict[str, Any]:
     if part["type"] != "image":
         return part
     try:
-        return {"type": "image", "image": images.decode(part["image"])}
+        return {"type": "image", "image": open(part["image"])}
     except ImageError as error:
         raise DataError(str(error), kind=error.kind, field="image") from error

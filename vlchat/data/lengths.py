@@ -57,7 +57,7 @@ class _Sizes:
 
     def __call__(self, images: Sequence[Image.Image], **_: Any) -> BatchFeature:
         if self.grids is None:
-            return BatchFeature({"pixel_values": [None] * len(images)})
+            return BatchFeature()
         empty = [torch.empty((1, 3, self.side, self.side), device="meta")] * len(images)
         sizes = [(picture.height, picture.width) for picture in images]
         return BatchFeature({"pixel_values": empty, "image_sizes": sizes})

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from vlchat.data.collate import IGNORED
+from vlchat.data.opening import PICTURES
 from vlchat.errors import ConfigError
 from vlchat.model import VLChatForConditionalGeneration
 
@@ -37,8 +38,8 @@ def share(
 
     Returns:
         input_ids, labels, position_ids and `segments` (groups, tokens) without an attention mask, of which
-        `branch_mask` makes one, and the pixel_values of each group's first row. The first token of a branch is not
-        learnt.
+        `branch_mask` makes one, and the pixel_values (or names) of each group's first row. The first token of a branch
+        is not learnt.
     """
     ids, there, labels = batch["input_ids"], batch["attention_mask"].bool(), batch["labels"]
     rows: list[list[int]] = []
@@ -62,9 +63,15 @@ def share(
         for name, found in made.items()
     }
     rest = {name: value for name, value in batch.items() if name not in (*made, "attention_mask")}
-    if "pixel_values" in rest:
-        shown = _pictures(ids, len(rest["pixel_values"]), image_token)
-        rest["pixel_values"] = torch.cat([rest["pixel_values"][shown[members[0]]] for members in rows])
+    # Where their features may be known, pictures stand there once, and rows name them.
+    images = rest.get(PICTURES, rest.get("pixel_values"))
+    if images is not None:
+        shown = _pictures(ids, len(images), image_token)
+        first = [images[shown[members[0]]] for members in rows]
+        if PICTURES in rest:
+            rest[PICTURES] = [name for names in first for name in names]
+        else:
+            rest["pixel_values"] = torch.cat(first)
     return rest | result
 
 

@@ -66,15 +66,16 @@ def tile_image_processor(whole: Any, size: Sequence[int], pinpoints: list[list[i
     return LlavaNextImageProcessorPil(size=side, crop_size=side, image_grid_pinpoints=pinpoints, **options)
 
 
-def image_lengths(prepared: Any, image_processor: Any, image_seq_length: int) -> list[int]:
+def image_lengths(prepared: Any, images: int, image_processor: Any, image_seq_length: int) -> list[int]:
     """How many image tokens each picture takes.
 
     Args:
         prepared: what the image processor made of the pictures.
+        images: how many they are.
         image_seq_length: tokens of one piece, a tile or a picture as a whole.
     """
     if "image_sizes" not in prepared:
-        return [image_seq_length] * len(prepared["pixel_values"])
+        return [image_seq_length] * images
     side = side_of_grid(image_seq_length, "division into tiles")
     tile = prepared["pixel_values"][0].shape[-1]
     lengths = []
