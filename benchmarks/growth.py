@@ -7,7 +7,8 @@ The step is the training's own (`train.step.Stepper`): a frozen tower, a connect
 float32, one thread a process. Each point is a process of its own. Time is the CPU's, which others on the machine don't
 lengthen, and the least of `--steps` steps after a first one; the time on the wall is kept beside it. Memory is the most
 that a step takes beyond weights and optimizer state. What is fitted is `cost = factor * size ** exponent`, by least
-squares over logarithms, with its 95 % interval.
+squares over logarithms, with its 95 % interval: over all points, in which what does not grow (the other tokens, the
+optimizer) hides at the small end, and over the larger half of them.
 
 Up to 576 image tokens are one picture; beyond, several of 576 (or as many as divide it), as tiles are.
 """
@@ -110,15 +111,21 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, sizes in axes.items():
         points = [{"size": size, **point(arguments, {**USUAL, name: size})} for size in sizes]
-        fits = {key: fit([p["size"] for p in points], [p[key] for p in points]) for key in FIGURES}
-        found[name] = {"points": points, "fits": fits}
-        print(f"{name}: " + "; ".join(f"{key} ** {said(fits[key])}" for key in FIGURES), flush=True)
+        found[name] = {
+            "points": points,
+            "fits": fits(points),
+            "fits of the larger half": fits(points[len(points) // 2 :]),
+        }
+        for which in ("fits", "fits of the larger half"):
+            told = "; ".join(f"{key} ** {said(found[name][which][key])}" for key in FIGURES)
+            print(f"{name}, {which}: {told}", flush=True)
     together = [
         {"processes": count, "how": how, **point(arguments, {**USUAL, "rows of a batch": ROWS}, count, "FSDP2" in how)}
         for count, how in PROCESSES
     ]
     result = {
-        "step": vars(arguments) | {"out": None, "usual": USUAL, "vocabulary": VOCABULARY, "dtype": "float32"},
+        "step": {key: value for key, value in vars(arguments).items() if key != "out"},
+        "usual": USUAL, "vocabulary": VOCABULARY, "dtype": "float32",
         "axes": found, "processes": {"rows of each": ROWS, "points": together}, **surroundings(),
     }  # fmt: skip
     (arguments.out / "growth.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -208,6 +215,10 @@ def resident(mark: str = "VmRSS") -> float:
     return int(next(line for line in lines if line.startswith(mark)).split()[1]) / 1024
 
 
+def fits(points: list[dict[str, float]]) -> dict[str, Any]:
+    return {key: fit([one["size"] for one in points], [one[key] for one in points]) for key in FIGURES}
+
+
 def fit(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float | list[float]] | None:
     """`cost = factor * size ** exponent` by least squares over logarithms, with a 95 % interval; of three points on."""
     if len(sizes) < 3:
@@ -256,9 +267,13 @@ def draw(result: dict[str, Any], file: Path) -> None:
             place.loglog(sizes, [one[key] for one in found["points"]], "o", markersize=7)
             if line := found["fits"][key]:
                 place.loglog(sizes, [line["factor"] * size ** line["exponent"] for size in sizes], "-", alpha=0.6)
-            place.set_xticks(sizes, [str(size) for size in sizes], fontsize=9)
+            place.set_xticks(sizes, [str(size) for size in sizes], fontsize=9, rotation=45)
             place.set_xticks([], minor=True)
-            place.set_title(f"exponent {said(found['fits'][key])}", fontsize=11)
+            for axis in (place.yaxis.set_major_formatter, place.yaxis.set_minor_formatter):
+                axis("{x:g}")
+            place.tick_params(axis="y", which="both", labelsize=8)
+            told = [said(found[which][key]) for which in ("fits", "fits of the larger half")]
+            place.set_title(f"exponent {told[0]}\nlarger half {told[1]}", fontsize=10)
             place.set_xlabel(name, fontsize=11)
             place.set_ylabel(title, fontsize=11)
             place.grid(True, which="both", alpha=0.25)
@@ -268,11 +283,15 @@ def draw(result: dict[str, Any], file: Path) -> None:
         if key == "mebibytes":
             last.plot([one["how"] for one in points], [one["kept"] for one in points], "kD", label="kept between steps")
             last.legend(fontsize=9)
+        last.margins(y=0.2)
         last.set_title(f"{result['processes']['rows of each']} rows a process", fontsize=11)
         last.set_xlabel("processes", fontsize=11)
         last.set_ylabel(title, fontsize=11)
-    usual = ", ".join(f"{value} {name}" for name, value in USUAL.items())
-    figure.suptitle(f"A training step as it grows; else {usual}. {result['hardware']}, {result['date']}", fontsize=12)
+    usual = ", ".join(f"{name}: {value}" for name, value in USUAL.items())
+    figure.suptitle(
+        f"A training step as it grows. Where nothing else is said, {usual}. {result['hardware']}, {result['date']}",
+        fontsize=12,
+    )
     figure.savefig(file, dpi=90)
 
 

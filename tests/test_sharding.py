@@ -93,7 +93,7 @@ def test_two_sharded_processes_are_one(tmp_path: Path, tiny_model: Any, tiny_pro
 
 
 def test_a_number_that_is_none_on_one_process_ends_both_before_a_checkpoint(tmp_path: Path) -> None:
-    codes, told = ended(line(tmp_path / "run", "bad=23", "loop.save_every=1", "width=3"))
+    codes, told = ended(line(tmp_path / "run", "bad=23", "loop.save_every=1", "width=3"), 400)
     assert codes == [2, 2], told
     assert "The loss of step 3 is no finite number on process 1: squares inf" in told[0], told[0]
     assert [folder.name for folder in saved(tmp_path / "run")] == ["step-1", "step-2"]
@@ -103,7 +103,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(tmp_path: Path) -> None:
     processes = line(tmp_path / "run", "loop.steps=100000", "loop.save_every=100000")
     wait_for(tmp_path / "run", 5, processes[0])
     processes[1].send_signal(signal.SIGTERM)
-    codes, told = ended(processes)
+    codes, told = ended(processes, 400)
     assert codes == [143, 143], told
     assert "Stopped by SIGTERM; --resume auto goes on from" in told[0] and saved(tmp_path / "run")
 
