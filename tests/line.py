@@ -65,6 +65,9 @@ class Line(nn.Module):
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         return {"squares": float(batch["weight"].sum())}
 
+    def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        return [self.plane], []
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:
         points = batch["points"]
         if self.hungry:

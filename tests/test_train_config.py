@@ -9,7 +9,8 @@ from transformers import LlamaConfig
 from train.config import construct, load_runs, transformers_config
 from vlchat.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(file for file in FOLDER.rglob("*.yaml") if file.parent.name != "accelerate")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from train.sharding import ShardLost
 from train.stopping import Interrupted, StoppedAtOnce
 from vlchat import runs
 from vlchat.arguments import Parser
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat train --help.")
 
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
+    ranks.refuse_deepspeed()
     ranks.join()
     if ranks.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # the first process speaks for all
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     except VLChatError as error:
         if ranks.rank() == 0:
             raise
-        if isinstance(error, WorkerLost):  # else the first process says why
+        if isinstance(error, WorkerLost | ShardLost):  # else the first process says why
             print(f"Process {ranks.rank()}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -156,6 +156,14 @@ class AlignObjective(Conversations):
         self._check_weights()
         self._make_heads(contrast, projection, text, seed)
 
+    def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        if self.itg and self.itg_share < 1:
+            raise ConfigError(
+                "objective.itg_share leaves rows out, all rows of some process perhaps, and a sharded language model "
+                "is run by all processes or by none: set it to 1, or start with configs/accelerate/ddp.yaml."
+            )
+        return super().shards()
+
     @property
     def connector(self) -> Any:
         return self.model.model.connector

@@ -54,7 +54,7 @@ def write(
     run: Path,
     progress: Progress,
     objective: Any,
-    optimizer: torch.optim.Optimizer,
+    trained: training_state.TrainingState,
     config: RunConfig,
     random_states: list[dict[str, Any]],
     rows: dict[str, Any],
@@ -66,6 +66,7 @@ def write(
     It is staged, hashed, flushed and renamed (`vlchat.folders.writing`); the oldest goes only when it is whole.
 
     Args:
+        trained: `training_state.gather` of the objective, whose own parameters are whole too (`sharding.whole`).
         random_states: `RandomState.to_dict` of every process.
         rows: what the order of the rows depends on, by name.
         scaler: of fp16's gradients, where there is one.
@@ -77,7 +78,7 @@ def write(
 
     def state(stage: Path) -> None:
         (stage / TRAINING_STATE).mkdir()
-        training_state.write(stage / TRAINING_STATE, objective, optimizer)
+        training_state.write(stage / TRAINING_STATE, trained)
         told = {
             **asdict(progress),
             "random": random_states,
@@ -89,7 +90,7 @@ def write(
         if (run / runs.METRICS).is_file():
             shutil.copyfile(run / runs.METRICS, stage / runs.METRICS)
 
-    broken = [n for n, p in objective.named_parameters() if p.requires_grad and not p.isfinite().all()]
+    broken = [name for name, tensor in trained.trained.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(
             f"After step {progress.step}, {broken[0]} holds numbers that are not finite, so that nothing was saved. "

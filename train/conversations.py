@@ -79,6 +79,21 @@ class Conversations(nn.Module):
             raise ConfigError(f'objective.attention is "{attention}"; use one of {", ".join(ATTENTION)}.')
         set_attention(self.model, attention)
 
+    def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The language model's blocks, which any row runs through once, and what holds its embeddings and its head.
+
+        Raises:
+            ConfigError: a language model without such blocks, or with blocks that rows without a picture pass by.
+        """
+        decoder = self.model.get_decoder()
+        blocks = next((list(part) for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part)), [])
+        if len({type(block) for block in blocks}) != 1:
+            raise ConfigError(
+                f"The language model, a {type(decoder).__name__}, is no stack of equal blocks and can't be sharded: "
+                "start it with configs/accelerate/ddp.yaml."
+            )
+        return blocks, [decoder, self.model.get_output_embeddings()]
+
     def vary(self, augment: dict[str, Any] | None) -> None:
         """Vary the pictures that are trained on, as `vlchat.data.augment` says; null leaves them as they are."""
         self.augment = Augment.of(augment)

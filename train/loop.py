@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
-from train import checkpoint, records
+from train import checkpoint, records, sharding, training_state
 from train.batches import Batch, Plan, stream, workers_named
 from train.checkpoint import Progress
 from train.config import RunConfig
@@ -40,7 +40,8 @@ class Objective(Protocol):
     """A model and its loss. Any nn.Module with these methods trains in `fit`.
 
     It may have `prepare(precision, device)`, called once it is known what trains, `begin(rows)`, before the first step
-    of a new run that sees so many rows, and `restore(folder)`, before a checkpoint's weights are read.
+    of a new run that sees so many rows, `restore(folder)`, before a checkpoint's weights are read, and `shards()`, what
+    of it may be cut in shards (`train.sharding.shard`).
 
     Attributes:
         whole_batch: the loss compares the rows of a batch with each other, so that a batch can't come in pieces.
@@ -89,10 +90,15 @@ def fit(
         config = replace(config, trainable=chosen() if chosen else {".*": 1e-3})
     groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
     accelerator = _accelerator(_precision(loop.precision, objective))
+    plugin = sharding.asked(accelerator.mixed_precision, config.optim.name, accelerator.num_processes)
     plan = Plan.of(
         loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
     )
     accelerator.print(table)
+    if plugin is not None:
+        names = {id(parameter): name for name, parameter in objective.named_parameters()}
+        accelerator.print(sharding.shard(objective, plugin, accelerator))
+        groups = sharding.regrouped(groups, names, objective)
     objective.to(accelerator.device)
     if hasattr(objective, "prepare"):
         objective.prepare(accelerator.mixed_precision, accelerator.device)
@@ -153,7 +159,8 @@ def fit(
                     group["lr"] = peak * share(done)
                 try:
                     counts = add(one["counts"] for one in told)
-                    outcome = stepper(progress.step, batches, counts) if usable else None
+                    others = sharding.others(objective, plan, progress.step, batches, told) if usable else []
+                    outcome = stepper(progress.step, batches, counts, others) if usable else None
                 except OutOfMemory:
                     plan = _smaller(plan, accelerator)
                     break  # the rows of this step come anew, in smaller pieces
@@ -185,7 +192,8 @@ def _told(
         return told | {"error": str(batches)}
     told["faults"] = quarantine.take(batches)
     batches[:] = [batch for batch in batches if batch["ids"]]
-    return told | {"counts": add(map(objective.counts, batches)), "rows": sum(len(batch["ids"]) for batch in batches)}
+    rows = sum(len(batch["ids"]) for batch in batches)
+    return told | {"counts": add(map(objective.counts, batches)), "rows": rows, "pieces": len(batches)}
 
 
 def _usable(told: list[dict[str, Any]], whole: bool, batch: int) -> bool:
@@ -200,6 +208,7 @@ def _accelerator(precision: str) -> Accelerator:
         raise ConfigError(f'loop.precision is "{precision}"; use {", ".join(_PRECISIONS)}.')
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("loop.precision is fp16, which needs a GPU; use bf16.")
+    sharding.refuse_contradictions(precision)
     join()
     AcceleratorState._reset_state()  # a process may train several runs, each in its precision
     return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
@@ -276,14 +285,16 @@ def _save(
     states = exchange(random_state(accelerator.device).to_dict())
     folder = step_folder(run, progress.step)
     problem = None
-    if accelerator.is_main_process:
-        kept = Progress(progress.step, progress.samples, progress.seconds, watch.state())
-        try:
-            checkpoint.write(
-                run, kept, objective, optimizer, config, states, rows, accelerator.scaler, spared=watch.best_step
-            )
-        except VLChatError as error:
-            problem = str(error)
+    trained = training_state.gather(objective, optimizer)
+    with sharding.whole(objective):
+        if accelerator.is_main_process:
+            kept = Progress(progress.step, progress.samples, progress.seconds, watch.state())
+            try:
+                checkpoint.write(
+                    run, kept, objective, trained, config, states, rows, accelerator.scaler, spared=watch.best_step
+                )
+            except VLChatError as error:
+                problem = str(error)
     problem = exchange({"problem": problem})[0]["problem"]  # no process goes on with a run that cannot be saved
     if problem:
         raise CheckpointError(problem)

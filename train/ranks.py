@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
-from vlchat.errors import VLChatError
+from vlchat.errors import ConfigError, VLChatError
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # of this thread: signs of life go on
 _BUCKET = 1 << 25  # bytes of gradients that are summed at once
@@ -60,6 +60,20 @@ def rank() -> int:
 def join() -> None:
     """Meets the other processes, where `torchrun` or `accelerate launch` started several."""
     PartialState(cpu=not torch.cuda.is_available(), timeout=_WAIT)
+
+
+def refuse_deepspeed() -> None:
+    """Raises ConfigError where `accelerate launch` asks for DeepSpeed, whose engine makes the steps itself.
+
+    It neither counts a loss over all processes nor looks at a gradient before it is applied, which this training
+    promises; and under ZeRO-3 a process without a picture never joins those that gather the tower.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ConfigError(
+            "Accelerate's configuration asks for DeepSpeed, which vlchat does not train with. "
+            "configs/accelerate/fsdp2.yaml shards the same: as it is what ZeRO-3 does, with "
+            "fsdp_reshard_after_forward: false nearly what ZeRO-2 does."
+        )
 
 
 def exchange(message: dict[str, Any]) -> list[dict[str, Any]]:

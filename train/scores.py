@@ -22,6 +22,7 @@ from train.heldout import Heldout
 from train.memory import halving
 from train.randomness import undrawn
 from train.ranks import alone, exchange, rank, world_size
+from train.sharding import is_sharded, working
 from vlchat.chat import Chat
 from vlchat.data import Example
 from vlchat.data.formats import text_of
@@ -95,7 +96,7 @@ def look(
     """Looks at the held-out rows. Every process has to call it, and gets the same.
 
     Each process takes every n-th batch of rows, as one process alone would make them, and the sums are made in the
-    order of the rows: how many processes there are changes nothing.
+    order of the rows: how many processes there are changes nothing. Of a sharded model all take all rows, in step.
 
     Args:
         batch: rows at once; halved where the memory is full.
@@ -103,20 +104,22 @@ def look(
         tokens: the longest answer.
 
     Raises:
-        DataError: no row can be used. VLChatError: the model answers none of them.
+        DataError: no row can be used. VLChatError: the model answers none of them. ShardLost: see there.
     """
-    mine, processes = rank(), world_size()
+    together = is_sharded(objective)  # no process can then look at rows by itself
+    mine, processes = (0, 1) if together else (rank(), world_size())
     figures: list[Figure] = []
     bad: dict[str, str] = {}
     replies: list[dict[str, Any]] = []
-    divisible = not getattr(objective, "whole_batch", False)
+    divisible = not getattr(objective, "whole_batch", False) and not together
     find = partial(_figures, objective, accelerator.device, bad)
     answer = partial(_answers, objective, tokens)
     with unmoved(objective), accelerator.autocast():
         with alone():
             for rows in pieces(len(heldout), batch)[mine::processes]:
-                figures += halving(find, heldout.examples[rows.start : rows.stop], rows.start, divisible)
-        shares = exchange({"figures": [asdict(figure) for figure in figures], "bad": bad})
+                some = heldout.examples[rows.start : rows.stop]
+                figures += working(objective, partial(halving, find, some, rows.start, divisible))
+        shares = exchange({"figures": [asdict(figure) for figure in figures], "bad": bad})[: 1 if together else None]
         found = [Figure(**figure) for share in shares for figure in share["figures"]]
         looked = averages(sorted(found, key=lambda figure: figure.place))
         looked.bad = {name: reason for share in shares for name, reason in share["bad"].items()}
@@ -124,8 +127,10 @@ def look(
             raise DataError(f"No held-out row can be used. The first: {next(iter(looked.bad.values()))}")
         asked = chosen([row for row in heldout.examples if row.called not in looked.bad], generate)
         for rows in pieces(len(asked), batch)[mine::processes]:
-            replies += halving(answer, asked[rows.start : rows.stop], rows.start)
-    answered = [one for share in exchange({"replies": replies}) for one in share["replies"]]
+            some = asked[rows.start : rows.stop]
+            replies += working(objective, partial(halving, answer, some, rows.start, not together))
+    shares = exchange({"replies": replies})[: 1 if together else None]
+    answered = [one for share in shares for one in share["replies"]]
     looked.answers = sorted(answered, key=lambda one: one.pop("place"))
     for name in ("exact", "score"):
         values = [one[name] for one in looked.answers if name in one]

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from train.batches import Batch, on_device
 from train.memory import is_out_of_memory
 from train.randomness import random_state, set_random_state
-from train.ranks import exchange, sum_gradients, world_size
+from train.ranks import exchange, rank, sum_gradients, world_size
+from train.sharding import ShardLost, is_sharded, local
 from train.terms import Term, add, loss_of
 from vlchat.errors import VLChatError
 
@@ -51,17 +54,23 @@ class Stepper:
     def __init__(self, objective: Any, optimizer: Any, accelerator: Accelerator, clip: float) -> None:
         self.objective, self.optimizer, self.accelerator, self.clip = objective, optimizer, accelerator, clip
         self.trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        self.whole = [p for p in self.trained.values() if not isinstance(p, DTensor)]
+        self.sharded = is_sharded(objective)
 
-    def __call__(self, step: int, batches: Sequence[Batch], counts: dict[str, float]) -> Outcome:
+    def __call__(
+        self, step: int, batches: Sequence[Batch], counts: dict[str, float], others: Sequence[Batch] = ()
+    ) -> Outcome:
         """Step number `step` (from 0).
 
         Args:
             batches: this process's micro-batches; their `ids` name the rows.
             counts: of the whole batch, by term.
+            others: passes that count for nothing: of a sharded model all processes make equally many.
 
         Raises:
             TrainingStopped: the loss or its gradient is no number, on any process. Nothing was changed. Or the memory
                 is too little for rows that must come together.
+            ShardLost: see there.
             OutOfMemory: see there.
         """
         before = random_state(self.accelerator.device)
@@ -78,7 +87,15 @@ class Stepper:
                     sums[1] += count
                 if not all(math.isfinite(total) for total, _, weight in found.values() if weight):
                     broken.append({"ids": ids, "terms": {name: total for name, (total, _, _) in found.items()}})
+            for batch in others:
+                self._backward(batch, counts, 0.0)
         except RuntimeError as error:
+            if is_out_of_memory(error) and self.sharded:
+                raise ShardLost(
+                    f"Process {rank()} has too little memory for its rows of step {step + 1}, and the others wait for "
+                    "its shards, so that they can't be taken again in smaller pieces. Lower loop.micro_batch, and "
+                    "--resume auto goes on."
+                ) from error
             if not is_out_of_memory(error) or (self.objective.whole_batch and world_size() > 1):
                 raise  # the others may wait in the middle of their forward pass
             if self.objective.whole_batch:
@@ -108,24 +125,30 @@ class Stepper:
         means = {name: total / (counts.get(name, tries[name]) or 1.0) for name, total in totals.items()}
         return Outcome(sum(weights[name] * value for name, value in means.items()), means, norm)
 
-    def _backward(self, batch: Batch, counts: dict[str, float]) -> dict[str, tuple[float, float, float]]:
+    def _backward(
+        self, batch: Batch, counts: dict[str, float], share: float = 1.0
+    ) -> dict[str, tuple[float, float, float]]:
         device = self.accelerator.device
         with self.accelerator.autocast():
             inputs = on_device({key: value for key, value in batch.items() if key != "ids"}, device)
             terms: dict[str, Term] = self.objective(inputs)
-        self.accelerator.backward(loss_of(terms, counts))
+        loss = loss_of(terms, counts)
+        if loss.requires_grad:  # words alone teach nothing where only a connector trains
+            self.accelerator.backward(loss if share == 1.0 else loss * share)
         return {name: (term.total.item(), float(term.count), term.weight) for name, term in terms.items()}
 
     def _apply(self, step: int, batches: Sequence[Batch]) -> float:
-        sum_gradients(list(self.trained.values()))
+        sum_gradients(self.whole)  # FSDP has summed those of shards
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in self.trained.values() if parameter.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients)
+        total = self._norm()
         norm = float(total)
         if math.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(list(self.trained.values()), self.clip, total)
+            share = (self.clip / (total + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
+            for parameter in self.trained.values():
+                if parameter.grad is not None:
+                    local(parameter.grad).mul_(share)
         if scaler is not None:  # a gradient that overflows is left out, and the scale lowered, by the scaler
             scaler.step(self.optimizer)
             scaler.update()
@@ -134,14 +157,25 @@ class Stepper:
         elif math.isfinite(norm):
             self.optimizer.step()
         else:
-            bad = [n for n, p in self.trained.items() if p.grad is not None and not p.grad.isfinite().all()]
-            rows = [name for one in exchange({"ids": [n for b in batches for n in b["ids"]]}) for name in one["ids"]]
+            found = [n for n, p in self.trained.items() if p.grad is not None and not local(p.grad).isfinite().all()]
+            told = exchange({"ids": [name for batch in batches for name in batch["ids"]], "bad": found[:1]})
+            rows, bad = ([name for one in told for name in one[key]] for key in ("ids", "bad"))
             raise TrainingStopped(
                 f"The gradient of step {step + 1} is no finite number, first in {bad[0] if bad else 'its norm'}. "
                 f"{_rows(rows)} Nothing of this step was saved; look at these rows, or lower the learning rate."
             )
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _norm(self) -> torch.Tensor:
+        """Of the whole gradient, on every process."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.whole if p.grad is not None])
+        if not self.sharded:
+            return norm
+        shards = [local(p.grad) for p in self.trained.values() if isinstance(p.grad, DTensor)]
+        squares = torch.nn.utils.get_total_norm(shards).to(self.accelerator.device).square()
+        distributed.all_reduce(squares)
+        return (norm.to(squares.device).square() + squares).sqrt()
 
 
 def _rows(ids: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from train.heldout import Heldout
 from train.randomness import undrawn
 from train.records import append, truncate, write
 from train.scores import Looked, look, unmoved
+from train.sharding import is_sharded, working
 from train.step import Outcome
 from train.trackers import Trackers
 from train.trackers import check as check_trackers
@@ -252,10 +253,10 @@ class Watch:
         self.best.add(progress.step, looked.scores[wanted.metric], wanted.metric in looked.losses)
 
     def _sample(self, progress: Progress) -> None:
-        if not self.first:
+        if not self.first and not is_sharded(self.objective):
             return
         with unmoved(self.objective), self.accelerator.autocast():
-            scores, lines = self.objective.sample()
+            scores, lines = working(self.objective, self.objective.sample)
         self._log({"step": progress.step, **scores})
         head = f"step {progress.step:,}  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
         self._say("\n".join([head.rstrip(), *(f"    {line}" for line in lines)]))
