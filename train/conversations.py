@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from train.heldout import origin
 from train.reader import IMAGE_TOKENS, MapReader
+from train.row_lengths import RowLengths, countable
 from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
 from vlchat.attention import ATTENTION, set_attention
@@ -40,6 +41,8 @@ class Conversations(nn.Module):
     reader: MapReader
     map_variance: float
     whole_batch = False
+    packing = False
+    _lengths: RowLengths | None = None
     augment: Augment | None = None
 
     def __init__(
@@ -72,6 +75,15 @@ class Conversations(nn.Module):
         if attention is not None and attention not in ATTENTION:
             raise ConfigError(f'objective.attention is "{attention}"; use one of {", ".join(ATTENTION)}.')
         set_attention(self.model, attention)
+
+    @property
+    def row_lengths(self) -> RowLengths | None:
+        """What counts the tokens of rows beforehand; None where that costs much."""
+        if not countable(self.mixture, self.processor):
+            return None
+        if self._lengths is None or self._lengths.mixture is not self.mixture:
+            self._lengths = RowLengths(self.mixture, self.processor, self.max_length, self.too_long == "shorten")
+        return self._lengths
 
     def vary(self, augment: dict[str, Any] | None) -> None:
         """Vary the pictures that are trained on, as `vlchat.data.augment` says; null leaves them as they are."""

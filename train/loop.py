@@ -88,7 +88,14 @@ def fit(
     groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
     accelerator = _accelerator(_precision(loop.precision, objective))
     plan = Plan.of(
-        loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
+        loop.batch,
+        loop.micro_batch,
+        accelerator.process_index,
+        accelerator.num_processes,
+        objective.whole_batch,
+        loop.micro_tokens,
+        loop.by_length,
+        getattr(objective, "row_lengths", None) is not None,
     )
     accelerator.print(table)
     objective.to(accelerator.device)
@@ -252,9 +259,10 @@ def _smaller(plan: Plan, accelerator: Accelerator) -> Plan:
     smaller = plan.halved()
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
+    (many, what, _), (fewer, _, setting) = plan.at_once, smaller.at_once
     accelerator.print(
-        f"Out of memory with {plan.micro} rows at once: going on with {smaller.micro}; the {plan.batch} rows of a step "
-        f"stay. loop.micro_batch={smaller.micro} begins so."
+        f"Out of memory with {many:,} {what} at once: going on with {fewer:,}; the {plan.batch} rows of a step stay. "
+        f"{setting}={fewer} begins so."
     )
     return smaller
 
