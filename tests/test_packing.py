@@ -12,7 +12,8 @@ from transformers import AutoConfig
 
 from train.likelihood import token_losses
 from vlchat.checkpoint import load
-from vlchat.data.packing import borders, needs_borders, pack
+from vlchat.data.packing import Mask, borders, by_positions, is_dense, pack, packed_mask
+from vlchat.data.segments import SEGMENTED, segment_lengths
 from vlchat.errors import ConfigError
 from vlchat.lora import add_lora
 from vlchat.model import VLChatForConditionalGeneration
@@ -49,9 +50,7 @@ def step(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int,
 
 def packed_for(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> dict[str, torch.Tensor]:
     packed = pack(padded, filler=0, multiple=multiple)
-    explicit = needs_borders(model)
-    assert explicit == (getattr(model, "base_model", model).config.text_config.model_type == "opt")
-    return packed | {"attention_mask": borders(packed["position_ids"])} if explicit else packed
+    return packed | {"attention_mask": packed_mask(model)(packed["position_ids"])}
 
 
 def compare(model: Any, padded: dict[str, torch.Tensor], multiple: int = 1) -> None:
@@ -131,6 +130,42 @@ def test_the_first_token_of_a_row_is_not_learnt_and_nothing_of_the_filler() -> N
     assert torch.equal(packed["pixel_values"], batch["pixel_values"])
 
 
+@pytest.mark.parametrize("language", list(LANGUAGES))
+def test_sdpa_attends_row_by_row_and_others_as_they_can(language: str) -> None:
+    model = gentle("mlp", language)
+    model.set_attn_implementation("sdpa")
+    assert packed_mask(model) is segment_lengths and not is_dense(model, segment_lengths)
+    assert model.get_decoder().config._attn_implementation == SEGMENTED
+    model.set_attn_implementation("eager")
+    dense: Mask = borders if language == "opt" else by_positions
+    assert packed_mask(model) is dense and is_dense(model, dense)
+    assert model.get_decoder().config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("language", list(LANGUAGES))
+def test_rows_longer_than_a_window_and_recomputed_layers(language: str) -> None:
+    model = gentle("mlp", language)
+    batch = lesson(model, rows=3, words=30)
+    assert int(batch["attention_mask"].sum(1).min()) > 3 * 8, "mistral's and gemma3's windows"
+    compare(model, batch)
+    model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
+    compare(model.train(), batch)
+
+
+@pytest.mark.parametrize("language", list(LANGUAGES))
+def test_a_model_that_packs_still_answers_as_before(language: str) -> None:
+    model = gentle("mlp", language)
+    prompt = {name: tensor for name, tensor in inputs_for(model, rows=3).items()}
+    before = model.generate(**prompt, max_new_tokens=6, do_sample=False)
+    packed_mask(model)
+    assert torch.equal(model.generate(**prompt, max_new_tokens=6, do_sample=False), before)
+
+
+def test_lengths_of_rows_are_read_from_their_positions() -> None:
+    places = torch.tensor([[0, 1, 2, 0, 0, 1]])
+    assert segment_lengths(places).tolist() == [[[[3, 1, 2]]]]
+
+
 def other_language(**options: Any) -> VLChatForConditionalGeneration:
     config = tiny().config
     config.text_config = AutoConfig.for_model(**options)
@@ -143,7 +178,7 @@ def test_models_that_know_no_borders_are_refused(tmp_path: Any) -> None:
         model_type="mamba", vocab_size=100, hidden_size=32, state_size=4, num_hidden_layers=2, conv_kernel=2
     )
     with pytest.raises(ConfigError, match="Rows can't be packed for the mamba language model: a token would see"):
-        needs_borders(mamba)
+        packed_mask(mamba)
     FAMILIES["qwen2_vl"](tmp_path)
     with pytest.raises(ConfigError, match="Rows can't be packed for a Qwen2VLForConditionalGeneration"):
-        needs_borders(load(tmp_path)[0])
+        packed_mask(load(tmp_path)[0])

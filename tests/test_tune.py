@@ -122,6 +122,18 @@ def test_packed_is_padded(adapter: str, tune: Callable[..., TuneObjective]) -> N
     same(*found)
 
 
+def test_rows_are_packed_where_that_is_faster(
+    tune: Callable[..., TuneObjective], data: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    assert tune().packing and not tune(packing=False).packing
+    assert not tune(attention="eager").packing and tune(attention="eager", packing=True).packing, "a dense mask"
+    assert not tune(company=1).packing
+    FAMILIES["qwen2_vl"](tmp_path / "qwen")
+    assert not TuneObjective(data, model=str(tmp_path / "qwen")).packing
+    padded, packed = (step(one, [range(8)], opened(one, "connector")) for one in (tune(packing=False), tune()))
+    same(padded, packed)
+
+
 @pytest.mark.parametrize("name", ["blip-2", "instructblip"])
 def test_packed_is_padded_in_imported_models(name: str, tmp_path: Path, picture: Any) -> None:
     FAMILIES[name](tmp_path / "base")
@@ -167,6 +179,25 @@ def test_recomputed_activations_give_the_same_gradients(adapter: str, tune: Call
     assert passes == [{"language": 1, "tower": 1}, {"language": 2, "tower": 1}]
     for part in ("connector", "lora_A" if ADAPTERS[adapter] else "q_proj"):
         assert any(part in name and gradient.any() for name, gradient in found[1][1].items())
+
+
+def test_some_layers_recompute_and_the_rest_keep(tune: Callable[..., TuneObjective]) -> None:
+    found, passes = [], []
+    for layers in (False, 1, 2, True):
+        objective = tune(checkpointing=layers)
+        calls = [0, 0]
+        for number, layer in enumerate(objective.model.model.language_model.layers):
+            layer.self_attn.register_forward_hook(
+                lambda *_, number=number, calls=calls: calls.__setitem__(number, calls[number] + 1)
+            )
+        found.append(step(objective, [range(8)], opened(objective, "connector", "language_model")))
+        passes.append(calls)
+    assert passes == [[1, 1], [2, 1], [2, 2], [2, 2]]
+    for one in found[1:]:
+        same(found[0], one)
+    for wrong in (0, 3, -1):
+        with pytest.raises(ConfigError, match=f"checkpointing is {wrong}, and the language model has 2 layers that"):
+            tune(checkpointing=wrong)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "idefics3", "gemma3", "mllama"])

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from vlchat.errors import ConfigError, nearest
 
-_FROM_ONE = ("steps", "batch", "micro_batch", "log_every", "sample_every", "save_every", "keep")
+_FROM_ONE = ("steps", "batch", "micro_batch", "micro_tokens", "log_every", "sample_every", "save_every", "keep")
 _LEAST = {"workers": 0} | dict.fromkeys(_FROM_ONE, 1)
 
 
@@ -49,6 +49,8 @@ class LoopConfig:
     epochs: float = 1.0
     batch: int = 32  # rows of an optimizer step, over all processes
     micro_batch: int | None = None  # rows at once on one process; None: all of its rows
+    micro_tokens: int | None = None  # tokens at once on one process, padding included
+    by_length: bool = True  # rows of similar length are taken at once, within the rows of a step
     minutes: float | None = None  # stop early, with the schedule fitted to this wall time
     precision: str = "no"  # "no" | "bf16" | "fp16"
     workers: int = 1

@@ -16,6 +16,7 @@ from train.config import typed
 from train.features import FeatureCacheConfig, TowerFeatures, check_features
 from train.heldout import origin
 from train.reader import IMAGE_TOKENS, MapReader
+from train.row_lengths import RowLengths, countable
 from train.sources import open_data
 from vlchat import checkpoint, foreign, prompt
 from vlchat.attention import ATTENTION, set_attention
@@ -44,6 +45,8 @@ class Conversations(nn.Module):
     reader: MapReader
     map_variance: float
     whole_batch = False
+    packing = False
+    _lengths: RowLengths | None = None
     augment: Augment | None = None
     opening: Opening
     features: TowerFeatures | None = None
@@ -93,6 +96,15 @@ class Conversations(nn.Module):
                 "start it with configs/accelerate/ddp.yaml."
             )
         return blocks, [decoder, self.model.get_output_embeddings()]
+
+    @property
+    def row_lengths(self) -> RowLengths | None:
+        """What counts the tokens of rows beforehand; None where that costs much."""
+        if not countable(self.mixture, self.processor):
+            return None
+        if self._lengths is None or self._lengths.mixture is not self.mixture:
+            self._lengths = RowLengths(self.mixture, self.processor, self.max_length, self.too_long == "shorten")
+        return self._lengths
 
     def vary(self, augment: dict[str, Any] | None) -> None:
         """Vary the pictures that are trained on, as `vlchat.data.augment` says; null leaves them as they are."""

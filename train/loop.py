@@ -92,7 +92,14 @@ def fit(
     accelerator = _accelerator(_precision(loop.precision, objective))
     plugin = sharding.asked(accelerator.mixed_precision, config.optim.name, accelerator.num_processes)
     plan = Plan.of(
-        loop.batch, loop.micro_batch, accelerator.process_index, accelerator.num_processes, objective.whole_batch
+        loop.batch,
+        loop.micro_batch,
+        accelerator.process_index,
+        accelerator.num_processes,
+        objective.whole_batch,
+        loop.micro_tokens,
+        loop.by_length,
+        getattr(objective, "row_lengths", None) is not None,
     )
     accelerator.print(table)
     if plugin is not None:
@@ -265,9 +272,10 @@ def _smaller(plan: Plan, accelerator: Accelerator) -> Plan:
     smaller = plan.halved()
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
+    (many, what, _), (fewer, _, setting) = plan.at_once, smaller.at_once
     accelerator.print(
-        f"Out of memory with {plan.micro} rows at once: going on with {smaller.micro}; the {plan.batch} rows of a step "
-        f"stay. loop.micro_batch={smaller.micro} begins so."
+        f"Out of memory with {many:,} {what} at once: going on with {fewer:,}; the {plan.batch} rows of a step stay. "
+        f"{setting}={fewer} begins so."
     )
     return smaller
 

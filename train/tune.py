@@ -9,18 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from train.checkpointing import recompute_language_model
 from train.company import SHARED, Company
 from train.config import typed
 from train.conversations import SHAPE_STEP, Conversations
 from train.distill import PREFIX, DistillConfig, Teacher
 from train.likelihood import supervised, token_losses
 from train.reader import MapReader
+from train.row_lengths import RowLengths
 from train.terms import Term
 from vlchat import checkpoint, foreign
 from vlchat.chat_templates import checked_template
 from vlchat.data import Example
 from vlchat.data.collate import decode_images
-from vlchat.data.packing import borders, needs_borders, pack
+from vlchat.data.packing import Mask, is_dense, pack, packed_mask
 from vlchat.data.sharing import SEGMENTS, branch_mask, check_sharing, share
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.folders import newest
@@ -56,9 +58,10 @@ class TuneObjective(Conversations):
             model as well; null learns from the rows alone.
         company: beside each row up to so many others about the same pictures, drawn anew each epoch. They share the
             pictures' tokens (`vlchat.data.sharing`); a step has as many more rows.
-        packing: the rows that are taken at once stand one after another in one, without padding.
-        checkpointing: the language model's activations are computed again in the backward pass instead of kept: less
-            memory, a third more time.
+        packing: the rows that are taken at once stand one after another in one, without padding; null does so where
+            that is faster: where the language model keeps them apart without a mask of all tokens by all tokens.
+        checkpointing: activations of the language model are computed again in the backward pass instead of kept: less
+            memory, a third more time. A number is how many of its layers do so, from the first.
         too_long, attention, augment, scaled_decoding, feature_cache: as in stage 1.
         image_size: show the tower pictures of so many pixels a side, with its position embeddings interpolated.
     """
@@ -73,8 +76,8 @@ class TuneObjective(Conversations):
         quantize: str | None = None,
         distill: dict[str, Any] | None = None,
         company: int = 0,
-        packing: bool = False,
-        checkpointing: bool = False,
+        packing: bool | None = None,
+        checkpointing: bool | int = False,
         cells: float = 0.0,
         max_length: int | None = 2048,
         too_long: str = "drop",
@@ -128,10 +131,9 @@ class TuneObjective(Conversations):
         self._companions: list[Company] = []  # made by the process that prepares rows
         if company:
             check_sharing(self.model)
-        self.packing = packing
-        self.borders = packing and needs_borders(self.model)
-        if checkpointing:
-            recompute_language_model(self.model)
+        self._mask = self._packed(packing)
+        self.packing = self._mask is not None
+        recompute_language_model(self.model, checkpointing)
         self._teacher: list[Teacher] = []  # not a submodule
         if taught is not None:
             self._teacher = [Teacher(taught, self.processor.tokenizer)]
@@ -171,6 +173,18 @@ class TuneObjective(Conversations):
             examples = [_decoded(example) for example in examples]
         return super().collated(examples, positions)
 
+    def _packed(self, wanted: bool | None) -> Mask | None:
+        """How the rows of a packed one stay apart; None does not pack."""
+        if wanted is False or (wanted is None and self.company):
+            return None
+        try:
+            mask = packed_mask(self.model)
+        except ConfigError:
+            if wanted:
+                raise
+            return None
+        return mask if wanted or not is_dense(self.model, mask) else None
+
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         batch = super().tensors(examples, batch)
         for teacher in self._teacher:
@@ -180,6 +194,11 @@ class TuneObjective(Conversations):
             groups = [example.meta.get(SHARED, f"row {number}") for number, example in enumerate(examples)]
             return share(batch, groups, self.processor.image_token_id, pad, SHAPE_STEP)
         return pack(batch, pad, SHAPE_STEP) if self.packing else batch
+
+    @property
+    def row_lengths(self) -> RowLengths | None:
+        """As of stage 1; None with company, which is drawn when a row is read."""
+        return None if self.company else super().row_lengths
 
     def accompanied(self, position: int, example: Example) -> list[Example]:
         if not self.company:
@@ -204,8 +223,8 @@ class TuneObjective(Conversations):
         )
         if SEGMENTS in inputs:
             inputs["attention_mask"] = branch_mask(inputs.pop(SEGMENTS))
-        if self.borders:
-            inputs["attention_mask"] = borders(inputs["position_ids"])
+        if self._mask is not None:
+            inputs["attention_mask"] = self._mask(inputs["position_ids"])
         found = token_losses(self.model, inputs)
         terms = {"answers": Term(found.total, found.count)}
         for teacher in self._teacher:
@@ -225,25 +244,6 @@ def _decoded(example: Example) -> Example:
     with contextlib.suppress(DataError):
         return replace(example, messages=decode_images(example.messages))
     return example
-
-
-def recompute_language_model(model: Any) -> None:
-    """Activation checkpointing in the language model alone: a frozen tower that is hooked gets a backward pass.
-
-    Raises:
-        ConfigError: the language model does not know it.
-    """
-    decoder = model.get_decoder()
-    name = "activation_checkpointing_enable"  # before transformers 5.23 gradient_checkpointing_enable
-    enable = getattr(decoder, name, None) or decoder.gradient_checkpointing_enable
-    try:
-        # The reentrant kind would rest on transformers' hook that gives frozen embeddings a gradient.
-        enable({"use_reentrant": False})
-    except ValueError:
-        raise ConfigError(
-            f"The language model, a {type(decoder).__name__}, can't compute its activations again: set "
-            "objective.checkpointing=false."
-        ) from None
 
 
 def _lora_options(lora: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ def budget(
         example = source.read(index)
         assert isinstance(example, Example)
         try:
-            tokens = measure(processor, _blanks(source, example, sizes.get(index, [])))
+            tokens = measure(processor, blanks(source, example, sizes.get(index, [])))
         except VLChatError as error:
             faults.append(_fault(example, "text", "template_refuses", str(error)))
             continue
@@ -186,7 +186,7 @@ def _text(tokenizer: Any, ids: list[int], begin: int, end: int) -> str:
     return tokenizer.decode(ids[begin:end], clean_up_tokenization_spaces=False)
 
 
-def _blanks(source: Source, example: Example, sizes: list[tuple[int, int] | None]) -> list[Message]:
+def blanks(source: Source, example: Example, sizes: list[tuple[int, int] | None]) -> list[Message]:
     """The messages with blank pictures of the right sizes, and of videos their frames."""
     known = iter(sizes)
     messages = []

@@ -1,23 +1,30 @@
 """Packing: the rows of a batch one after another in a single row without padding.
 
-Positions begin anew with each row. By that transformers sees where one ends (`find_packed_sequence_indices` in its
-masking_utils, and the flash kernels), and no token attends to another row's.
+Positions begin anew with each row, and no token attends to another row's. How a model is told where one ends is what
+`packed_mask` finds out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from vlchat.data.collate import IGNORED
+from vlchat.data.segments import SEGMENTED, segment_lengths
 from vlchat.errors import ConfigError
 from vlchat.model import VLChatForConditionalGeneration
 
-_SEGMENT = 8  # tokens of each row that `needs_borders` tries
+_SEGMENT = 8  # tokens of each row that `packed_mask` tries
 _LEAK = 1e-2  # share by which another row may move a state: that of 8-bit layers, whose outliers are those of a batch
+_DENSE = ("eager", "sdpa")  # kernels that need a mask of all tokens by all tokens to keep rows apart
 _APART = 5e-2  # share by which a packed row may differ from the row alone: the rounding of bfloat16
+
+
+Mask = Callable[[torch.Tensor], torch.Tensor | None]
+"""Positions (1, tokens) of packed rows -> the attention mask that keeps these apart."""
 
 
 def pack(batch: dict[str, Any], filler: int, multiple: int = 1) -> dict[str, Any]:
@@ -61,10 +68,21 @@ def borders(position_ids: torch.Tensor) -> torch.Tensor:
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, hidden)[None, None]
 
 
-@torch.no_grad()
-def needs_borders(model: Any) -> bool:
-    """Tries on a few tokens whether packed rows stay apart in this model: by their positions (False), or if they are
-    told their `borders` as well (True), as OPT is.
+def by_positions(position_ids: torch.Tensor) -> None:
+    """No mask: transformers sees by the positions where a row ends (`find_packed_sequence_indices` in its
+    masking_utils), and so do the flash kernels. Eager and SDPA attention get a dense mask made of it."""
+    return None
+
+
+def is_dense(model: Any, mask: Mask) -> bool:
+    """Whether packed rows cost this model a mask of all tokens by all tokens, which is slower than padding."""
+    return mask is borders or (mask is by_positions and model.get_decoder().config._attn_implementation in _DENSE)
+
+
+def packed_mask(model: Any) -> Mask:
+    """How packed rows stay apart in this model, tried on a few tokens: the cheapest way that does.
+
+    A model with SDPA attention is given the kernels of `vlchat.data.segments`, where they work.
 
     Raises:
         ConfigError: they do not, or the model is another maker's, whose positions only its own code knows.
@@ -76,36 +94,46 @@ def needs_borders(model: Any) -> bool:
             "matter. Set objective.packing=false."
         )
     decoder: Any = bare.get_decoder()
-    table: Any = bare.get_input_embeddings()
+    config = decoder.config
+    if config._attn_implementation in ("sdpa", SEGMENTED) and not getattr(config, "attention_chunk_size", None):
+        decoder.set_attn_implementation(SEGMENTED)
+        if _stay_apart(bare, segment_lengths):
+            return segment_lengths
+        decoder.set_attn_implementation("sdpa")
+    if _stay_apart(bare, by_positions):
+        return by_positions
+    # A mask of ours would widen the windows of a model that has some.
+    if not getattr(config, "sliding_window", None) and _stay_apart(bare, borders):
+        return borders
+    raise ConfigError(
+        f"Rows can't be packed for the {config.model_type} language model: a token would see those of other rows, or "
+        "stand at another place than alone. Set objective.packing=false."
+    )
+
+
+@torch.no_grad()
+def _stay_apart(model: VLChatForConditionalGeneration, mask: Mask) -> bool:
+    decoder: Any = model.get_decoder()
+    table: Any = model.get_input_embeddings()
     ids = torch.arange(3 * _SEGMENT, device=table.weight.device) % len(table.weight)
     first, other, second = table(ids).split(_SEGMENT)
     places = torch.arange(_SEGMENT, device=ids.device).repeat(2).unsqueeze(0)
 
-    def states(mask: bool, *segments: torch.Tensor) -> torch.Tensor:
+    def states(*segments: torch.Tensor) -> torch.Tensor:
         """The last segment's, (tokens, hidden)."""
         whole = torch.cat(segments).unsqueeze(0)
         own = places[:, : whole.shape[1]]
-        seen = borders(own) if mask else None
-        out = decoder(inputs_embeds=whole, position_ids=own, attention_mask=seen, use_cache=False)
+        told = mask(own) if len(segments) > 1 else None
+        out = decoder(inputs_embeds=whole, position_ids=own, attention_mask=told, use_cache=False)
         return out.last_hidden_state[0, -_SEGMENT:].float()
-
-    def apart(mask: bool) -> bool:
-        packed, beside_another, alone = states(mask, first, second), states(mask, other, second), states(False, second)
-        size = alone.norm()
-        return bool((packed - beside_another).norm() <= _LEAK * size and (packed - alone).norm() <= _APART * size)
 
     training = decoder.training
     decoder.eval()
     try:
-        # A mask of ours would widen the windows of a model that has some.
-        told = [mask for mask in (False, True) if not (mask and getattr(decoder.config, "sliding_window", None))]
-        works = next((mask for mask in told if apart(mask)), None)
+        packed, beside_another, alone = states(first, second), states(other, second), states(second)
     except (TypeError, ValueError, RuntimeError, IndexError):  # from the depths of a model that takes none of this
-        works = None
-    decoder.train(training)
-    if works is None:
-        raise ConfigError(
-            f"Rows can't be packed for the {decoder.config.model_type} language model: a token would see those of "
-            "other rows, or stand at another place than alone. Set objective.packing=false."
-        )
-    return works
+        return False
+    finally:
+        decoder.train(training)
+    size = alone.norm()
+    return bool((packed - beside_another).norm() <= _LEAK * size and (packed - alone).norm() <= _APART * size)
