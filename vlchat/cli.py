@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | train | check | eval | compare | export | info | push`.
+"""One command: `vlchat chat | serve | models | plan | train | check | eval | compare | export | info | push`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from train.__main__ import main as train
 
             return train(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            from train.planning.command import main as plan
+
+            return plan(arguments[1:])
         parsed, rest = _parser().parse_known_args(arguments)
         if rest and parsed.run is commands.chat and not any(word.startswith("-") for word in rest):
             parsed.words += rest  # argparse takes only those words that stand together, before or behind the options
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.set_defaults(run=commands.models)
 
+    known.add_parser("plan", help="what a run will take: memory, time, money", add_help=False)
     known.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
 
     check = known.add_parser(

@@ -146,4 +146,3 @@ def _truth(value: Any) -> bool | None:
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
-
