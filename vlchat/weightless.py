@@ -25,6 +25,7 @@ from transformers import AutoConfig
 
 _SMALL = 1024  # numbers that a tensor may have to be made truly: tables and constants that code asks for
 _aten: Any = torch.ops.aten
+_BLOCK, _NESTED = 64, 256  # of nf4: weights that share a scale, and scales that do
 _META = torch.device("meta")
 _CHOOSING = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -195,14 +196,25 @@ def _quantize(model: Any, quantization: Any, stored: bool) -> None:
 
 
 def _as_nf4(layer: Any, mode: Weightless) -> None:
-    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.functional import QuantState
 
-    before = layer.weight
+    before, size = layer.weight, layer.out_features * layer.in_features
+    blocks = -(-size // _BLOCK)
     with mode.placed():
-        packed, layer.quant_state = quantize_4bit(
-            torch.empty((layer.out_features, layer.in_features), dtype=layer.stored_dtype),
-            compress_statistics=before.compress_statistics,
+        packed = torch.empty(((size + 1) // 2, 1), dtype=torch.uint8)
+        nested: dict[str, Any] = {"absmax": torch.empty(blocks)}
+        if before.compress_statistics:  # the scales' own scales
+            outer = QuantState(
+                absmax=torch.empty(-(-blocks // _NESTED)), code=torch.empty(256), blocksize=_NESTED, dtype=torch.float32
+            )
+            nested = {"absmax": torch.empty(blocks, dtype=torch.uint8), "offset": torch.empty(()), "state2": outer}
+        layer.quant_state = QuantState(
+            shape=torch.Size((layer.out_features, layer.in_features)),
+            code=torch.empty(16),
+            blocksize=_BLOCK,
             quant_type=before.quant_type,
+            dtype=layer.stored_dtype,
+            **nested,
         )
     layer._parameters["weight"] = weight = nn.Parameter(packed, requires_grad=False)
     weight.quant_state = layer.quant_state  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ class RunPlan:
             "at_peak": self.at_peak,
             "bytes": {**step.held, "activations and logits": self._moving(), "checkpoint": step.checkpoint,
                       "checkpoints on disk": self.disk},
-            "parameters": {part: {"all": count, "trained": trains} for part, (count, trains) in step.parameters.items()},
+            "parameters": {part: {"all": many, "trained": some} for part, (many, some) in step.parameters.items()},
             "tokens": None if lengths is None else {
                 "row": dict(zip(("median", "p95", "longest"), lengths.tokens, strict=True)),
                 "image": dict(zip(("median", "p95", "longest"), lengths.image_tokens, strict=True)),

@@ -83,7 +83,7 @@ def watch(config: RunConfig, device: str, ranks: int = 1) -> Step:
         groups, table = parameter_groups(objective, rules, config.optim)
         precision = precision_of(config.loop.precision, objective)
         plan = Plan.of(config.loop.batch, config.loop.micro_batch, 0, ranks, objective.whole_batch)
-        positions, share, found = _positions(objective, plan.micro, assumed)
+        positions, share, found = micro_batch(objective, plan.micro, assumed)
         batch = objective.batch(positions)
         batch.pop("ids")
         seen = _Run(objective, mode, groups, config)
@@ -113,8 +113,12 @@ def _is_there(data: Sequence[dict[str, Any]]) -> bool:
     return all("path" not in spec or Path(str(spec["path"])).exists() for spec in data)
 
 
-def _positions(objective: Any, size: int, assumed: bool) -> tuple[list[int], float, Lengths | None]:
-    """Rows of a large micro-batch, an average one as a share of it, and the rows' lengths."""
+def micro_batch(objective: Any, size: int, assumed: bool = False) -> tuple[list[int], float, Lengths | None]:
+    """The positions of a large micro-batch's rows, an average one as a share of it, and the rows' lengths.
+
+    Raises:
+        ConfigError: none of the rows that were looked at can be used.
+    """
     if not hasattr(objective, "mixture"):
         return list(range(size)), 1.0, None
     rows, longer = sample(objective, objective.max_length)
