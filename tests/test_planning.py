@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from train.loop import precision_of
 from train.objectives import OBJECTIVES
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups
-from train.planning.changes import changed
-from train.planning.command import main, weights_on_disk
-from train.planning.plan import RunPlan, plan
+from train.planning.changes import changed, cheapest
+from train.planning.command import foresee, main, weights_on_disk, worth_planning
+from train.planning.plan import plan
 from train.planning.target import GPUS, Target, target
 from train.terms import loss_of
 from vlchat.errors import ConfigError
@@ -97,14 +98,10 @@ def test_steps_and_tokens_are_those_of_the_run(config: Callable[..., RunConfig])
     assert planned.lengths.image_tokens == (4, 4, 4)
 
 
-def peak(found: RunPlan) -> int:
-    return found.peak
-
-
 def test_what_saves_memory_saves_it_in_the_plan(config: Callable[..., RunConfig]) -> None:
     run = config("objective.lora=null", "trainable=null")
     whole = plan(run, MACHINE)
-    assert peak(plan(changed(run, ["loop.micro_batch=1"]), MACHINE)) < peak(whole)
+    assert plan(changed(run, ["loop.micro_batch=1"]), MACHINE).peak < whole.peak
     again = plan(changed(run, ["objective.checkpointing=true"]), MACHINE)
     assert again.step.flops > whole.step.flops  # what is computed again
     shared = plan(run, MACHINE, ranks=2, sharded=True)
@@ -114,16 +111,17 @@ def test_what_saves_memory_saves_it_in_the_plan(config: Callable[..., RunConfig]
 def test_a_run_that_does_not_fit_is_told_what_would(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config("objective.lora=null", "trainable=null", "loop.batch=8")
+    run = config("loop.batch=8")
     file, told = str(tmp_path / "run.yaml"), tmp_path / "plan.json"
-    options = ["objective.lora=null", "trainable=null", "loop.batch=8", "--rate", "1", "--json", str(told)]
-    assert main([file, *options]) == 0 and json.loads(told.read_text())["fits"]
-    moving = json.loads(told.read_text())["bytes"]["activations and logits"]
-    room = (json.loads(told.read_text())["peak"] - moving / 3) / 2**30
-    capsys.readouterr()
-    assert main([file, *options, "--memory", str(room)]) in (0, 1)
-    out = capsys.readouterr().out
-    assert "DOES NOT FIT" not in out or "loop.micro_batch=" in out
+    room = round(plan(run, MACHINE).peak * 0.8)  # of what the run itself takes
+    found = replace(plan(run, MACHINE), target=replace(MACHINE, memory=room))
+    ways = cheapest(found, 1)
+    assert not found.fits and ways[0].keys[0].startswith("loop.micro_batch=") and ways[0].plan.fits
+    assert main([file, "--rate", "1", "--price", "2", "--json", str(told)]) == 0
+    plain = json.loads(told.read_text())
+    assert plain["fits"] and plain["steps"] == run.loop.steps and plain["price"] > 0
+    assert main([file, "--rate", "1", "--memory", "0.001"]) == 1  # less than Python takes: nothing makes it fit
+    assert "DOES NOT FIT" in (out := capsys.readouterr().out) and "No change" in out
 
 
 def test_a_plan_needs_no_weights_and_no_data(config: Callable[..., RunConfig], model: Path, data: Path) -> None:
@@ -152,3 +150,17 @@ def test_only_runs_with_weights_are_planned_before_they_load(model: Path, tmp_pa
     assert weights_on_disk({"type": "tune", "model": str(model)}) == stored
     assert weights_on_disk({"type": "tune", "model": "someone/something"}) is None
     assert weights_on_disk({"type": "language", "model": {}}) == 0
+
+
+def test_training_is_told_the_plan_and_stopped_only_where_it_clearly_cannot_fit(
+    config: Callable[..., RunConfig],
+) -> None:
+    run = config("loop.batch=8")
+    found = plan(run, MACHINE)
+    told, problem = foresee(run, 1, MACHINE)
+    assert told is not None and told.startswith("Planned: ") and problem is None
+    nearly = replace(MACHINE, memory=round(found.peak / 1.05))  # a plan may be wrong by so much
+    assert foresee(run, 1, nearly)[1] is None
+    told, problem = foresee(run, 1, replace(MACHINE, memory=round(found.peak / 1.2)))
+    assert told is None and problem is not None and "loop.micro_batch=" in problem and "--anyway" in problem
+    assert not worth_planning(run)  # its weights are loaded sooner than it is planned

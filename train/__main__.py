@@ -14,7 +14,7 @@ from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
-from train.planning.command import foresee
+from train.planning.command import foresee, worth_planning
 from train.stopping import Interrupted, StoppedAtOnce
 from vlchat import runs
 from vlchat.arguments import Parser
@@ -122,7 +122,8 @@ def train(config: RunConfig, resume_from: str | None = None, anyway: bool = Fals
 
 def _foresee(config: RunConfig, anyway: bool) -> None:
     """Says what the run will take, and refuses one that its machine is too small for."""
-    told, problem = foresee(config, ranks.world_size()) if ranks.rank() == 0 and not anyway else (None, None)
+    planned = ranks.rank() == 0 and not anyway and worth_planning(config)
+    told, problem = foresee(config, ranks.world_size()) if planned else (None, None)
     if told:
         print(told)
     if problem := ranks.exchange({"problem": problem})[0]["problem"]:

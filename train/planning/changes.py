@@ -10,6 +10,7 @@ from train.planning.plan import RunPlan, plan
 from vlchat.errors import VLChatError
 
 WANTED = 3
+_HOPELESS = 20  # times the memory
 _SAFE = 0.97  # share of the memory that a change must come down to
 
 
@@ -32,34 +33,47 @@ def changed(config: RunConfig, keys: Sequence[str]) -> RunConfig:
 
 
 def cheapest(found: RunPlan, wanted: int = WANTED) -> list[Change]:
-    """The changes after which a run fits, those that cost the least time first; single ones before pairs."""
+    """Changes after which a run fits, those that cost the least time first.
+
+    They are tried in the order of what they usually cost, single ones before pairs, until enough of them fit.
+    """
     fits: list[Change] = []
-    smaller = _smaller_micro_batch(found)
-    singles = [*([smaller] if smaller else []), *_keys(found)]
-    fits += _tried(found, [(key,) if isinstance(key, str) else key for key in singles])
-    if len(fits) < wanted:
-        one_row = _one_row(found)
-        rest = [(key,) if isinstance(key, str) else key for key in _keys(found)]
-        pairs = [(*one_row, *keys) for keys in rest] if one_row else []
-        pairs += [(*first, *second) for number, first in enumerate(rest) for second in rest[number + 1 :]
-                  if not {key.split("=")[0] for key in first} & {key.split("=")[0] for key in second}]  # fmt: skip
-        for pair in pairs:
-            fits += _tried(found, [pair])
-            if len(fits) >= wanted:
-                break
-    return sorted(fits, key=lambda change: change.slower)[:wanted]
+    for keys in _candidates(found):
+        if change := _tried(found, keys):
+            fits.append(change)
+        if len(fits) == wanted:
+            break
+    return sorted(fits, key=lambda change: change.slower)
 
 
-def _tried(found: RunPlan, candidates: Sequence[tuple[str, ...]]) -> list[Change]:
-    fits = []
-    for keys in candidates:
-        try:
-            new = plan(changed(found.config, keys), found.target, found.ranks, bool(found.shard))
-        except VLChatError:  # such as packing in a model that can't
-            continue
-        if new.peak <= _SAFE * found.target.memory:
-            fits.append(Change(keys, new, new.seconds_a_step / found.seconds_a_step - 1))
-    return fits
+def _candidates(found: RunPlan) -> Iterator[tuple[str, ...]]:
+    still = found.peak - _moving(found)
+    if still > found.target.memory * _HOPELESS:
+        return  # not even the weights fit, quantized or not
+    if smaller := _smaller_micro_batch(found):
+        yield (smaller,)
+    single = list(_keys(found))
+    yield from single
+    if one_row := _one_row(found):
+        yield from ((*one_row, *keys) for keys in single)
+    for number, first in enumerate(single):
+        for second in single[number + 1 :]:
+            if not {key.split("=")[0] for key in first} & {key.split("=")[0] for key in second}:
+                yield (*one_row, *first, *second)
+
+
+def _tried(found: RunPlan, keys: tuple[str, ...]) -> Change | None:
+    try:
+        new = plan(changed(found.config, keys), found.target, found.ranks, bool(found.shard))
+    except VLChatError:  # such as packing in a model that can't
+        return None
+    if new.peak > _SAFE * found.target.memory:
+        return None
+    return Change(keys, new, new.seconds_a_step / found.seconds_a_step - 1)
+
+
+def _moving(found: RunPlan) -> int:
+    return sum(found.at_peak.get(kind, 0) for kind in ("activations", "logits"))
 
 
 def _rows_at_once(found: RunPlan) -> int:
@@ -75,7 +89,7 @@ def _smaller_micro_batch(found: RunPlan) -> str | None:
     rows = _rows_at_once(found)
     if rows == 1:
         return None
-    moving = sum(found.at_peak.get(kind, 0) for kind in ("activations", "logits"))
+    moving = _moving(found)
     still = found.peak - moving + found.step.held["gradients"]
     fitting = int((0.9 * found.target.memory - still) / (moving / rows))
     if fitting < 1:
@@ -85,28 +99,27 @@ def _smaller_micro_batch(found: RunPlan) -> str | None:
     return f"loop.micro_batch={min(fitting, rows // 2 or 1)}"
 
 
-def _keys(found: RunPlan) -> Iterator[str | tuple[str, ...]]:
-    """Changes that this configuration does not make yet."""
+def _keys(found: RunPlan) -> Iterator[tuple[str, ...]]:
+    """Changes that this configuration does not make yet, those first that usually cost the least time."""
     config, lengths = found.config, found.step.lengths
     objective = config.objective
     kind = objective.get("type")
+    adapter = ("objective.lora={r: 16, alpha: 32}",) if kind == "tune" and objective.get("lora") is None else ()
+    if kind in ("tune", "align") and objective.get("attention") == "eager":
+        yield ("objective.attention=sdpa",)
+    if kind == "tune" and not objective.get("packing") and not objective.get("company"):
+        yield ("objective.packing=true",)
     if config.loop.precision == "no":
-        yield "loop.precision=bf16"
-    if kind == "tune":
-        if not objective.get("checkpointing"):
-            yield "objective.checkpointing=true"
-        if not objective.get("packing") and not objective.get("company"):
-            yield "objective.packing=true"
-        if objective.get("lora") is None:
-            yield "objective.lora={r: 16, alpha: 32}"
-    if kind in ("tune", "align"):
-        if objective.get("attention") == "eager":
-            yield "objective.attention=sdpa"
-        if objective.get("quantize") is None:
-            adapter = ("objective.lora={r: 16, alpha: 32}",) if kind == "tune" and not objective.get("lora") else ()
-            yield (*adapter, "objective.quantize=int8")
-            yield (*adapter, "objective.quantize=nf4")
-        if lengths is not None and not lengths.assumed and lengths.tokens[1] < lengths.tokens[2]:
-            yield f"objective.max_length={lengths.tokens[1]}"
+        yield ("loop.precision=bf16",)
     if config.optim.name == "adamw" and objective.get("lora") is None:
-        yield "optim.name=muon"
+        yield ("optim.name=muon",)
+    if kind in ("tune", "align") and lengths is not None and not lengths.assumed:
+        if lengths.tokens[1] < lengths.tokens[2]:
+            yield (f"objective.max_length={lengths.tokens[1]}",)
+    if adapter:
+        yield adapter
+    if kind == "tune" and not objective.get("checkpointing"):
+        yield ("objective.checkpointing=true",)
+    if kind in ("tune", "align") and objective.get("quantize") is None:
+        yield (*adapter, "objective.quantize=int8")
+        yield (*adapter, "objective.quantize=nf4")

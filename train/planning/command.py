@@ -82,17 +82,23 @@ def _plan(config: RunConfig, machine: Target, ranks: int, sharded: bool) -> RunP
         ) from error
 
 
-def foresee(config: RunConfig, ranks: int) -> tuple[str | None, str | None]:
+def worth_planning(config: RunConfig) -> bool:
+    """Whether a run loads so much that it should be planned before; or what it loads is on the Hub and not known."""
+    stored = weights_on_disk(config.objective)
+    return stored is None or stored >= _WORTH_IT
+
+
+def foresee(config: RunConfig, ranks: int, machine: Target | None = None) -> tuple[str | None, str | None]:
     """What to say before a run loads anything, and why it should not begin; None where there is nothing to say.
 
-    A run of little weights is not planned, and one that can't be planned goes on: whatever is wrong with it is told
-    where it comes up.
+    A run that can't be planned goes on: whatever is wrong with it is told where it comes up.
+
+    Args:
+        machine: None is this one.
     """
-    stored = weights_on_disk(config.objective)
-    if stored is not None and stored < _WORTH_IT:
-        return None, None
+    machine = machine or target(half=config.loop.precision != "no")
     try:
-        found = _plan(config, target(half=config.loop.precision != "no"), ranks, False)
+        found = _plan(config, machine, ranks, False)
     except VLChatError:
         return None, None
     if not found.clearly_too_large:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 
 from vlchat.errors import ConfigError, nearest
