@@ -10,7 +10,6 @@ from train.planning.plan import RunPlan, plan
 from vlchat.errors import VLChatError
 
 WANTED = 3
-_HOPELESS = 20  # times the memory
 _SAFE = 0.97  # share of the memory that a change must come down to
 
 
@@ -47,9 +46,8 @@ def cheapest(found: RunPlan, wanted: int = WANTED) -> list[Change]:
 
 
 def _candidates(found: RunPlan) -> Iterator[tuple[str, ...]]:
-    still = found.peak - _moving(found)
-    if still > found.target.memory * _HOPELESS:
-        return  # not even the weights fit, quantized or not
+    if found.target.taken >= found.target.memory:
+        return  # not even the program fits
     if smaller := _smaller_micro_batch(found):
         yield (smaller,)
     single = list(_keys(found))
