@@ -20,7 +20,9 @@ from train.optim import parameter_groups
 from train.planning.changes import changed, cheapest
 from train.planning.command import foresee, main, weights_on_disk, worth_planning
 from train.planning.plan import plan
+from train.planning.step import micro_batch
 from train.planning.target import GPUS, Target, target
+from train.planning.trace import Watcher
 from train.terms import loss_of
 from vlchat.errors import ConfigError
 
@@ -84,6 +86,25 @@ def test_parameters_gradients_and_optimizer_are_those_of_the_run(
     assert planned.held["weights"] == sum(one.nbytes for one in plain) + buffers
     coded = [one for one in objective.parameters() if not one.is_floating_point()]
     assert planned.held.get("quantized weights", 0) >= sum(one.nbytes for one in coded)
+
+
+def test_the_peak_is_what_a_step_really_holds_at_once(config: Callable[..., RunConfig]) -> None:
+    run = config()
+    planned = plan(run, MACHINE).step
+    objective, optimizer = really(run)
+    seen = Watcher(set())
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        seen.hold(tensor, "weights")
+    for value in (value for state in optimizer.state.values() for value in state.values()):
+        seen.hold(value, "optimizer state")
+    for parameter in objective.parameters():
+        parameter.grad = None
+    seen.restart()
+    batch = objective.batch(micro_batch(objective, run.loop.batch)[0])
+    batch.pop("ids")
+    with seen:
+        loss_of(objective(batch), objective.counts(batch)).backward()
+    assert abs(sum(planned.at_peak.values()) / seen.peak - 1) < 0.01
 
 
 def test_steps_and_tokens_are_those_of_the_run(config: Callable[..., RunConfig]) -> None:
