@@ -83,7 +83,9 @@ def _rank(rank: int, ranks: int, folder: str, rows: int, dim: int, queries: int)
 def measure(ranks: int, rows: int, dim: int, queries: int) -> list[int]:
     """Bytes of the local and of the full form, the most of any of `ranks` processes."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.start_processes(_rank, (ranks, folder, rows, dim, queries), nprocs=ranks, start_method="fork")
+        multiprocessing.start_processes(
+            _rank, (ranks, folder, rows, dim, queries), nprocs=ranks, start_method="fork"
+        )
         return [int(value) for value in (Path(folder) / "peaks").read_text().split()]
 
 

@@ -86,20 +86,17 @@ def test_a_projectors_terms_are_the_formulas(folder: Path) -> None:
             states = model.model.language_model(input_ids=ids).last_hidden_state[0]
             words.append(made.heads["text_projection"](states.mean(0)).double().numpy())
             mask = batch["attention_mask"][row].bool()
-            logits = (
-                model(input_ids=batch["input_ids"][row][mask][None], pixel_values=batch["pixel_values"][row : row + 1])
-                .logits[0, :-1]
-                .double()
-            )
+            logits = model(
+                input_ids=batch["input_ids"][row][mask][None], pixel_values=batch["pixel_values"][row : row + 1]
+            ).logits[0, :-1].double()
             labels = batch["labels"][row][mask][1:]
             chosen = logits.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
             likelihood -= float(chosen[labels != -100].sum())
     unit = [np.stack(side) / np.linalg.norm(np.stack(side), axis=1, keepdims=True) for side in (images, words)]
     logits = unit[0] @ unit[1].T / 0.07
-    expected = (
-        sum(np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum()) - 2 * logits[i, i] for i in range(3))
-        / 2
-    )
+    expected = sum(
+        np.log(np.exp(logits[i]).sum()) + np.log(np.exp(logits[:, i]).sum()) - 2 * logits[i, i] for i in range(3)
+    ) / 2
     assert terms["itc"].total.item() == pytest.approx(expected, rel=1e-5)
     assert terms["itg"].total.item() == pytest.approx(likelihood, rel=1e-5)
     assert terms["itg"].count == int((batch["labels"] != -100).sum())
@@ -119,7 +116,9 @@ def test_a_qformers_terms_are_those_of_its_parts(folder: Path) -> None:
         words = torch.nn.functional.normalize(made.heads["text_projection"](text(ids, mask)), dim=-1)
         logits = (similarity(image, words) / 0.07).double().numpy()  # the largest of the queries
         targets = np.eye(4) * 0.9 + 0.1 / 4
-        expected = sum(-(targets * (s - np.log(np.exp(s).sum(1, keepdims=True)))).sum() for s in (logits, logits.T)) / 2
+        expected = sum(
+            -(targets * (s - np.log(np.exp(s).sum(1, keepdims=True)))).sum() for s in (logits, logits.T)
+        ) / 2
         assert terms["itc"].total.item() == pytest.approx(expected, rel=1e-5)
         assert terms["itg_qformer"].total.item() == pytest.approx(text.writing_loss(features, ids, mask)[0].item())
         # Matching: the wrong ones are read off the draws, each question is asked by itself.
@@ -240,7 +239,7 @@ def test_any_text_tower_is_a_text_side(folder: Path, tiny_tokenizer: PreTrainedT
             expected = out.pooler_output if kind == "clip" else out.last_hidden_state.mean(1)
         found = reader(batch["tower_input_ids"], batch["tower_attention_mask"])
     torch.testing.assert_close(found[:1], expected)
-    with pytest.raises(DataError, match=r"row 3: its caption has \d+ tokens and the text tower .*text reads at most"):
+    with pytest.raises(DataError, match=r'row 3: its caption has \d+ tokens and the text tower .*text reads at most'):
         reader.tokens(["xyz " * 20], ["row 3"])
 
 
@@ -301,7 +300,9 @@ def test_what_only_stage_1_needs_is_resumed_and_not_part_of_the_model(folder: Pa
         ("mlp", {"text": "nowhere/at-all"}, "The text tower nowhere/at-all can't be loaded"),
     ],
 )
-def test_what_does_not_go_together_is_told(folder: Path, connector: str, options: dict[str, Any], message: str) -> None:
+def test_what_does_not_go_together_is_told(
+    folder: Path, connector: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=message):
         objective(folder, connector, **options)
 

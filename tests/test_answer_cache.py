@@ -110,7 +110,9 @@ def test_it_holds_neither_words_nor_pictures(tmp_path: Path) -> None:
     assert len(rows) == 2 and "What" not in str(rows)
 
 
-def test_a_models_identity_is_what_decides_its_answers(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+def test_a_models_identity_is_what_decides_its_answers(
+    tmp_path: Path, tiny_model: Any, tiny_processor: Any
+) -> None:
     folder = saved(tmp_path / "model", tiny_model(), tiny_processor)
     before = model_identity(folder)
     (folder / "README.md").write_text("a note")

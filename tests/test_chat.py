@@ -201,7 +201,9 @@ def test_what_cannot_be_answered_is_told_at_once(chat: Chat, tmp_path: Path) -> 
         (torch.OutOfMemoryError("22 GiB"), "memory"),
     ],
 )
-def test_a_failure_while_generating_reaches_the_reader(chat: Chat, failure: Exception, told: str) -> None:
+def test_a_failure_while_generating_reaches_the_reader(
+    chat: Chat, failure: Exception, told: str
+) -> None:
     def fail(*_: Any) -> None:
         raise failure
 

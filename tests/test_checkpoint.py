@@ -125,7 +125,9 @@ def test_a_run_comes_back_on_a_whole_model(
         load(tmp_path / "elsewhere" / "run")
 
 
-def test_merged_equals_adapter(tmp_path: Path, backbones: dict, tuned: Any, tiny_processor: Any, picture: Any) -> None:
+def test_merged_equals_adapter(
+    tmp_path: Path, backbones: dict, tuned: Any, tiny_processor: Any, picture: Any
+) -> None:
     save(tmp_path / "run", tuned, tiny_processor, base=backbones, trained=trained(tuned), adapter=True, trained_on="x")
     merged, processor = load(tmp_path / "run", merge=True)
     batch = question(processor, picture)

@@ -159,7 +159,9 @@ def test_a_composed_tower_saves_loads_and_answers_with_its_own_processor(
     config = (folder / "whole" / "config.json").read_text()
     assert str(folder) not in config
     back, processor = checkpoint.load(folder / "whole")
-    messages = [[{"role": "user", "content": [{"type": "image", "image": picture(seed, (70, 50))}]}] for seed in (1, 2)]
+    messages = [
+        [{"role": "user", "content": [{"type": "image", "image": picture(seed, (70, 50))}]}] for seed in (1, 2)
+    ]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     both = processor.apply_chat_template(messages, **options)
     assert both["pixel_values"].shape[-1] == (48 if name == "multiscale" else 24)

@@ -114,7 +114,11 @@ def test_instruction_aware_qformer_is_instructblips_with_the_same_weights() -> N
             layer_norm_eps=config.layer_norm_eps,
         )
     ).eval()  # fmt: skip
-    weights = {key: value for key, value in connector.qformer.state_dict().items() if not key.startswith("layernorm")}
+    weights = {
+        key: value
+        for key, value in connector.qformer.state_dict().items()
+        if not key.startswith("layernorm")
+    }
     weights |= {f"embeddings.{key}": value for key, value in connector.embeddings.state_dict().items()}
     weights |= {f"embeddings.layernorm.{k}": v for k, v in connector.qformer.layernorm.state_dict().items()}
     reference.load_state_dict(weights)

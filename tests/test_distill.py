@@ -97,7 +97,9 @@ def test_the_divergence_is_the_papers(tune: Callable[..., TuneObjective]) -> Non
     assert not torch.equal(mine["labels"], theirs["labels"][:, : mine["labels"].shape[1]])
     words = len(objective.processor.tokenizer)
     assert taught.shared.tolist() == list(range(words)) and taught.model.lm_head.out_features == words + 9
-    expected = reference(spoken(objective.model.eval(), mine, words), spoken(taught.model, theirs, words), HEAT)
+    expected = reference(
+        spoken(objective.model.eval(), mine, words), spoken(taught.model, theirs, words), HEAT
+    )
     terms = objective({name: value for name, value in batch.items() if name != "ids"})
     assert terms["distill"].total.item() == pytest.approx(expected, rel=1e-5)
     assert terms["distill"].weight == 0.5 and terms["distill"].count == terms["answers"].count
@@ -174,7 +176,9 @@ def test_a_teacher_of_another_maker(tmp_path: Path, data: list[dict[str, Any]]) 
     batch = objective.batch(range(8))
     mine, theirs = parts(batch)
     words = len(objective.processor.tokenizer)
-    expected = reference(spoken(objective.model, mine, words), spoken(objective._teacher[0].model, theirs, words), HEAT)
+    expected = reference(
+        spoken(objective.model, mine, words), spoken(objective._teacher[0].model, theirs, words), HEAT
+    )
     assert objective(batch)["distill"].total.item() == pytest.approx(expected, rel=1e-5)
 
 

@@ -363,7 +363,9 @@ def test_the_command_runs_on_a_saved_folder(data: str, tmp_path: Path, tiny_mode
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     options: dict[str, Any] = {"data": data, "limit": 4, "cache": tmp_path / "cache"}
-    result = run(tmp_path / "model", "vqa", max_new_tokens=3, loading={"device": "cpu"}, progress=False, **options)
+    result = run(
+        tmp_path / "model", "vqa", max_new_tokens=3, loading={"device": "cpu"}, progress=False, **options
+    )
     assert result.task == "vqa" and result.counts["questions"] == 4
     assert result.settings["model"] == str(tmp_path / "model")
 

@@ -268,7 +268,9 @@ def test_the_card_says_what_a_stranger_asks(tmp_path: Path, tiny_model: Any, tin
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "idefics3", "llava_next"])
-def test_a_tuned_model_of_any_family_is_written_merged(family: str, tmp_path: Path, picture: Any, capsys: Any) -> None:
+def test_a_tuned_model_of_any_family_is_written_merged(
+    family: str, tmp_path: Path, picture: Any, capsys: Any
+) -> None:
     base, run, out = tmp_path / "base", tmp_path / "run", tmp_path / "out"
     FAMILIES[family](base)
     model, processor = checkpoint.load(base)

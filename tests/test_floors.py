@@ -128,6 +128,10 @@ def test_importing_vlchat_is_quick_and_light() -> None:
 
 
 def test_loading_the_model_classes_needs_no_heavy_package() -> None:
-    code = f"import sys\nimport vlchat.checkpoint\nprint(sorted({HEAVY!r} & set(sys.modules)))"
+    code = (
+        "import sys\n"
+        "import vlchat.checkpoint\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -35,7 +35,9 @@ def compare(model: Any, batch: dict[str, torch.Tensor]) -> None:
     own = model(**batch).loss * found.count
     torch.testing.assert_close(found.total, own, **CLOSE)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    ours, theirs = (torch.autograd.grad(loss, learning.values(), allow_unused=True) for loss in (found.total, own))
+    ours, theirs = (
+        torch.autograd.grad(loss, learning.values(), allow_unused=True) for loss in (found.total, own)
+    )
     for name, one, two in zip(learning, ours, theirs, strict=True):
         assert (one is None) == (two is None), name
         if one is not None and two is not None:

@@ -72,7 +72,9 @@ def test_a_choices_likelihood_is_the_training_loss_of_that_answer(chat: Chat, pi
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3", "gemma3", "internvl"])
-def test_what_another_makers_model_writes_is_as_likely_as_it_says(name: str, tmp_path: Path, picture: Callable) -> None:
+def test_what_another_makers_model_writes_is_as_likely_as_it_says(
+    name: str, tmp_path: Path, picture: Callable
+) -> None:
     FAMILIES[name](tmp_path / name)
     chat = Chat.load(tmp_path / name)
     messages = ask_messages(picture(1), "What is it?")

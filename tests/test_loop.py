@@ -155,7 +155,9 @@ def test_out_of_memory_is_told_where_a_batch_cannot_come_in_pieces(
 
 
 @pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path: Path, asked: signal.Signals, code: int) -> None:
+def test_a_signal_saves_and_the_run_goes_on_from_there(
+    tmp_path: Path, asked: signal.Signals, code: int
+) -> None:
     options = ("loop.steps=4000", "loop.save_every=100000", "dropout=0.2")
     process = started(tmp_path / "run", *options)
     wait_for(tmp_path / "run", 5, process)

@@ -160,7 +160,9 @@ def test_image_features_can_be_kept_and_given_again(tiny_model: Any, tiny_tokeni
     assert [tuple(f.shape) for f in features.pooler_output] == [(4, 64)] * 4
     assert torch.equal(model(**batch, mm_encoder_outputs={"image": features}).logits, expected)
     embeddings = model.get_input_embeddings()(batch["input_ids"])
-    by_embedding = model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"], pixel_values=pixels).logits
+    by_embedding = model(
+        inputs_embeds=embeddings, attention_mask=batch["attention_mask"], pixel_values=pixels
+    ).logits
     assert torch.equal(by_embedding, expected)
 
 
@@ -423,3 +425,5 @@ def test_plain_language_model_sees_the_same(tiny_model: Any, tiny_tokenizer: Any
     features = torch.cat(model.get_image_features(batch["pixel_values"]).pooler_output)
     embeddings[batch["input_ids"] == model.config.image_token_id] = features
     torch.testing.assert_close(tiny_llama(inputs_embeds=embeddings).logits, model(**batch).logits)
+
+

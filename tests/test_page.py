@@ -45,7 +45,7 @@ from vlchat.evaluate.result import Result
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = [
     "<script>document.title = 'taken'</script>",
-    '"><img src=x onerror="document.title = \'taken\'">',
+    "\"><img src=x onerror=\"document.title = 'taken'\">",
     "</script></style></textarea><svg onload=\"document.title='taken'\">",
     "{{ 7 * 7 }}{% raw %}",
     "\u202egnihtemos\u202c and \u200b nothing",
@@ -360,14 +360,8 @@ def test_even_an_unescaped_script_would_not_run(browser: Any, tmp_path: Path) ->
 
 def test_rows_are_filtered_and_tables_sorted(browser: Any, tmp_path: Path) -> None:
     rows = [
-        Row(
-            f"r{number}",
-            f"question {number}",
-            "x",
-            Said(f"reply {number}", "", 0.0),
-            number / 10,
-            {"kind": f"k{number % 2}"},
-        )  # fmt: skip
+        Row(f"r{number}", f"question {number}", "x", Said(f"reply {number}", "", 0.0), number / 10,
+            {"kind": f"k{number % 2}"})  # fmt: skip
         for number in range(4)
     ]
     told = report(worst=rows, right=[replace(rows[0], id="fine")], listed=rows)

@@ -244,7 +244,7 @@ def test_tokens_are_marked_and_never_cut(text: QFormerText) -> None:
         end = row.tolist().index(text.words + 2)
         assert text._tokenizer.decode(row[1:end]) == words
     assert mask.sum(1).tolist() == [row.tolist().index(text.words + 2) + 1 for row in ids]
-    with pytest.raises(DataError, match=r"row 7: its caption has \d+ tokens and the Q-Former reads at most 24"):
+    with pytest.raises(DataError, match=r'row 7: its caption has \d+ tokens and the Q-Former reads at most 24'):
         text.tokens(["fine", "xyz " * 30], ["row 6", "row 7"])
 
 

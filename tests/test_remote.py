@@ -98,8 +98,12 @@ def test_pictures_arrive_pixel_for_pixel(picture: Callable[..., Image.Image], tm
     assert sent[1]["content"][-1]["text"] == "half an emoji \ufffd"
 
 
-def test_log_probabilities_are_those_of_the_written_tokens(server: Server, chat: Chat, requests: list[Request]) -> None:
-    for request, reply in zip(requests, RemoteAnswerer(server.url).answer(requests, max_new_tokens=6), strict=True):
+def test_log_probabilities_are_those_of_the_written_tokens(
+    server: Server, chat: Chat, requests: list[Request]
+) -> None:
+    for request, reply in zip(
+        requests, RemoteAnswerer(server.url).answer(requests, max_new_tokens=6), strict=True
+    ):
         inputs = chat._inputs([request.messages])
         with torch.inference_mode():
             ids = chat.model.generate(**inputs, max_new_tokens=6, do_sample=False)

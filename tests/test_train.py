@@ -348,7 +348,9 @@ def test_a_run_that_exists_is_never_overwritten_unasked(stages: dict[str, Path])
         main([str(stages["tower"].parent.parent / "tower.yaml")])
 
 
-def test_mistakes_are_sentences(stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_sentences(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tune = {"type": "tune", "model": str(stages["align"]), "lora": {"r": 2}}
     with pytest.raises(VLChatError, match="nowhere.json"):
         run(tmp_path, "a", tune, data=[{"path": "nowhere.json"}])

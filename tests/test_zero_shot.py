@@ -77,7 +77,7 @@ def test_accuracy_and_confidence_are_those_of_transformers(
     wrong = Counter((names[o], names[t]) for o, t in zip(right, taken, strict=True) if o != t)
     (own, other), count = wrong.most_common(1)[0]
     assert count < 2 or any(f"{own} taken for {other} ({count})" in note for note in task.notes)
-    assert any("top-1 25.00 %" in n and 'most frequent class ("cat"): 42.86 %' in n for n in task.notes)
+    assert any('top-1 25.00 %' in n and 'most frequent class ("cat"): 42.86 %' in n for n in task.notes)
 
 
 def test_classes_that_all_look_alike_get_chance(

@@ -125,7 +125,9 @@ def embeddings_of(model: VLChatForConditionalGeneration, batch: dict[str, torch.
     return embeddings
 
 
-def gradients(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+def gradients(
+    model: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
     """The loss of one step, and the gradient of everything that is open."""
     model.zero_grad()
     loss = model(**batch, labels=labels_for(batch)).loss

@@ -76,7 +76,9 @@ def exchange(message: dict[str, Any]) -> list[dict[str, Any]]:
     padded[: len(data)] = data
     found = [torch.empty_like(padded) for _ in sizes]
     distributed.all_gather(found, padded)
-    return [json.loads(bytes(one[: int(length)].tolist()).decode()) for one, length in zip(found, sizes, strict=True)]
+    return [
+        json.loads(bytes(one[: int(length)].tolist()).decode()) for one, length in zip(found, sizes, strict=True)
+    ]
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -200,7 +200,9 @@ class Chat:
         else:  # a beam's score is the mean over its tokens
             written = foreign.new_tokens(generated.sequences, inputs["input_ids"])
             tokens = lengths(written[:, -len(generated.scores) :], ends)
-            logprobs = [score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)]
+            logprobs = [
+                score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)
+            ]
         texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
         return [Answer(text.strip(), *one) for text, one in zip(texts, zip(logprobs, tokens, strict=True), strict=True)]
 

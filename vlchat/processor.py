@@ -312,7 +312,9 @@ class VLChatProcessor(ProcessorMixin):
         shown = self.image_processor(images, return_tensors=return_tensors, **(images_kwargs or {}))
         return shown, image_lengths(shown, self.image_processor, self.image_seq_length)
 
-    def _expand(self, ids: list[int], mask: list[int], lengths: list[int], where: str) -> tuple[list[int], list[int]]:
+    def _expand(
+        self, ids: list[int], mask: list[int], lengths: list[int], where: str
+    ) -> tuple[list[int], list[int]]:
         """Repeats each image token to the length of its image."""
         places = ids.count(self.image_token_id)
         if places != len(lengths):
@@ -413,7 +415,9 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, image_token: str = IMAGE
 
 def _mask(offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
     """1 for every token that shares a character with one of the spans; tokens without characters share none."""
-    return [int(any(start < span_end and end > span_start for span_start, span_end in spans)) for start, end in offsets]
+    return [
+        int(any(start < span_end and end > span_start for span_start, span_end in spans)) for start, end in offsets
+    ]
 
 
 AutoProcessor.register(VLChatConfig, VLChatProcessor)

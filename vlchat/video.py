@@ -149,7 +149,9 @@ def _container(data: bytes, label: str) -> str:
     )
 
 
-def _from_pillow(data: bytes, format_name: str, count: int, label: str, limits: VideoLimits) -> Iterator[Image.Image]:
+def _from_pillow(
+    data: bytes, format_name: str, count: int, label: str, limits: VideoLimits
+) -> Iterator[Image.Image]:
     with Image.open(io.BytesIO(data), formats=[format_name]) as moving:
         width, height = moving.size
         _check_work(width * height, limits, label)

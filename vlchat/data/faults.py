@@ -148,9 +148,7 @@ def too_many(bad: Sequence[BadRow], max_bad: int, rows: int, quarantine: Path | 
     common = {fault.kind for fault in bad}
     error = next((error for kinds, error in _ERRORS.items() if common <= kinds), DataError)
     return error(
-        f"{len(first):,} bad {verb} of {rows:,}, and max_bad allows {max_bad:,}:\n"
-        + "\n".join(lines)
-        + "\n"
+        f"{len(first):,} bad {verb} of {rows:,}, and max_bad allows {max_bad:,}:\n" + "\n".join(lines) + "\n"
         f"Mend them, or set max_bad to {len(first)} or more to go on without them; `vlchat check --model` also finds "
         f"what only pixels and tokens tell.{listed} {advice(bad)}".rstrip()
     )

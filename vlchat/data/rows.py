@@ -60,7 +60,9 @@ class Findings:
 
     def sizes(self, verdicts: Mapping[Any, Verdict]) -> dict[int, list[tuple[int, int] | None]]:
         """(width, height) of the pictures of each position that shows any, where they are known."""
-        return {row - 1: [verdicts[key].size for key, of, _ in files if of == "image"] for row, _, files in self.shown}
+        return {
+            row - 1: [verdicts[key].size for key, of, _ in files if of == "image"] for row, _, files in self.shown
+        }
 
 
 def examine(source: Source, ask: Ask, *, answers: bool = True, numbers: Iterable[int] | None = None) -> Findings:

@@ -120,7 +120,9 @@ def with_images(messages: list[Message], images: list[Any]) -> list[Message]:
     return [
         {
             "role": message["role"],
-            "content": [part if part["type"] == "text" else _part(next(left)) for part in message["content"]],
+            "content": [
+                part if part["type"] == "text" else _part(next(left)) for part in message["content"]
+            ],
         }
         for message in messages
     ]

@@ -119,7 +119,9 @@ class Embeddings:
             return None
         return self.embedder.scale * similarities + (self.embedder.bias or 0.0)
 
-    def _kept(self, kind: str, keys: Sequence[str], count: int, embed: Callable[[range], np.ndarray]) -> np.ndarray:
+    def _kept(
+        self, kind: str, keys: Sequence[str], count: int, embed: Callable[[range], np.ndarray]
+    ) -> np.ndarray:
         if count == 0:
             raise ConfigError(f"there are no {kind} to embed")
         found = []

@@ -192,9 +192,7 @@ def _parts(url: str) -> urllib.parse.SplitResult:
     except ValueError as error:
         raise ConfigError(f"The URL cannot be read: {error}. It should look like http://localhost:8000/v1.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            f'A URL with "{parts.scheme}://" cannot be asked: it should look like http://localhost:8000/v1.'
-        )
+        raise ConfigError(f'A URL with "{parts.scheme}://" cannot be asked: it should look like http://localhost:8000/v1.')
     return parts
 
 

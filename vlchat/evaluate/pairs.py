@@ -146,3 +146,4 @@ def _truth(value: Any) -> bool | None:
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split()).rstrip(".")
+

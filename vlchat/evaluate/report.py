@@ -120,7 +120,9 @@ def page(result: Result, evidence: int = EVIDENCE) -> Report:
             return (), ""
         return explain(result.chat(), result.items[number].messages, result.rows[number])
 
-    return report_of(result, pictures=pictures, explained=explained, certificate=certificate.certificate(result))
+    return report_of(
+        result, pictures=pictures, explained=explained, certificate=certificate.certificate(result)
+    )
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

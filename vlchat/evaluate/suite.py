@@ -102,20 +102,17 @@ def run_suite(
     for entry in suite.tasks:
         if progress:
             say(f"== {entry.name}")
-        yield (
-            entry.name,
-            run(
-                model,
-                entry.task,
-                answerer=answerer,
-                controls=suite.controls,
-                control_rows=suite.control_rows,
-                seed=suite.seed if entry.seed is None else entry.seed,
-                max_new_tokens=entry.max_new_tokens,
-                progress=progress,
-                **options,
-                **entry.options,
-            ),
+        yield entry.name, run(
+            model,
+            entry.task,
+            answerer=answerer,
+            controls=suite.controls,
+            control_rows=suite.control_rows,
+            seed=suite.seed if entry.seed is None else entry.seed,
+            max_new_tokens=entry.max_new_tokens,
+            progress=progress,
+            **options,
+            **entry.options,
         )
 
 

@@ -76,7 +76,9 @@ def asked(
         places = said_here[row].nonzero().flatten()
         explained[row, _chosen(chat, batch["input_ids"][row, places], places, word, answers[row])] = True
     device, dtype = chat.model.device, chat.model.dtype
-    moved = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in batch.items()}
+    moved = {
+        name: value.to(device, dtype if value.is_floating_point() else None) for name, value in batch.items()
+    }
     return Asked(moved, explained, turns, list(answers), list(words))
 
 

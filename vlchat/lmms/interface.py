@@ -99,7 +99,8 @@ class Interface:
                         warnings.warn(f"{asked[number][2]} gets an empty answer: {reply.error}", stacklevel=2)
                 bar.update(len(batch))
         return [
-            (asked[number][1].cut(reply.text), {"output_tokens": reply.tokens}) for number, reply in enumerate(replies)
+            (asked[number][1].cut(reply.text), {"output_tokens": reply.tokens})
+            for number, reply in enumerate(replies)
         ]
 
     def _batch(self, conversations: list[list[dict[str, Any]]], how: Decoding) -> list[Reply]:
@@ -135,7 +136,9 @@ class ChatTasks(Interface):
         while True:
             yield self._conversation(messages), options
             place += 1
-            found = doc_to_messages(document, round_idx=place, previous_output=list(written), previous_round_info=info)
+            found = doc_to_messages(
+                document, round_idx=place, previous_output=list(written), previous_round_info=info
+            )
             if not (isinstance(found, tuple) and len(found) == 4) or found[1]:
                 return
             messages, _, _, info = found

@@ -59,7 +59,9 @@ class _Loaded(Interface, lmms):  # type: ignore[misc]
         chat = Chat.load(pretrained, quantize=quantize, dtype=dtype, device=place, attn=attn, revision=revision)
         self.device = chat.model.device
         told = self._resolve_system_prompt(system_prompt)
-        Interface.__init__(self, ChatAnswerer(chat), frames=frames, system_prompt=told, batch_size=int(batch_size))
+        Interface.__init__(
+            self, ChatAnswerer(chat), frames=frames, system_prompt=told, batch_size=int(batch_size)
+        )
 
 
 class VLChat(ChatTasks, _Loaded):

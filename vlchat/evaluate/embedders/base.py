@@ -107,7 +107,9 @@ def about(source: str | Path, model: Any) -> dict[str, Any]:
     return found | ({"trained_on": manifest["trained_on"]} if manifest and manifest.get("trained_on") else {})
 
 
-def read_whole(kind: Any, source: str | Path, dtype: torch.dtype, revision: str | None) -> tuple[Any, Any, Any]:
+def read_whole(
+    kind: Any, source: str | Path, dtype: torch.dtype, revision: str | None
+) -> tuple[Any, Any, Any]:
     """A published model by its transformers class `kind`, with its tokenizer and image processor.
 
     Raises:

@@ -100,7 +100,9 @@ class Blip2Embedder:
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         self.cut += sum(len(ids) > self.limit for ids in self.tokenizer(list(texts))["input_ids"])
-        found = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
+        found = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.limit, return_tensors="pt"
+        )
         return to_device(
             {name: found[name] for name in ("input_ids", "attention_mask")}, self.model.device, self.model.dtype
         )

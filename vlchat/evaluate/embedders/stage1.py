@@ -32,7 +32,9 @@ class StageOneEmbedder:
 
     embeds, probable = True, True
 
-    def __init__(self, folder: Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto") -> None:
+    def __init__(
+        self, folder: Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "auto"
+    ) -> None:
         self.model, self.processor = checkpoint.load(folder, dtype=dtype, device=device)
         self.heads = read_heads(folder, self.model, self.processor)
         for module in self.heads.modules():

@@ -164,7 +164,9 @@ class MatchingTask(EmbeddingTask):
             readings.append(Reading("yes" if taken[row] else "no", right, stats, sure))
         return readings
 
-    def _margins(self, embeddings: Embeddings, asked: Sequence[tuple[Any, str, str]]) -> tuple[np.ndarray, bool]:
+    def _margins(
+        self, embeddings: Embeddings, asked: Sequence[tuple[Any, str, str]]
+    ) -> tuple[np.ndarray, bool]:
         """For each (picture, text, name) how well they match, and whether its sigmoid is a probability."""
         embedder = embeddings.embedder
         called = embedder.description.get("name", "the model")

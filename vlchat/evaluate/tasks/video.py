@@ -43,7 +43,9 @@ class VideoTask(VqaTask):
         most = DEFAULT_LIMITS.max_frames
         if frames is not None and not 1 <= frames <= most:
             raise ConfigError(f"frames is {frames}; from 1 to {most} are possible")
-        super().__init__(data=data, floor=floor, format=format, images=images, split=split, limit=limit, slices=slices)
+        super().__init__(
+            data=data, floor=floor, format=format, images=images, split=split, limit=limit, slices=slices
+        )
         without = [item.source.called for item in self._items if not _videos(item)]
         if without:
             more = f" and {len(without) - _LISTED:,} more" if len(without) > _LISTED else ""
@@ -67,7 +69,11 @@ def _videos(item: Item) -> list[dict[str, Any]]:
 def _sampled(item: Item, frames: int) -> Item:
     messages = [
         message
-        | {"content": [part | {"frames": frames} if part["type"] == "video" else part for part in message["content"]]}
+        | {
+            "content": [
+                part | {"frames": frames} if part["type"] == "video" else part for part in message["content"]
+            ]
+        }
         for message in item.messages
     ]
     return replace(item, messages=messages)
