@@ -14,6 +14,7 @@ from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
 from train.objectives import OBJECTIVES
+from train.planning.command import foresee, worth_planning
 from train.sharding import ShardLost
 from train.stopping import Interrupted, StoppedAtOnce
 from vlchat import runs
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="start anew where the run folder already holds checkpoints"
     )
+    parser.add_argument(
+        "--anyway", action="store_true", help="begin even where the plan says that the memory is too little"
+    )
     arguments = parser.parse_intermixed_args(argv)  # key=value may follow --resume auto
     if arguments.config is None:
         raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat train --help.")
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             _refuse_overwriting(Path(config.run), arguments.resume, arguments.overwrite)
         with ranks.Heartbeat().beating():
             for config in configs:
-                train(config, arguments.resume)
+                train(config, arguments.resume, arguments.anyway)
     except Interrupted as error:
         _complain(str(error))
         return error.code
@@ -72,12 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(config: RunConfig, resume_from: str | None = None) -> Path:
+def train(config: RunConfig, resume_from: str | None = None, anyway: bool = False) -> Path:
     """One run, from its configuration to its last checkpoint, whose folder is returned.
 
     Args:
         resume_from: "auto", the newest whole checkpoint of the run's folder if there is one, or the folder of a
             checkpoint; None starts anew, and what is in the folder goes.
+        anyway: begin even where the plan says that the memory is too little.
 
     Raises:
         VLChatError: what in the configuration, the data or the checkpoints is wrong, in a sentence.
@@ -86,6 +91,7 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
     trackers.check(config.trackers)
     run = Path(config.run)
     resume = checkpoint.begin_from(run, resume_from)
+    _foresee(config, anyway)
 
     # 2. The model and its loss.
     set_seed(config.seed)
@@ -114,6 +120,16 @@ def train(config: RunConfig, resume_from: str | None = None) -> Path:
     last = fit(objective, config, steps, resume, heldout, rows)
     print(f"Done: {last}. vlchat info {run} says how it went.")
     return last
+
+
+def _foresee(config: RunConfig, anyway: bool) -> None:
+    """Says what the run will take, and refuses one that its machine is too small for."""
+    planned = ranks.rank() == 0 and not anyway and worth_planning(config)
+    told, problem = foresee(config, ranks.world_size()) if planned else (None, None)
+    if told:
+        print(told)
+    if problem := ranks.exchange({"problem": problem})[0]["problem"]:
+        raise ConfigError(problem)
 
 
 def _inspect(objective: Any, config: RunConfig, resume: Path | None) -> dict[str, Any]:

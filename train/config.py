@@ -161,15 +161,20 @@ def load_runs(path: str | Path, overrides: list[str] | None = None) -> list[RunC
     for tree in trees:
         if not isinstance(tree, dict):
             raise ConfigError(f"{path} must hold keys and values, not a {type(tree).__name__}.")
-        for override in overrides or []:
-            _override(tree, override)
+        for change in overrides or []:
+            override(tree, change)
         runs.append(typed(RunConfig, tree, str(path)))
     if len({run.run for run in runs}) < len(runs):
         raise ConfigError(f"{path} has {len(runs)} runs, and two of them write to one folder. Give each its own run.")
     return runs
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def override(tree: dict[str, Any], text: str) -> None:
+    """Sets `a.b.0.c=value` in a tree of keys and values; the value is YAML.
+
+    Raises:
+        ConfigError: no such place, or bad YAML.
+    """
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f'"{text}" is not an override. Write key=value, such as loop.steps=100.')

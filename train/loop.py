@@ -89,7 +89,7 @@ def fit(
         chosen: Any = getattr(objective, "default_trainable", None)
         config = replace(config, trainable=chosen() if chosen else {".*": 1e-3})
     groups, table = parameter_groups(objective, config.trainable or {}, config.optim)
-    accelerator = _accelerator(_precision(loop.precision, objective))
+    accelerator = _accelerator(precision_of(loop.precision, objective))
     plugin = sharding.asked(accelerator.mixed_precision, config.optim.name, accelerator.num_processes)
     plan = Plan.of(
         loop.batch,
@@ -221,7 +221,7 @@ def _accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
 
 
-def _precision(wanted: str, objective: Any) -> str:
+def precision_of(wanted: str, objective: Any) -> str:
     """`wanted`, but where the frozen part of a model is stored in half precision, what trains must meet it there."""
     stored = {parameter.dtype for parameter in objective.parameters()}
     if wanted != "no" or not stored & {torch.bfloat16, torch.float16}:

@@ -40,6 +40,10 @@ def set_attention(model: Any, name: str | None) -> None:
     """
     if name is None:
         return
+    from vlchat.weightless import active  # `vlchat --help` imports this file, and not torch
+
+    if name == "flash_attention_2" and active():
+        name = "sdpa"  # which keeps as much, and runs anywhere
     try:
         model.set_attn_implementation(name)
     except (ImportError, ValueError) as error:

@@ -23,6 +23,7 @@ from vlchat.towers.composed import join
 from vlchat.towers.composing import Vision, compose_tower
 from vlchat.towers.features import measure_features, side_of_grid
 from vlchat.towers.tiles import Tiles, grid_pinpoints
+from vlchat.weightless import active, from_pretrained
 
 if TYPE_CHECKING:
     from vlchat.model import VLChatForConditionalGeneration
@@ -85,8 +86,8 @@ def compose(
             compute = options["dtype"] if isinstance(options["dtype"], torch.dtype) else None
             options["quantization_config"] = quantization_config(quantize, compute)
         with reading(language, "language model"):
-            decoder = AutoModelForCausalLM.from_pretrained(
-                language, use_safetensors=True, trust_remote_code=False, **options
+            decoder = from_pretrained(
+                AutoModelForCausalLM, language, use_safetensors=True, trust_remote_code=False, **options
             )
     head = decoder.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
@@ -117,7 +118,7 @@ def compose(
     for module in fresh.modules():
         if not isinstance(module, PreTrainedModel):
             model.model._init_weights(module)
-    if connector_from is not None:
+    if connector_from is not None and not active():
         fill(fresh, read_connector(connector_from), f"connector in {connector_from}")
     fresh.to(decoder.device, dtype if isinstance(dtype, torch.dtype) else torch.float32)
     model.generation_config = decoder.generation_config

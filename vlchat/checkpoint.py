@@ -45,6 +45,7 @@ from vlchat.reading import reading
 from vlchat.resolution import set_image_size
 from vlchat.saving import align_generation, manifest_of_whole, save, save_full
 from vlchat.towers.composing import tower_spec
+from vlchat.weightless import active
 from vlchat.whole import load_whole
 
 __all__ = [
@@ -165,7 +166,7 @@ def _load(
         if is_adapter(folder):
             return _load_adapter(folder, quantize, dtype, device, trainable, bare)
         manifest = read_manifest(folder)
-        if manifest is not None:
+        if manifest is not None and not active():
             verify(folder, manifest)
     if not isinstance(folder, Path) or manifest is None or manifest.get("base") is None:
         model, processor = load_whole(folder, quantize, dtype, device, revision)
@@ -177,7 +178,7 @@ def _load(
             set_image_size(model, processor, side)
     if bare or manifest is None or not isinstance(folder, Path):
         return model, processor
-    if manifest.get("trained"):
+    if manifest.get("trained") and not active():
         put(read_trained(folder, manifest, model))
     if manifest.get("adapter"):
         model = load_lora(model, folder / manifest["adapter"], trainable=trainable)
@@ -279,6 +280,8 @@ def put(values: Iterable[tuple[nn.Parameter, torch.Tensor]]) -> None:
 
 
 def _device(device: str | torch.device) -> torch.device:
+    if device == "auto" and (mode := active()):
+        return mode.device
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

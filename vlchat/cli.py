@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | init | train | check | eval | compare | export | info | push`.
+"""One command: `vlchat chat | serve | models | init | plan | train | check | eval | compare | export | info | push`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from train.__main__ import main as train
 
             return train(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            from train.planning.command import main as plan
+
+            return plan(arguments[1:])
         parsed, rest = _parser().parse_known_args(arguments)
         if rest and parsed.run is commands.chat and not any(word.startswith("-") for word in rest):
             parsed.words += rest  # argparse takes only those words that stand together, before or behind the options
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     beginning.add_init(init)
     init.set_defaults(run=beginning.init)
 
+    known.add_parser("plan", help="what a run will take: memory, time, money", add_help=False)
     known.add_parser("train", help="train or fine-tune from a YAML file", add_help=False)
 
     check = known.add_parser(

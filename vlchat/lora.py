@@ -17,6 +17,7 @@ from vlchat.errors import CheckpointError, ConfigError
 from vlchat.fit import refuse_broken, some
 from vlchat.folders import ADAPTER_CONFIG
 from vlchat.quantize import is_quantized, keep_scales_under_dora, language_model_prefix, pack_for_cpu
+from vlchat.weightless import active
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -145,6 +146,8 @@ def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = 
                 wrapped.add_adapter(name, config)
             else:
                 wrapped = PeftModel(model, config, adapter_name=name)
+            if active():
+                return wrapped
             stored = load_peft_weights(str(folder), device="cpu")
             refuse_broken(folder, stored.items())
             result: Any = set_peft_model_state_dict(wrapped, stored, adapter_name=name)
@@ -177,7 +180,7 @@ def merge(model: Any) -> Any:
             "quantization and merge that."
         )
     with _quiet():
-        return model.merge_and_unload(safe_merge=True)
+        return model.unload() if active() else model.merge_and_unload(safe_merge=True)
 
 
 def _example(model: nn.Module, prefix: str) -> str:

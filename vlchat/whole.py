@@ -16,6 +16,7 @@ from vlchat.foreign.pictures_only import load_processor
 from vlchat.interop import original_llava
 from vlchat.quantize import linear_layers_to_keep, quantization_config
 from vlchat.reading import reading
+from vlchat.weightless import from_pretrained
 
 
 def load_whole(
@@ -56,7 +57,8 @@ def load_whole(
                 raise CheckpointError(f"{source} is stored quantized already: leave --quantize out.")
             compute = dtype if isinstance(dtype, torch.dtype) else None
             options["quantization_config"] = quantization_config(quantize, compute, linear_layers_to_keep(skeleton))
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = from_pretrained(
+            AutoModelForImageTextToText,
             source,
             config=config,
             device_map={"": str(device)},

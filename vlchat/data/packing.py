@@ -16,6 +16,7 @@ from vlchat.data.collate import IGNORED
 from vlchat.data.segments import SEGMENTED, segment_lengths
 from vlchat.errors import ConfigError
 from vlchat.model import VLChatForConditionalGeneration
+from vlchat.weightless import active
 
 _SEGMENT = 8  # tokens of each row that `packed_mask` tries
 _LEAK = 1e-2  # share by which another row may move a state: that of 8-bit layers, whose outliers are those of a batch
@@ -88,6 +89,8 @@ def packed_mask(model: Any) -> Mask:
         ConfigError: they do not, or the model is another maker's, whose positions only its own code knows.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if active():
+        return False  # there is nothing to try it on
     if not isinstance(bare, VLChatForConditionalGeneration):
         raise ConfigError(
             f"Rows can't be packed for a {type(bare).__name__}: how it counts positions around pictures is its own "

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from vlchat.errors import CheckpointError, ConfigError, DataError
 from vlchat.folders import newest
 from vlchat.reading import reading
+from vlchat.weightless import from_pretrained
 
 # Text halves of pairs, whose pooled output was trained for pictures; of others the mean of the states is taken.
 _POOLED = ("clip_text_model", "siglip_text_model", "siglip2_text_model")
@@ -85,8 +86,8 @@ class TowerText(nn.Module):
         self.source = str(newest(Path(source)))
         with reading(self.source, "text tower"):
             self.tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
-            loaded: Any = AutoModel.from_pretrained(
-                self.source, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            loaded: Any = from_pretrained(
+                AutoModel, self.source, use_safetensors=True, output_loading_info=True, trust_remote_code=False
             )
         model, info = loaded
         if getattr(model.config, "text_config", None) is not None and hasattr(model, "text_model"):

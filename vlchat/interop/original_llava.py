@@ -23,6 +23,7 @@ from vlchat.reading import reading
 from vlchat.tensors import connector_tensors, local_folder, read_tensors
 from vlchat.towers import padding_image_processor
 from vlchat.towers.composing import image_processor_of
+from vlchat.weightless import active, from_pretrained
 
 _LANGUAGE = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 _ELSEWHERE = ("model.mm_projector.", "model.vision_tower.", "model.image_newline")
@@ -79,7 +80,7 @@ def load(
     with reading(source, "checkpoint"):
         tiles = _tiles(settings, source)
     language = _language_model(folder, kind, settings, quantize, dtype, device)
-    tensors = read_tensors(folder, lambda name: name.startswith(_ELSEWHERE))
+    tensors = {} if active() else read_tensors(folder, lambda name: name.startswith(_ELSEWHERE))
     beside = folder / settings["mm_vision_tower"]
     tower = beside if beside.is_dir() else settings["mm_vision_tower"]
     model = VLChatForConditionalGeneration.from_backbones(
@@ -93,7 +94,8 @@ def load(
         vision_feature_select_strategy="full" if feature == "cls_patch" else "patch",
         tiles=tiles,
     )
-    fill(model.model.connector, connector_tensors(tensors), f"projector in {source}")
+    if not active():
+        fill(model.model.connector, connector_tensors(tensors), f"projector in {source}")
     tuned = {name.removeprefix(_TOWER): tensor for name, tensor in tensors.items() if name.startswith(_TOWER)}
     if tuned:  # LLaVA writes the tower, too, where it was tuned
         nested = {name.removeprefix("vision_model."): tensor for name, tensor in tuned.items()}
@@ -145,7 +147,8 @@ def _language_model(
         compute = dtype if isinstance(dtype, torch.dtype) else None
         options["quantization_config"] = quantization_config(quantize, compute)
     with reading(folder, "language model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = from_pretrained(
+            AutoModelForCausalLM,
             folder,
             config=CONFIG_MAPPING[kind](**own),
             output_loading_info=True,

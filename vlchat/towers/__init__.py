@@ -29,6 +29,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from vlchat.errors import CheckpointError, ConfigError
 from vlchat.reading import reading
 from vlchat.towers.features import measure_features, num_patches, select_features
+from vlchat.weightless import from_pretrained
 
 __all__ = [
     "clip_image_processor", "count_features", "load_image_processor", "load_tower", "made_size", "num_patches",
@@ -56,8 +57,8 @@ def load_tower(source: str | Path | PreTrainedModel, **kwargs: Any) -> PreTraine
     else:
         with reading(source, "vision tower"):
             # A pair is loaded as a pair, so that its text half's tensors are not reported as unexpected.
-            loaded: Any = AutoModel.from_pretrained(
-                source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **kwargs
+            loaded: Any = from_pretrained(
+                AutoModel, source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **kwargs
             )
         model, info = loaded
         _check_missing(model, info["missing_keys"], source)
