@@ -108,7 +108,7 @@ def test_the_peak_is_what_a_step_really_holds_at_once(config: Callable[..., RunC
 
 
 def test_steps_and_tokens_are_those_of_the_run(config: Callable[..., RunConfig]) -> None:
-    run = config("loop.steps=null", "loop.epochs=3")
+    run = config("loop.steps=null", "loop.epochs=3", "objective.packing=false")
     planned = plan(run, MACHINE).step
     objective: Any = construct(OBJECTIVES, run.objective, "objective", seed=0, data=run.data)
     assert planned.steps == objective.steps(3, run.loop.batch) and planned.rows == len(objective.mixture)

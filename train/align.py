@@ -271,7 +271,7 @@ class AlignObjective(Conversations):
         if self.itg_qformer:
             counts["itg_qformer"] = float(batch["qformer_attention_mask"][:, 1:].sum())
         if "cell_sides" in batch:
-            counts["cells"] = float(self.cell_weights(batch["cell_sides"]).sum())
+            counts["cells"] = self.cell_count(batch["cell_sides"])
         return counts
 
     def _told(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -307,7 +307,7 @@ class AlignObjective(Conversations):
             terms["itg"] = self._written(batch, pictures)
         if "cell_words" in batch:
             cells = self.cells_loss(torch.cat(tokens), batch["cell_words"], batch["cell_sides"])
-            terms["cells"] = Term(cells, float(self.cell_weights(batch["cell_sides"]).sum()), self.cells)
+            terms["cells"] = Term(cells, self.cell_count(batch["cell_sides"]), self.cells)
         if self.itc:
             terms |= self._compared(batch, tokens, seen)
         if self.itg_qformer and self.qformer_text is not None:

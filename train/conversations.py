@@ -262,6 +262,10 @@ class Conversations(nn.Module):
         """How much each cell of scene maps counts, (maps * cells,): the background less."""
         return torch.where(sides.sum(-1).flatten() > 0, 1.0, _BACKGROUND)
 
+    def cell_count(self, sides: torch.Tensor) -> float:
+        """What the cells of a batch count together."""
+        return float(sides[..., 0].numel()) if active() else float(self.cell_weights(sides).sum())
+
     def cells_loss(self, features: torch.Tensor, words: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
         """What the image tokens lack of the scene maps, in units of their variance, summed over cells by weight.
 

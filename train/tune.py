@@ -213,7 +213,7 @@ class TuneObjective(Conversations):
         if self._teacher:
             counts["distill"] = counts["answers"]
         if len(batch.get("cell_sides", ())):
-            counts["cells"] = float(self.cell_weights(batch["cell_sides"]).sum())
+            counts["cells"] = self.cell_count(batch["cell_sides"])
         return counts
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Term]:

@@ -18,7 +18,7 @@ from vlchat.errors import ConfigError, VLChatError
 from vlchat.folders import EMBEDDED, newest
 from vlchat.models import resolve
 
-_WORTH_IT = 2**24  # bytes of weights from which a run is planned before it loads them
+_WORTH_IT = 2**28  # bytes of weights from which a run is planned before it loads them
 
 
 def main(argv: list[str] | None = None) -> int:

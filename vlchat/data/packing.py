@@ -89,8 +89,6 @@ def packed_mask(model: Any) -> Mask:
         ConfigError: they do not, or the model is another maker's, whose positions only its own code knows.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if active():
-        return False  # there is nothing to try it on
     if not isinstance(bare, VLChatForConditionalGeneration):
         raise ConfigError(
             f"Rows can't be packed for a {type(bare).__name__}: how it counts positions around pictures is its own "
@@ -100,10 +98,10 @@ def packed_mask(model: Any) -> Mask:
     config = decoder.config
     if config._attn_implementation in ("sdpa", SEGMENTED) and not getattr(config, "attention_chunk_size", None):
         decoder.set_attn_implementation(SEGMENTED)
-        if _stay_apart(bare, segment_lengths):
+        if active() or _stay_apart(bare, segment_lengths):  # without weights there is nothing to try
             return segment_lengths
         decoder.set_attn_implementation("sdpa")
-    if _stay_apart(bare, by_positions):
+    if active() or _stay_apart(bare, by_positions):
         return by_positions
     # A mask of ours would widen the windows of a model that has some.
     if not getattr(config, "sliding_window", None) and _stay_apart(bare, borders):
