@@ -171,6 +171,7 @@ def _next(out: Path, run: str, seen: Any, model: str | None) -> str:
     check = data + ("" if config.ids else " --no-ids") + f" --model{'' if model is None else ' ' + shlex.quote(model)}"
     commands = [
         (f"vlchat check {check}", "every row and picture, and what is learnt of one"),
+        (f"vlchat plan {shlex.quote(str(out))}", "memory and time, before anything is loaded"),
         (f"vlchat train {shlex.quote(str(out))}", "the run; any key can be changed: loop.steps=20"),
         (f"vlchat chat --model {run} PICTURE 'QUESTION'", "an answer"),
         (f"vlchat eval {run} --data TEST.json --out scores/after", "how good it is, on rows of a file of its own"),
