@@ -55,7 +55,7 @@ def test_every_command_parses() -> None:
     assert len(lines) >= 10
     for line in lines:
         words = shlex.split(line)[1:]
-        if words[0] == "train":
+        if words[0] in ("train", "plan"):
             assert (ROOT / words[1]).is_file(), line
             load_runs(ROOT / words[1])
         else:

@@ -61,7 +61,7 @@ def test_every_connector_begins_as_the_regression_says(folder: Path, connector: 
     assert all(name.startswith(f"{last}.") for name in moved) and layer.weight.shape[0] == 64
 
     made.eval()
-    batch = made.batch(range(7))
+    batch = made.shown(made.batch(range(7)))
     table = made.model.get_input_embeddings().weight.detach().double().numpy()
     captions = [
         made.processor.tokenizer(example.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
