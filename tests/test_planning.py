@@ -163,6 +163,7 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         target(memory=0)
     with pytest.raises(ConfigError, match="Name a configuration"):
         main([])
+    assert target("RTX 4090") == target("rtx4090")
     assert target("h100").memory == GPUS["h100"][0] * 2**30 and target("h100", rate=300).rate == 300e12
 
 

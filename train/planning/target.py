@@ -10,6 +10,7 @@ import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 
 from vlchat.errors import ConfigError, nearest
+from vlchat.starting.machines import gpu_name
 
 GIB = 2**30
 REACHED = 0.5  # share of a matrix product's rate that the products of a training step reach
@@ -19,16 +20,16 @@ _SIDE = 1024
 # Name -> memory in GiB, dense bfloat16 TFLOP/s, memory bandwidth in GB/s, of the makers' data sheets.
 GPUS: dict[str, tuple[float, float, float]] = {
     "t4": (15, 65, 320),  # fp16: it has no bfloat16
-    "rtx3060": (12, 51, 360),
-    "rtx3090": (24, 71, 936),
-    "rtx4060ti-16gb": (16, 88, 288),
-    "rtx4090": (24, 165, 1008),
-    "rtx5090": (32, 210, 1792),
-    "a10g": (23, 70, 600),
+    "rtx-3060": (12, 51, 360),
+    "rtx-3090": (24, 71, 936),
+    "rtx-4060ti-16": (16, 88, 288),
+    "rtx-4090": (24, 165, 1008),
+    "rtx-5090": (32, 210, 1792),
+    "a10": (23, 70, 600),
     "l4": (23, 121, 300),
     "l40s": (45, 362, 864),
-    "a100-40gb": (40, 312, 1555),
-    "a100-80gb": (80, 312, 2039),
+    "a100-40": (40, 312, 1555),
+    "a100-80": (80, 312, 2039),
     "h100": (80, 989, 3350),
     "h200": (140, 989, 4800),
     "b200": (180, 2250, 8000),
@@ -76,7 +77,7 @@ def target(
         if value is not None and not value > 0:
             raise ConfigError(f"{option} is {value:g}; it must be above 0.")
     if gpu is not None:
-        name = gpu.lower()
+        name = gpu_name(gpu)
         if name not in GPUS:
             raise ConfigError(
                 f"--gpu {gpu} is not known{nearest(name, GPUS)} Known: {', '.join(GPUS)}. For another one give "

@@ -54,6 +54,12 @@ def processor() -> Machine:
     return Machine("no GPU", float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), gpu=False)
 
 
+def gpu_name(text: str) -> str:
+    """A GPU's name as the lists have it: "NVIDIA GeForce RTX 4090", "rtx4090" and "4090" are rtx-4090."""
+    name = re.sub(r"[\s_]+", "-", text.strip().lower().removeprefix("nvidia").strip())
+    return re.sub(r"^(?:geforce-)?(?:rtx-?)?(\d{4})$", r"rtx-\1", name)
+
+
 def machine_of(text: str) -> Machine:
     """A machine by what people type: `none`, a name of `GPUS`, or a number of GiB such as `24` or `24GB`.
 
@@ -67,8 +73,7 @@ def machine_of(text: str) -> Machine:
         if not float(size[1]):
             raise VLChatError(f"A GPU of {size[1]} GiB is none: say how much memory it has, such as 24.")
         return Machine(f"a GPU of {size[1]} GiB", float(size[1]) * GIB)
-    name = re.sub(r"[\s_]+", "-", wanted.removeprefix("nvidia").strip())
-    name = re.sub(r"^(?:geforce-)?(?:rtx-?)?(\d{4})$", r"rtx-\1", name)
+    name = gpu_name(wanted)
     if name not in GPUS:
         raise VLChatError(
             f'There is no GPU "{text}" in the list{nearest(name, GPUS) or "."} Known: {", ".join(GPUS)}; none; or a '
