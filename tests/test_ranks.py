@@ -83,6 +83,14 @@ def test_a_number_that_is_none_on_one_process_ends_both_before_a_checkpoint(tmp_
     assert [folder.name for folder in saved(tmp_path / "run")] == ["step-1", "step-2"]
 
 
+def test_too_little_memory_for_rows_that_are_compared_is_told_by_the_process_that_has_it(tmp_path: Path) -> None:
+    codes, told = ended(line(tmp_path / "run", f"hungry={2**57}", "whole=1"))  # 4 EiB
+    assert codes == [2, 2], told
+    for rank in range(2):
+        assert f"Process {rank} has too little memory for the 4 rows of step 1, which are compared" in told[rank], told
+        assert "Traceback" not in told[rank]
+
+
 def test_a_signal_to_one_process_saves_and_ends_both(tmp_path: Path) -> None:
     processes = line(tmp_path / "run", "loop.steps=100000", "loop.save_every=100000")
     wait_for(tmp_path / "run", 5, processes[0])

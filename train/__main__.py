@@ -13,9 +13,9 @@ from train.batches import WorkerLost
 from train.config import RunConfig, construct, load_runs
 from train.heldout import hold_out
 from train.loop import fit
+from train.memory import LeftOthers
 from train.objectives import OBJECTIVES
 from train.planning.command import foresee, worth_planning
-from train.sharding import ShardLost
 from train.stopping import Interrupted, StoppedAtOnce
 from vlchat import runs
 from vlchat.arguments import Parser
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except VLChatError as error:
         if ranks.rank() == 0:
             raise
-        if isinstance(error, WorkerLost | ShardLost):  # else the first process says why
+        if isinstance(error, WorkerLost | LeftOthers):  # else the first process says why
             print(f"Process {ranks.rank()}: {error}", file=sys.stderr)
         return 2
     return 0

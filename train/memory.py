@@ -7,8 +7,14 @@ from typing import TypeVar
 
 import torch
 
+from vlchat.errors import VLChatError
+
 Row = TypeVar("Row")
 Result = TypeVar("Result")
+
+
+class LeftOthers(VLChatError):
+    """A process has too little memory in the middle of a pass in which the others wait for it: only this one knows."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -104,7 +104,7 @@ def look(
         tokens: the longest answer.
 
     Raises:
-        DataError: no row can be used. VLChatError: the model answers none of them. ShardLost: see there.
+        DataError: no row can be used. VLChatError: the model answers none of them. LeftOthers: see there.
     """
     together = is_sharded(objective)  # no process can then look at rows by itself
     mine, processes = (0, 1) if together else (rank(), world_size())

@@ -28,15 +28,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from train.batches import Batch, Plan
-from train.memory import is_out_of_memory
+from train.memory import LeftOthers, is_out_of_memory
 from train.ranks import rank, world_size
-from vlchat.errors import ConfigError, VLChatError
+from vlchat.errors import ConfigError
 
 Result = TypeVar("Result")
-
-
-class ShardLost(VLChatError):
-    """A process of a sharded model has too little memory, and the others wait for its shards: only this one knows."""
 
 
 def asked(precision: str, optimizer: str, processes: int) -> FullyShardedDataParallelPlugin | None:
@@ -167,7 +163,7 @@ def working(objective: Any, work: Callable[[], Result]) -> Result:
     """`work()`, in which parts of the objective may be called by themselves. All processes must do the same work.
 
     Raises:
-        ShardLost: see there.
+        LeftOthers: see there.
     """
     if not is_sharded(objective):
         return work()
@@ -176,7 +172,7 @@ def working(objective: Any, work: Callable[[], Result]) -> Result:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise ShardLost(
+        raise LeftOthers(
             f"Process {rank()} has too little memory to look at the held-out rows. Lower heldout.batch or "
             "heldout.tokens, and --resume auto goes on."
         ) from error

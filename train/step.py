@@ -13,10 +13,10 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from train.batches import Batch, on_device
-from train.memory import is_out_of_memory
+from train.memory import LeftOthers, is_out_of_memory
 from train.randomness import random_state, set_random_state
 from train.ranks import exchange, rank, sum_gradients, world_size
-from train.sharding import ShardLost, is_sharded, local
+from train.sharding import is_sharded, local
 from train.terms import Term, add, loss_of
 from vlchat.errors import VLChatError
 
@@ -70,7 +70,7 @@ class Stepper:
         Raises:
             TrainingStopped: the loss or its gradient is no number, on any process. Nothing was changed. Or the memory
                 is too little for rows that must come together.
-            ShardLost: see there.
+            LeftOthers: too little memory for what the others wait for.
             OutOfMemory: see there.
         """
         before = random_state(self.accelerator.device)
@@ -91,18 +91,20 @@ class Stepper:
                 self._backward(batch, counts, 0.0)
         except RuntimeError as error:
             if is_out_of_memory(error) and self.sharded:
-                raise ShardLost(
+                raise LeftOthers(
                     f"Process {rank()} has too little memory for its rows of step {step + 1}, and the others wait for "
                     "its shards, so that they can't be taken again in smaller pieces. Lower loop.micro_batch, and "
                     "--resume auto goes on."
                 ) from error
-            if not is_out_of_memory(error) or (self.objective.whole_batch and world_size() > 1):
-                raise  # the others may wait in the middle of their forward pass
+            if not is_out_of_memory(error):
+                raise
             if self.objective.whole_batch:
-                raise TrainingStopped(
-                    f"There is too little memory for the {sum(len(batch['ids']) for batch in batches)} rows of step "
-                    f"{step + 1}, which are compared with each other and so can't come in pieces. Lower loop.batch, or "
-                    "train on more processes, whose rows are compared as well."
+                several = world_size() > 1
+                raise (LeftOthers if several else TrainingStopped)(
+                    f"{f'Process {rank()} has' if several else 'There is'} too little memory for the "
+                    f"{sum(len(batch['ids']) for batch in batches)} rows of step {step + 1}, which are compared with "
+                    "each other and so can't come in pieces. Lower loop.batch, or train on more processes, whose rows "
+                    "are compared as well."
                 ) from error
             short = True
         told = exchange({"short": short, "broken": broken[:1], "terms": terms})
