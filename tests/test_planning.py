@@ -21,10 +21,11 @@ from train.planning.changes import changed, cheapest
 from train.planning.command import foresee, main, weights_on_disk, worth_planning
 from train.planning.plan import plan
 from train.planning.step import micro_batch
-from train.planning.target import GPUS, Target, target
+from train.planning.target import Target, target
 from train.planning.trace import Watcher
 from train.terms import loss_of
-from vlchat.errors import ConfigError
+from vlchat.errors import ConfigError, VLChatError
+from vlchat.starting.machines import GPUS
 
 MACHINE = Target("a test", "cpu", 2**34, 0, 1e12, 1e10)
 
@@ -157,14 +158,14 @@ def test_a_plan_needs_no_weights_and_no_data(config: Callable[..., RunConfig], m
 
 
 def test_mistakes_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--gpu h1000 is not known. Did you mean"):
+    with pytest.raises(VLChatError, match='no GPU "h1000" in the list. Did you mean'):
         target("h1000")
     with pytest.raises(ConfigError, match="--memory is 0"):
         target(memory=0)
     with pytest.raises(ConfigError, match="Name a configuration"):
         main([])
     assert target("RTX 4090") == target("rtx4090")
-    assert target("h100").memory == GPUS["h100"][0] * 2**30 and target("h100", rate=300).rate == 300e12
+    assert target("h100").memory == GPUS["h100"].memory * 2**30 and target("h100", rate=300).rate == 300e12
 
 
 def test_only_runs_with_weights_are_planned_before_they_load(model: Path, tmp_path: Path) -> None:
