@@ -294,6 +294,8 @@ def test_mistakes_are_sentences(config: Callable[..., RunConfig], tmp_path: Path
         main([])
     with pytest.raises(ConfigError, match="--price is nan"):
         main([file, "--gpu", "t4", "--price", "nan"])
+    with pytest.raises(ConfigError, match='loop.precision is "bf61"; use no, bf16, fp16'):
+        main([file, "--gpu", "t4", "loop.precision=bf61"])
     with pytest.raises(ConfigError, match="micro_batch and loop.micro_tokens both say"):
         main([file, "--gpu", "t4", "loop.micro_batch=2", "loop.micro_tokens=200"])
     assert target("RTX 4090") == target("rtx4090")
