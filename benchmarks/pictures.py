@@ -31,7 +31,7 @@ import transformers
 from PIL import Image
 from transformers import AutoConfig, CLIPImageProcessorPil
 
-from train.features import FeatureCacheConfig, TowerFeatures
+from train.features import FeatureCacheConfig, TowerFeatures, features_on_disk
 from vlchat import VLChatConfig, VLChatForConditionalGeneration, images
 from vlchat.data.opening import KNOWN, Opening
 from vlchat.pixels import Pixels
@@ -138,8 +138,9 @@ def known_and_new(layers: int, rounds: int) -> dict[str, Any]:
             files.append(Path(folder) / f"{number}.jpg")
             files[-1].write_bytes(jpeg((640, 480), number))
         place = FeatureCacheConfig(str(Path(folder) / "cache"))
-        features = TowerFeatures(place, model, processor, True, "no", torch.device("cpu"))
-        opening = Opening(processor, True, features.cache)
+        cache = features_on_disk(place, model, processor, True, "no", torch.device("cpu"))
+        features = TowerFeatures(cache, model, "no", torch.device("cpu"))
+        opening = Opening(processor, True, cache)
         steps = opening.pixels
         assert steps is not None
 

@@ -31,14 +31,13 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from train.batches import Plan
 from train.config import RunConfig, construct, typed
 from train.loop import precision_of
 from train.objectives import OBJECTIVES
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups
 from train.planning.plan import plan
-from train.planning.step import micro_batch
+from train.planning.step import drawn, split
 from train.planning.target import target
 from train.step import Stepper
 from train.terms import add
@@ -125,8 +124,8 @@ def measured(config: RunConfig) -> dict[str, Any]:
     )
     objective.to(accelerator.device).train()
     optimizer: Any = optimizer_of(groups, config.optim)
-    pieces = Plan.of(config.loop.batch, config.loop.micro_batch, 0, 1, objective.whole_batch)
-    rows = micro_batch(objective, pieces.micro)[0]
+    pieces = split(objective, config)
+    rows = drawn(objective, pieces).pieces.positions
     gpu = accelerator.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()

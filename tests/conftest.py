@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -33,15 +32,6 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<image>",
-]  # fmt: skip
-WORDS = [
-    "What is in the picture? A red circle is left of the blue square.",
-    "How many cats are there? There are two cats and one dog.",
-    "USER: is it green? ASSISTANT: no, it is yellow. system user assistant",
-]
 
 
 @pytest.fixture(scope="session")
@@ -54,23 +44,10 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with ChatML and Llama 3 control tokens, and `<image>`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(WORDS * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        bos_token="<|begin_of_text|>",
-    )
+    """As of `tiny_tokenizers.byte_level`."""
+    from tiny_tokenizers import byte_level
+
+    return byte_level()
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_without_a_terminal_and_without_data_it_says_what_to_give(capsys: pytest
 
 @pytest.mark.parametrize(
     ("text", "gib", "bf16"),
-    [("24", 24, True), ("11.5 GB", 11.5, True), ("RTX 4090", 24, True), ("4090", 24, True), ("T4", 16, False),
+    [("24", 24, True), ("11.5 GB", 11.5, True), ("RTX 4090", 24, True), ("4090", 24, True), ("T4", 15, False),
      ("NVIDIA A100-40", 40, True), ("geforce rtx 3060", 12, True)],
 )  # fmt: skip
 def test_gpus_by_name_and_by_size(text: str, gib: float, bf16: bool) -> None:

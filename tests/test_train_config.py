@@ -119,3 +119,14 @@ def test_keys_that_transformers_would_ignore_are_refused() -> None:
         transformers_config(LlamaConfig, {"hidden_sise": 32}, "objective.model")
     with pytest.raises(ConfigError, match=r"objective.model \(LlamaConfig\): .*hidden_size.*expected int, got str"):
         transformers_config(LlamaConfig, {"hidden_size": "32"}, "objective.model")
+
+
+def test_what_is_no_configuration_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; name a YAML file"):
+        load_runs(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"run: \xff\xfe")
+    with pytest.raises(ConfigError, match="can't be read as text"):
+        load_runs(tmp_path / "bytes.yaml")
+    (tmp_path / "other.yaml").write_text("compute_environment: LOCAL_MACHINE")
+    with pytest.raises(ConfigError, match='Unknown key "compute_environment" in .*; known: run, objective, data'):
+        load_runs(tmp_path / "other.yaml")

@@ -9,6 +9,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from vlchat.errors import ConfigError
 
 
+def recomputable_layers(model: Any) -> list[GradientCheckpointingLayer]:
+    """The language model's layers that can compute their activations again, the first one first."""
+    return [part for part in model.get_decoder().modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
 def recompute_language_model(model: Any, layers: bool | int) -> None:
     """Activation checkpointing in the language model alone: a frozen tower that is hooked gets a backward pass.
 
@@ -21,8 +26,7 @@ def recompute_language_model(model: Any, layers: bool | int) -> None:
     """
     if layers is False:
         return
-    decoder = model.get_decoder()
-    known = [part for part in decoder.modules() if isinstance(part, GradientCheckpointingLayer)]
+    decoder, known = model.get_decoder(), recomputable_layers(model)
     if layers is not True and not 1 <= layers <= len(known):
         raise ConfigError(
             f"objective.checkpointing is {layers}, and the language model has {len(known)} layers that can do so: use "

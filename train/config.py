@@ -151,10 +151,14 @@ def load_runs(path: str | Path, overrides: list[str] | None = None) -> list[RunC
         ConfigError: no such file, bad YAML, unknown or missing keys, values of the wrong kind, two runs in one folder.
     """
     file = Path(path)
+    if file.is_dir():
+        raise ConfigError(f"{path} is a folder; name a YAML file in it.")
     if not file.is_file():
         raise ConfigError(f"There is no configuration file {path}.")
     try:
-        trees = [tree or {} for tree in yaml.safe_load_all(file.read_text())] or [{}]
+        trees = [tree or {} for tree in yaml.safe_load_all(file.read_text(encoding="utf-8"))] or [{}]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {path} can't be read as text: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     runs: list[RunConfig] = []
@@ -228,7 +232,8 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
-                raise ConfigError(f'Unknown key "{key}" in {where}{nearest(str(key), hints)}')
+                hint = nearest(str(key), hints) or f"; known: {', '.join(hints)}."
+                raise ConfigError(f'Unknown key "{key}" in {where}{hint}')
         missing = [
             f.name
             for f in fields(kind)

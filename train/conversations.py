@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from train.config import typed
-from train.features import FeatureCacheConfig, TowerFeatures, check_features
+from train.features import FeatureCacheConfig, TowerFeatures, check_features, features_on_disk
 from train.heldout import origin
 from train.reader import IMAGE_TOKENS, MapReader
 from train.row_lengths import RowLengths, countable
@@ -27,6 +27,7 @@ from vlchat.data.faults import BadRow
 from vlchat.data.formats import text_of
 from vlchat.data.opening import KNOWN, KNOWN_FEATURES, PICTURES, SHOWN, Opening
 from vlchat.errors import ConfigError, DataError, nearest
+from vlchat.feature_cache import FeatureCache
 from vlchat.processor import VLChatProcessor
 from vlchat.scenes.rows import generator
 from vlchat.scenes.world import sample_scene
@@ -133,10 +134,15 @@ class Conversations(nn.Module):
     def prepare(self, precision: str, device: torch.device) -> None:
         """Opens the cache of features, once it is known what trains, where, and how finely."""
         if self.kept_features is not None:
-            self.features = TowerFeatures(
+            cache = features_on_disk(
                 self.kept_features, self.model, self.processor, self.scaled_decoding, precision, device
             )
-            self.opening = Opening(self.processor, self.scaled_decoding, self.features.cache)
+            self.keep_features(cache, precision, device)
+
+    def keep_features(self, cache: FeatureCache, precision: str, device: torch.device) -> None:
+        """Looks at pictures through a cache of features, as of `TowerFeatures`."""
+        self.features = TowerFeatures(cache, self.model, precision, device)
+        self.opening = Opening(self.processor, self.scaled_decoding, cache)
 
     def shown(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch with its pictures as the model takes them: scaled from their eight bits, or as tower_features."""

@@ -49,44 +49,24 @@ class TowerFeatures:
     has other last bits, and what stands on disk must not depend on which pictures met in a batch.
 
     Args:
+        cache: as `features_on_disk` opens it.
         model: with or without a peft adapter around it.
-        processor: its own.
-        scaled: how pictures are decoded, as of `vlchat.data.opening.Opening`.
         precision: of the run: "no", "bf16" or "fp16".
         device: that the model is on.
 
     Raises:
-        ConfigError: the tower learns, or the folder cannot be written to.
+        ConfigError: the tower learns.
     """
 
-    def __init__(
-        self, config: FeatureCacheConfig, model: Any, processor: Any, scaled: bool, precision: str, device: torch.device
-    ) -> None:
-        self.model, self.precision, self.device = bare(model).model, precision, device
-        tower = self.model.vision_tower
-        learning = next((name for name, parameter in tower.named_parameters() if parameter.requires_grad), None)
-        if learning is not None:
+    def __init__(self, cache: FeatureCache, model: Any, precision: str, device: torch.device) -> None:
+        self.cache, self.precision, self.device = cache, precision, device
+        self.model = bare(model).model
+        trained = (name for name, parameter in self.model.vision_tower.named_parameters() if parameter.requires_grad)
+        if learning := next(trained, None):
             raise ConfigError(
                 f"objective.feature_cache keeps what a frozen tower makes of pictures, and {learning} of this tower "
                 "trains. Leave objective.feature_cache out, or close the tower in trainable."
             )
-        own: Any = self.model.config
-        looks = {name: value for name, value in tower.config.to_dict().items() if name not in _LATER}
-        depends = {
-            "format": 1,
-            "weights": tensors_digest(tower),
-            "tower": looks,
-            "layer": own.vision_feature_layer,
-            "strategy": own.vision_feature_select_strategy,
-            "attention": tower.config._attn_implementation,
-            "precision": precision,
-            "device": device.type,
-            "processor": processor.image_processor.to_dict(),
-            "scaled": scaled,
-            "versions": [torch.__version__, transformers.__version__, PIL.__version__],
-        }
-        folder = Path(config.path) if config.path is not None else cache_folder() / "features"
-        self.cache = FeatureCache(folder, config.gib, depends)
 
     def of(self, batch: dict[str, Any], pixel_values: torch.Tensor | None) -> torch.Tensor:
         """The features of a batch's pictures in reading order, (images, patches, vision_dim). New ones are kept.
@@ -103,6 +83,39 @@ class TowerFeatures:
                 found[key] = self.model.get_tower_features(pixels[None])[1][0]
                 self.cache.put(key, found[key])
         return torch.stack([found[key] for key in batch[PICTURES]])
+
+
+def features_on_disk(
+    config: FeatureCacheConfig, model: Any, processor: Any, scaled: bool, precision: str, device: torch.device
+) -> FeatureCache:
+    """Where the features of a model's tower are kept: apart from those of any other weights or settings.
+
+    Args:
+        model, precision, device: as of `TowerFeatures`.
+        processor: the model's own.
+        scaled: how pictures are decoded, as of `vlchat.data.opening.Opening`.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    inner = bare(model).model
+    own, tower = inner.config, inner.vision_tower
+    looks = {name: value for name, value in tower.config.to_dict().items() if name not in _LATER}
+    depends = {
+        "format": 1,
+        "weights": tensors_digest(tower),
+        "tower": looks,
+        "layer": own.vision_feature_layer,
+        "strategy": own.vision_feature_select_strategy,
+        "attention": tower.config._attn_implementation,
+        "precision": precision,
+        "device": device.type,
+        "processor": processor.image_processor.to_dict(),
+        "scaled": scaled,
+        "versions": [torch.__version__, transformers.__version__, PIL.__version__],
+    }
+    folder = Path(config.path) if config.path is not None else cache_folder() / "features"
+    return FeatureCache(folder, config.gib, depends)
 
 
 def bare(model: Any) -> Any:

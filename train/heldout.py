@@ -94,10 +94,8 @@ def split(mixture: Mixture, wanted: HeldoutConfig, seed: int) -> tuple[Mixture, 
         ConfigError: as `hold_out`.
     """
     total = sum(len(source) for source in mixture.sources)
-    count = wanted.rows or max(1, round((wanted.share or 0) * total))
-    key = "rows" if wanted.rows else "share"
-    if count >= total:
-        raise ConfigError(f"heldout.{key} asks for {count:,} rows, and the training data has {total:,}. Ask for fewer.")
+    count = count_of(wanted, total)
+    key = _key(wanted)
 
     def rank(group: list[tuple[int, int]]) -> float:
         number, row = group[0]
@@ -123,6 +121,24 @@ def split(mixture: Mixture, wanted: HeldoutConfig, seed: int) -> tuple[Mixture, 
     left = [(part, weight) for part, weight in zip(kept, mixture.weights, strict=True) if len(part)]
     training = Mixture([part for part, _ in left], [weight for _, weight in left], mixture.seed)
     return training, [mixture.sources[source][row] for source, row in sorted(taken)]
+
+
+def count_of(wanted: HeldoutConfig, total: int) -> int:
+    """How many of so many rows are to be held out; `split` may take a few less, for those that share a picture.
+
+    Raises:
+        ConfigError: all of them, or more.
+    """
+    count = wanted.rows or (max(1, round(wanted.share * total)) if wanted.share else 0)
+    if count and count >= total:
+        raise ConfigError(
+            f"heldout.{_key(wanted)} asks for {count:,} rows, and the training data has {total:,}. Ask for fewer."
+        )
+    return count
+
+
+def _key(wanted: HeldoutConfig) -> str:
+    return "rows" if wanted.rows else "share"
 
 
 def _groups(mixture: Mixture) -> list[list[tuple[int, int]]]:

@@ -211,8 +211,6 @@ def _usable(told: list[dict[str, Any]], whole: bool, batch: int) -> bool:
 
 
 def _accelerator(precision: str) -> Accelerator:
-    if precision not in _PRECISIONS:
-        raise ConfigError(f'loop.precision is "{precision}"; use {", ".join(_PRECISIONS)}.')
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("loop.precision is fp16, which needs a GPU; use bf16.")
     sharding.refuse_contradictions(precision)
@@ -222,7 +220,13 @@ def _accelerator(precision: str) -> Accelerator:
 
 
 def precision_of(wanted: str, objective: Any) -> str:
-    """`wanted`, but where the frozen part of a model is stored in half precision, what trains must meet it there."""
+    """`wanted`, but where the frozen part of a model is stored in half precision, what trains must meet it there.
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    if wanted not in _PRECISIONS:
+        raise ConfigError(f'loop.precision is "{wanted}"; use {", ".join(_PRECISIONS)}.')
     stored = {parameter.dtype for parameter in objective.parameters()}
     if wanted != "no" or not stored & {torch.bfloat16, torch.float16}:
         return wanted

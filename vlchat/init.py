@@ -131,7 +131,7 @@ def _files() -> list[tuple[str, str]]:
 
 def _gpus(here: Machine) -> list[tuple[str, str]]:
     own = ("here", f"this machine: {here}")
-    return [own, *((name, f"{GPUS[name]} GiB") for name in ("rtx-3060", "rtx-4090", "a100-80", "h100"))]
+    return [own, *((name, f"{GPUS[name].memory:g} GiB") for name in ("rtx-3060", "rtx-4090", "a100-80", "h100"))]
 
 
 def _processor(model: str | None) -> Any:

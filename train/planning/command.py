@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from train.config import RunConfig, load_runs
 from train.planning import report
 from train.planning.changes import cheapest
 from train.planning.plan import RunPlan, plan
-from train.planning.target import GPUS, Target, target
+from train.planning.target import Target, target
 from vlchat.arguments import Parser
 from vlchat.errors import ConfigError, VLChatError
 from vlchat.folders import EMBEDDED, newest
 from vlchat.models import resolve
+from vlchat.starting.machines import GPUS
 
 _WORTH_IT = 2**28  # bytes of weights from which a run is planned before it loads them
 
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat plan --help.")
     if arguments.ranks < 1:
         raise ConfigError(f"--ranks is {arguments.ranks}; it must be at least 1.")
+    if arguments.price is not None and not 0 <= arguments.price < math.inf:
+        raise ConfigError(f"--price is {arguments.price:g}; it must be a number from 0, what an hour costs.")
     transformers.logging.set_verbosity_error()
     told: list[dict[str, Any]] = []
     for config in load_runs(arguments.config, arguments.overrides):

@@ -51,8 +51,7 @@ class RunPlan:
 
     @property
     def seconds_a_step(self) -> float:
-        step = self.step
-        return step.costs.seconds(self.target.rate, self.target.bandwidth) * step.share * step.pieces
+        return self.step.seconds(self.target.rate, self.target.bandwidth)
 
     @property
     def seconds(self) -> float | None:
@@ -80,7 +79,7 @@ class RunPlan:
             "peak": self.peak,
             "at_peak": self.at_peak,
             "bytes": {**step.held, "activations and logits": self._moving(), "checkpoint": step.checkpoint,
-                      "checkpoints on disk": self.disk},
+                      "checkpoints on disk": self.disk, "feature cache on disk": step.feature_cache},
             "parameters": {part: {"all": many, "trained": some} for part, (many, some) in step.parameters.items()},
             "tokens": None if lengths is None else {
                 "row": dict(zip(("median", "p95", "longest"), lengths.tokens, strict=True)),

@@ -40,7 +40,11 @@ def table(found: RunPlan, price: float | None = None) -> str:
     lines.append(f"{'peak':24} {'':16} {size(found.peak):>16}   {verdict} in {size(target.memory)} of {target.name}")
     lines += ["", *_rows(found)]
     lines.append(f"{'a checkpoint':24} {size(step.checkpoint)}; {size(found.disk)} on disk at most (loop.keep)")
-    lines.append(f"{'work a step':24} {step.flops / 1e12:,.3g} TFLOP in {step.pieces} micro-batches a process")
+    if step.feature_cache is not None:
+        lines.append(
+            f"{'features of pictures':24} {size(step.feature_cache)} on disk at most (objective.feature_cache)"
+        )
+    lines.append(f"{'work a step':24} {step.flops / 1e12:,.3g} TFLOP in {step.pieces.count} micro-batches a process")
     lines.append(f"{'rate':24} {target.rate / 1e12:.3g} TFLOP/s, {target.measured}")
     lines.append(f"{'time a step':24} {duration(found.seconds_a_step)}")
     lines.append(f"{'time':24} {_time(found)}{_money(found, price)}")
@@ -96,5 +100,5 @@ def changes(found: Sequence[Change]) -> str:
     lines = [f"{'what makes it fit':64} {'peak':>10} {'time':>8}"]
     for change in found:
         keys = " ".join(f"'{key}'" if " " in key else key for key in change.keys)
-        lines.append(f"{keys:64} {size(change.plan.peak):>10} {change.slower:>+8.0%}")
+        lines.append(f"{keys:64} {size(change.plan.peak):>10} {change.slower:>+8.0%}  {change.means}".rstrip())
     return "\n".join(lines)

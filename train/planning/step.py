@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from train.batches import Plan
-from train.config import RunConfig, construct
+from train.batches import Batch, Plan
+from train.checkpointing import recomputable_layers
+from train.config import RunConfig, construct, typed
+from train.features import FeatureCacheConfig
+from train.heldout import count_of
 from train.loop import precision_of
 from train.objectives import OBJECTIVES
-from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups
-from train.planning.rows import Lengths, assumed_data, lengths, micro_batches, sample
-from train.planning.trace import Watcher
-from train.terms import loss_of
+from train.planning.features import Foreseen
+from train.planning.rehearsal import Rehearsal
+from train.planning.rows import Lengths, Pieces, Row, assumed_data, lengths, pieces, sample
+from train.planning.trace import Costs
 from vlchat.errors import ConfigError
-from vlchat.weightless import Weightless, weightless
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_INTEGERS = (torch.uint8, torch.int8)
+from vlchat.weightless import weightless
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,14 @@ class Step:
         held: bytes by kind that are there all the time, and the gradients.
         at_peak: bytes by kind when their sum is the largest.
         checkpoint: bytes of one checkpoint on disk.
-        flops: of an optimizer step, on average.
-        costs: of the watched micro-batch, see `Watcher.seconds`.
-        share: an average micro-batch as a share of the watched one.
-        pieces: micro-batches of a step on one process.
+        feature_cache: bytes on disk that the run's pictures take there at most; None without such a cache.
+        costs: of the watched micro-batch, on average over the run.
+        pieces: micro-batches of a step on one process; the largest of them was watched.
+        at_once: its rows.
         divisible: the rows of a step may come in pieces.
-        rows: the data's rows, where it has a number of them.
+        layers: of the language model that can compute their activations again.
+        rows: the data's rows without those held out, where it has a number of them.
+        steps: of the run; None where that rests on data that is not there.
         lengths: tokens of a row, where the objective has rows.
         table: what trains, as `vlchat train` prints it.
     """
@@ -51,15 +49,25 @@ class Step:
     held: dict[str, int]
     at_peak: dict[str, int]
     checkpoint: int
-    flops: float
-    costs: Watcher
-    share: float
-    pieces: int
+    feature_cache: int | None
+    costs: Costs
+    pieces: Pieces
+    at_once: int
     divisible: bool
+    layers: int
     rows: int | None
     steps: int | None
     lengths: Lengths | None
     table: str
+
+    @property
+    def flops(self) -> float:
+        """Of an optimizer step, on average."""
+        return self.costs.flops * self.pieces.share * self.pieces.count
+
+    def seconds(self, rate: float, bandwidth: float) -> float:
+        """Of an optimizer step, as of `Costs.seconds`."""
+        return self.costs.seconds(rate, bandwidth) * self.pieces.share * self.pieces.count
 
 
 def watch(config: RunConfig, device: str, ranks: int = 1) -> Step:
@@ -82,29 +90,36 @@ def watch(config: RunConfig, device: str, ranks: int = 1) -> Step:
             rules = objective.default_trainable() if hasattr(objective, "default_trainable") else {".*": 1e-3}
         groups, table = parameter_groups(objective, rules, config.optim)
         precision = precision_of(config.loop.precision, objective)
-        plan = Plan.of(config.loop.batch, config.loop.micro_batch, 0, ranks, objective.whole_batch)
-        positions, share, found = micro_batch(objective, plan.micro, assumed)
-        batch = objective.batch(positions)
-        batch.pop("ids")
-        seen = _Run(objective, mode, groups, config)
-        pieces = len(plan.micro_batches(0))
-        seen.step(batch, precision, pieces > 1)
+        cache = Foreseen.of(objective, precision)
+        found = drawn(objective, split(objective, config, ranks))
+        trained = None if assumed or not found.rows else _trained_rows(objective, config)
         steps = config.loop.steps
         if steps is None and hasattr(objective, "steps") and not assumed:
-            steps = objective.steps(config.loop.epochs, config.loop.batch)
+            share = 1.0 if trained is None else trained / len(objective.mixture)
+            steps = objective.steps(config.loop.epochs * share, config.loop.batch)
+
+        rehearsal = Rehearsal(objective, mode, groups, config)
+        rehearsal.update(keep=found.pieces.count > 1)
+        costs = rehearsal.watched(found.batch, precision)
+        on_disk = None
+        if cache is not None:
+            on_disk, again = _kept_features(cache, config, found.rows, trained, steps)
+            if again:
+                costs = costs.mixed(rehearsal.watched(objective.batch(found.pieces.positions), precision), again)
         return Step(
-            parameters=seen.parameters,
-            held=seen.held,
-            at_peak=seen.watcher.at_peak,
-            checkpoint=seen.checkpoint,
-            flops=seen.watcher.flops * share * pieces,
-            costs=seen.watcher,
-            share=share,
-            pieces=pieces,
+            parameters=rehearsal.parameters,
+            held=rehearsal.held,
+            at_peak=rehearsal.at_peak,
+            checkpoint=rehearsal.checkpoint,
+            feature_cache=on_disk,
+            costs=costs,
+            pieces=found.pieces,
+            at_once=len(found.pieces.positions),
             divisible=not objective.whole_batch,
-            rows=len(objective.mixture) if hasattr(objective, "mixture") and not assumed else None,
+            layers=len(recomputable_layers(objective.model)) if config.objective["type"] == "tune" else 0,
+            rows=trained,
             steps=steps,
-            lengths=found,
+            lengths=lengths(found.rows, found.left_out, assumed) if found.rows else None,
             table=table,
         )
 
@@ -113,129 +128,78 @@ def _is_there(data: Sequence[dict[str, Any]]) -> bool:
     return all("path" not in spec or Path(str(spec["path"])).exists() for spec in data)
 
 
-def micro_batch(objective: Any, size: int, assumed: bool = False) -> tuple[list[int], float, Lengths | None]:
-    """The positions of a large micro-batch's rows, an average one as a share of it, and the rows' lengths.
+def split(objective: Any, config: RunConfig, ranks: int = 1) -> Plan:
+    """Who takes how many rows at once, as `train.loop.fit` has it.
+
+    Raises:
+        ConfigError: as `Plan.of`.
+    """
+    loop, countable = config.loop, getattr(objective, "row_lengths", None) is not None
+    return Plan.of(
+        loop.batch, loop.micro_batch, 0, ranks, objective.whole_batch, loop.micro_tokens, loop.by_length, countable
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows like a run's.
+
+    Attributes:
+        pieces: of its steps.
+        batch: the tensors of the largest.
+        rows: that were looked at and can be used; none where an objective makes its own as it goes.
+        left_out: how many more are too long.
+    """
+
+    pieces: Pieces
+    batch: Batch
+    rows: list[Row]
+    left_out: int
+
+
+def drawn(objective: Any, plan: Plan) -> Drawn:
+    """Rows like those that an objective trains on.
 
     Raises:
         ConfigError: none of the rows that were looked at can be used.
     """
     if not hasattr(objective, "mixture"):
-        return list(range(size)), 1.0, None
-    rows, longer = sample(objective, objective.max_length)
-    if not rows:
-        raise ConfigError(
-            f"None of {longer or 'the'} rows looked at fits objective.max_length={objective.max_length} or can be "
-            "read: vlchat check says what is wrong with each."
-        )
-    positions, share = micro_batches(rows, size, bool(getattr(objective, "packing", False)))
-    return positions, share, lengths(rows, longer, assumed)
+        first = plan.micro_batches(0)
+        share = sum(map(len, first)) / len(first) / len(first[0])
+        return Drawn(Pieces(list(first[0]), len(first), share), objective.batch(first[0]), [], 0)
+    rows, left_out = sample(objective)
+    packed = bool(getattr(objective, "packing", False))
+    by_length = getattr(objective, "row_lengths", None) is not None and plan.gains_by_length(packed)
+    while rows:
+        found = pieces(rows, plan, packed, by_length)
+        batch = objective.batch(found.positions)
+        broken = set(found.positions) - set(batch["positions"].tolist())  # such as a picture that can't be decoded
+        if not broken:
+            return Drawn(found, batch, rows, left_out)
+        rows = [row for row in rows if row.position not in broken]
+    raise ConfigError(
+        f"None of {left_out or 'the'} rows looked at fits objective.max_length={objective.max_length} or can be "
+        "read: vlchat check says what is wrong with each."
+    )
 
 
-class _Run:
-    """What `train.loop.fit` sets up, and one step of it, watched."""
-
-    def __init__(self, objective: Any, mode: Weightless, groups: list[dict[str, Any]], config: RunConfig) -> None:
-        self.objective, self.mode = objective, mode
-        others = [teacher.model for teacher in getattr(objective, "_teacher", [])]
-        placed = mode.run(objective, *others)
-        groups = [{**group, "params": [placed[id(one)] for one in group["params"]]} for group in groups]
-        self.trained = [one for group in groups for one in group["params"]]
-        self.optimizer: Any = optimizer_of(groups, config.optim)
-        model = objective.model
-        self.watcher = Watcher({_vocabulary(one) for one in (model, *others)})
-        self.parameters = _by_part(objective)
-        for module in (objective, *others):
-            self._hold(module)
-        self.watcher.watch_gradients(objective)
-        self.held = {kind: size for kind, size in self.watcher.live.items() if size}
-        self.checkpoint = 0
-
-    def _hold(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters():
-            kind = "adapters" if "lora_" in name else "weights"
-            kind = "quantized weights" if parameter.dtype in _INTEGERS else kind
-            self.watcher.hold(parameter, kind)
-            state = getattr(parameter, "quant_state", None)
-            nested = getattr(state, "state2", None)
-            for scales in (getattr(state, "absmax", None), getattr(nested, "absmax", None)):
-                if scales is not None:
-                    self.watcher.hold(scales, "quantized weights")
-        for buffer in module.buffers():
-            self.watcher.hold(buffer, "weights")
-
-    def step(self, batch: dict[str, Any], precision: str, gradients: bool) -> None:
-        """Forward, backward and update. Optimizer state is that of a step that is not the first.
-
-        Args:
-            gradients: those of an earlier micro-batch are there.
-        """
-        objective, watcher = self.objective, self.watcher
-        objective.train()
-        batch = {
-            name: self.mode.empty_like(value)
-            if isinstance(value, torch.Tensor) and value.is_floating_point()
-            else value
-            for name, value in batch.items()
-        }
-        with watcher:
-            for parameter in self.trained:
-                parameter.grad = torch.zeros_like(parameter)
-                watcher.hold(parameter.grad, "gradients")
-            self.held["gradients"] = watcher.live["gradients"]
-            self.optimizer.step()
-            for state in self.optimizer.state.values():
-                for value in state.values():
-                    if isinstance(value, torch.Tensor):
-                        watcher.hold(value, "optimizer state")
-            self.held["optimizer state"] = watcher.live["optimizer state"]
-            if not gradients:
-                for parameter in self.trained:
-                    parameter.grad = None
-            update = (watcher.peak, watcher.at_peak)
-            watcher.restart()
-            with _autocast(precision):
-                terms = objective(batch)
-            loss_of(terms, objective.counts(batch)).backward()
-            del terms
-            if update[0] > watcher.peak:
-                watcher.peak, watcher.at_peak = update
-        trained = sum(parameter.numel() * 4 for parameter in self.trained)
-        self.checkpoint = 2 * trained + self.held["optimizer state"]
+def _trained_rows(objective: Any, config: RunConfig) -> int:
+    """The rows of an epoch without those held out."""
+    total = sum(len(source) for source in objective.mixture.sources)
+    return round(len(objective.mixture) * (1 - count_of(config.heldout, total) / total))
 
 
-def _autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cpu", _DTYPES[precision]) if precision in _DTYPES else contextlib.nullcontext()
+def _kept_features(
+    cache: Foreseen, config: RunConfig, rows: Sequence[Row], trained: int | None, steps: int | None
+) -> tuple[int, float]:
+    """Bytes on disk that the features of a run's pictures take, and the share of its steps that find them there.
 
-
-def _vocabulary(model: Any) -> int:
-    config = model.config.get_text_config()
-    return int(getattr(config, "vocab_size", 0) or 0)
-
-
-def logical_size(parameter: Any) -> int:
-    """How many numbers a parameter stands for: a byte of a 4-bit one for two."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else int(parameter.numel())
-
-
-def _by_part(objective: nn.Module) -> dict[str, tuple[int, int]]:
-    """Parameters of each part, and how many of them train."""
-    found: dict[str, Counter[str]] = {}
-    for name, parameter in objective.named_parameters():
-        counts = found.setdefault(part_of(name), Counter())
-        counts["all"] += logical_size(parameter)
-        counts["trained"] += logical_size(parameter) if parameter.requires_grad else 0
-    return {part: (counts["all"], counts["trained"]) for part, counts in found.items()}
-
-
-def part_of(name: str) -> str:
-    """tower, connector, language model, adapter or heads, by a parameter's name."""
-    for part, words in (
-        ("adapter", ("lora_",)),
-        ("heads", ("heads.", "cell_projections", "text_side", "logit_scale")),
-        ("connector", ("connector", "projector", "merger", "language_projection", "qformer")),
-        ("tower", ("vision", "visual", "text_model", "text_projection")),
-    ):
-        if any(word in name for word in words):
-            return part
-    return "language model"
+    They are there from the second time on that a row comes, unless the cache is too small for all of them. What another
+    run left there is not counted on.
+    """
+    limit = int(typed(FeatureCacheConfig, config.objective["feature_cache"], "objective.feature_cache").gib * 2**30)
+    if trained is None or steps is None:
+        return limit, 0.0
+    pictures = trained * sum(row.pictures for row in rows) / len(rows)
+    wanted = round(pictures * cache.size)
+    return min(wanted, limit), 0.0 if wanted > limit else max(0.0, 1 - trained / (steps * config.loop.batch))

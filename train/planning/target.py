@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,31 +10,12 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # accelerate brings it
 import torch
 
-from vlchat.errors import ConfigError, nearest
-from vlchat.starting.machines import gpu_name
+from vlchat.errors import ConfigError
+from vlchat.starting.machines import GIB, GPUS, known_gpu
 
-GIB = 2**30
 REACHED = 0.5  # share of a matrix product's rate that the products of a training step reach
 _CONTEXT = 1 * GIB  # what a GPU's driver, torch's workspaces and gaps between blocks take
 _SIDE = 1024
-
-# Name -> memory in GiB, dense bfloat16 TFLOP/s, memory bandwidth in GB/s, of the makers' data sheets.
-GPUS: dict[str, tuple[float, float, float]] = {
-    "t4": (15, 65, 320),  # fp16: it has no bfloat16
-    "rtx-3060": (12, 51, 360),
-    "rtx-3090": (24, 71, 936),
-    "rtx-4060ti-16": (16, 88, 288),
-    "rtx-4090": (24, 165, 1008),
-    "rtx-5090": (32, 210, 1792),
-    "a10": (23, 70, 600),
-    "l4": (23, 121, 300),
-    "l40s": (45, 362, 864),
-    "a100-40": (40, 312, 1555),
-    "a100-80": (80, 312, 2039),
-    "h100": (80, 989, 3350),
-    "h200": (140, 989, 4800),
-    "b200": (180, 2250, 8000),
-}
 
 
 @dataclass(frozen=True)
@@ -65,28 +47,26 @@ def target(
     """The machine that is named, else this one.
 
     Args:
-        gpu: a name of `GPUS`.
+        gpu: a name of `vlchat.starting.machines.GPUS`.
         memory: GiB, in place of what the machine has.
         rate: TFLOP/s that a run reaches, in place of a measurement.
-        half: the products are to be measured in bfloat16.
+        half: the products are in 16 bits.
 
     Raises:
-        ConfigError: an unknown GPU, or a number that is not above 0.
+        VLChatError: an unknown GPU, or a number that is not above 0.
     """
     for option, value in (("--memory", memory), ("--rate", rate)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"{option} is {value:g}; it must be above 0.")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{option} is {value:g}; it must be a number above 0.")
     if gpu is not None:
-        name = gpu_name(gpu)
-        if name not in GPUS:
-            raise ConfigError(
-                f"--gpu {gpu} is not known{nearest(name, GPUS)} Known: {', '.join(GPUS)}. For another one give "
-                "--memory and --rate."
-            )
-        size, peak, speed = GPUS[name]
-        reached = rate or peak * REACHED
-        told = "as stated" if rate else f"{REACHED:.0%} of its data sheet's {peak:g}"
-        return Target(name, "cuda", int((memory or size) * GIB), _CONTEXT, reached * 1e12, speed * 1e9, told)
+        name = known_gpu(gpu, "for another one give --memory and --rate")
+        known = GPUS[name]
+        told = "as stated" if rate else f"{REACHED:.0%} of its data sheet's {known.rate:g}"
+        if not rate and not half:
+            told += " in 16 bits; in float32 it is several times slower"
+        reached = (rate or known.rate * REACHED) * 1e12
+        room = int((memory or known.memory) * GIB)
+        return Target(name, "cuda", room, _CONTEXT, reached, known.bandwidth * 1e9, told)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = int(memory * GIB) if memory else _room(device)
     name = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"

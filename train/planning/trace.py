@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,6 +19,31 @@ _FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
 _FUSED = {"gemm_4bit": 2, "int8_scaled_mm": 1}  # bitsandbytes' products: which argument has the weight's shape
 
 
+@dataclass(frozen=True)
+class Costs:
+    """How often each operation is done, by its floating-point operations and the bytes that it reads and writes."""
+
+    counts: dict[tuple[int, int], float]
+
+    @property
+    def flops(self) -> float:
+        return sum(flops * count for (flops, _), count in self.counts.items())
+
+    def seconds(self, rate: float, bandwidth: float) -> float:
+        """How long it takes: each operation is bound by arithmetic or by memory.
+
+        Args:
+            rate: floating-point operations a second.
+            bandwidth: bytes a second.
+        """
+        return sum(count * max(flops / rate, size / bandwidth) for (flops, size), count in self.counts.items())
+
+    def mixed(self, others: Costs, share: float) -> Costs:
+        """The mean where `share` of all times are as `others`."""
+        keys = self.counts.keys() | others.counts.keys()
+        return Costs({key: (1 - share) * self.counts.get(key, 0) + share * others.counts.get(key, 0) for key in keys})
+
+
 class Watcher(TorchDispatchMode):
     """Memory by kind, floating-point operations, and bytes that operations read and write.
 
@@ -26,7 +52,6 @@ class Watcher(TorchDispatchMode):
     Attributes:
         live: bytes by kind, now.
         at_peak: the same when their sum was the largest.
-        flops: of all operations so far.
     """
 
     def __init__(self, vocabularies: set[int]) -> None:
@@ -36,7 +61,6 @@ class Watcher(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self.peak = 0
         self.total = 0
-        self.flops = 0
         self._costs: Counter[tuple[int, int]] = Counter()
         self._known: dict[int, tuple[Any, int, str]] = {}
 
@@ -70,7 +94,7 @@ class Watcher(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forgets the peak and what was computed; what is held stays."""
-        self.peak, self.flops = 0, 0
+        self.peak = 0
         self._costs.clear()
         self._mark()
 
@@ -85,14 +109,10 @@ class Watcher(TorchDispatchMode):
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(told)
 
-    def seconds(self, rate: float, bandwidth: float) -> float:
-        """How long it takes: each operation is bound by arithmetic or by memory.
-
-        Args:
-            rate: floating-point operations a second.
-            bandwidth: bytes a second.
-        """
-        return sum(count * max(flops / rate, size / bandwidth) for (flops, size), count in self._costs.items())
+    @property
+    def costs(self) -> Costs:
+        """Of all operations so far."""
+        return Costs(dict(self._costs))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,7 +127,6 @@ class Watcher(TorchDispatchMode):
                 self.hold(tensor, "logits" if logits else "activations")
         if not func.is_view:
             read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            self.flops += flops
             self._costs[flops, sum(tensor.numel() * tensor.element_size() for tensor in read + tensors)] += 1
         return made
 
