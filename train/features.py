@@ -15,6 +15,7 @@ from vlchat.data.opening import KNOWN, KNOWN_FEATURES, PICTURES, SHOWN
 from vlchat.data.pictures import cache_folder
 from vlchat.errors import ConfigError
 from vlchat.feature_cache import FeatureCache, tensors_digest
+from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,11 +104,6 @@ class TowerFeatures:
                 found[key] = self.model.get_tower_features(pixels[None])[1][0]
                 self.cache.put(key, found[key])
         return torch.stack([found[key] for key in batch[PICTURES]])
-
-
-def bare(model: Any) -> Any:
-    """The model itself, without a peft adapter around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def check_features(model: Any, **others: Any) -> None:
