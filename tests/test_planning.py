@@ -131,8 +131,9 @@ def test_what_saves_memory_saves_it_in_the_plan(config: Callable[..., RunConfig]
 
 def test_a_sharded_run_is_foreseen_as_one(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     run = config("loop.batch=8", "objective.lora=null", "trainable={'language_model|lm_head|connector': 1e-3}")
-    between = replace(MACHINE, memory=round(plan(run, MACHINE, 8, sharded=True).peak * 1.05))
-    assert plan(run, between, 8).clearly_too_large
+    found = plan(run, MACHINE, 8, sharded=True)
+    between = replace(MACHINE, memory=round(found.peak * 1.05))
+    assert replace(found, target=between, shard=()).clearly_too_large
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert foresee(run, 8, between)[1] is None
 
