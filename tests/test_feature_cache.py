@@ -16,6 +16,7 @@ import pytest
 import torch
 from alignments import objective, step, write_backbones
 from families import FAMILIES
+from PIL import Image
 from test_loop import state
 from tiny_runs import LOOP, config_of, train
 from tuning import opened
@@ -23,6 +24,7 @@ from tuning import step as tuning_step
 
 from train.__main__ import main
 from train.tune import TuneObjective
+from vlchat.data.opening import PICTURES, Opening
 from vlchat.errors import ConfigError
 from vlchat.feature_cache import FeatureCache, key_of, tensors_digest
 
@@ -79,8 +81,9 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert {"00", "05", "06"} <= there and "01" not in there
     assert sum(file.stat().st_size for file in kept(tmp_path)) <= 100 * 2**10
     assert len(told) == 1 and "longest ago make room" in told[0]
-    cache.put("07", torch.zeros(200, 200))  # larger than all of it
-    assert cache.get("07") is None
+    for _ in range(2):
+        cache.put("07", torch.zeros(200, 200))  # larger than all of it
+    assert cache.get("07") is None and len(told) == 2 and "the features of one picture take 160," in told[1]
 
 
 def test_what_a_dead_process_left_half_written_goes(tmp_path: Path) -> None:
@@ -146,6 +149,16 @@ def test_names_tell_pictures_and_towers_apart(picture: Any, tiny_clip: Any) -> N
     with torch.no_grad():
         next(tiny_clip.parameters()).view(-1)[0] += 1e-3
     assert tensors_digest(tiny_clip) != before
+
+
+def test_the_same_numbers_in_another_palette_or_turned_are_another_picture(tmp_path: Path, tiny_processor: Any) -> None:
+    one, other, turned = (Image.new("P", (24, 20), 1) for _ in range(3))
+    for image, colour in ((one, [250, 0, 0]), (other, [0, 0, 250]), (turned, [250, 0, 0])):
+        image.putpalette([0, 0, 0, *colour])
+    turned.getexif()[0x0112] = 6
+    opening = Opening(tiny_processor, cache=cache_in(tmp_path))
+    keys = opening([opening.open(image) for image in (one, other, turned, one.copy())])[PICTURES]
+    assert len(set(keys)) == 3 and keys[0] == keys[3]
 
 
 # In training

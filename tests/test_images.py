@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlchat import images
 from vlchat.errors import ImageError
-from vlchat.images import ImageLimits, decode
+from vlchat.images import ImageLimits, decode, header
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -250,6 +250,8 @@ def test_phone_photos_are_turned_upright(orientation: int) -> None:  # row 19
     for turn in turns.get(orientation, []):
         upright = upright.transpose(turn)
     assert decode(encoded(stored, "PNG", exif=exif)).tobytes() == upright.tobytes()
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert header(encoded(stored, kind, exif=exif)) == upright.size
 
 
 @pytest.mark.parametrize("tag", [0x0128, 0x02BC])  # the unit of the resolution, XMP

@@ -14,6 +14,7 @@ import pytest
 import torch
 from line import Line
 from line import main as run_line
+from processes import Launched
 from safetensors.torch import load_file
 from tiny_runs import base, config_of, squares, train
 
@@ -130,7 +131,7 @@ def started(run: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_for(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for(run: Path, count: int, process: subprocess.Popen[str] | Launched) -> None:
     while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_text().splitlines()) < count:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
@@ -155,9 +156,7 @@ def test_out_of_memory_is_told_where_a_batch_cannot_come_in_pieces(
 
 
 @pytest.mark.parametrize(("asked", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_run_goes_on_from_there(
-    tmp_path: Path, asked: signal.Signals, code: int
-) -> None:
+def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path: Path, asked: signal.Signals, code: int) -> None:
     options = ("loop.steps=4000", "loop.save_every=100000", "dropout=0.2")
     process = started(tmp_path / "run", *options)
     wait_for(tmp_path / "run", 5, process)

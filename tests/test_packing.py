@@ -173,6 +173,17 @@ def other_language(**options: Any) -> VLChatForConditionalGeneration:
     return VLChatForConditionalGeneration(config).eval()
 
 
+def test_a_window_that_only_a_mask_knows_is_kept_by_a_mask() -> None:
+    options: dict[str, Any] = {"model_type": "phimoe", **LANGUAGES["llama"], "num_local_experts": 2}
+    windowed = other_language(**{**options, "model_type": "phimoe", "sliding_window": 8})
+    windowed.set_attn_implementation("sdpa")
+    assert packed_mask(windowed) is by_positions
+    compare(windowed, lesson(windowed, rows=3, words=30))
+    plain = other_language(**{**options, "model_type": "phimoe", "sliding_window": None})
+    plain.set_attn_implementation("sdpa")
+    assert packed_mask(plain) is segment_lengths
+
+
 def test_models_that_know_no_borders_are_refused(tmp_path: Any) -> None:
     mamba = other_language(
         model_type="mamba", vocab_size=100, hidden_size=32, state_size=4, num_hidden_layers=2, conv_kernel=2

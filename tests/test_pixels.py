@@ -27,6 +27,7 @@ PROCESSORS: dict[str, Any] = {
     "clip, squeezed": CLIPImageProcessorPil(size={"height": 24, "width": 20}, do_center_crop=False),
     "clip, not scaled": CLIPImageProcessorPil(size={"shortest_edge": 24}, do_rescale=False),
     "clip, not normalized": CLIPImageProcessorPil(size={"shortest_edge": 24}, do_normalize=False),
+    "clip, only cut": CLIPImageProcessorPil(do_resize=False, resample=None, crop_size={"height": 24, "width": 24}),
     "siglip": SiglipImageProcessorPil(size={"height": 24, "width": 24}),
     "vit": ViTImageProcessorPil(size={"height": 24, "width": 24}),
     "blip": BlipImageProcessorPil(size={"height": 30, "width": 20}),
@@ -64,8 +65,9 @@ def test_other_steps_are_left_to_the_processor(picture: Any, tiny_tokenizer: Any
         ConvNextImageProcessorPil(),
         CLIPImageProcessorPil(size={"longest_edge": 24, "shortest_edge": 20}),
         CLIPImageProcessorPil(do_rescale=False, do_normalize=False),
+        CLIPImageProcessorPil(resample=None),
     ]
-    assert [Pixels.of(processor) for processor in others] == [None] * 3
+    assert [Pixels.of(processor) for processor in others] == [None] * 4
     own = CLIPImageProcessorPil(size={"height": 24, "width": 24}, do_center_crop=False)
     grey, pair = [Image.new("L", (30, 40))], [picture(0, (30, 40)), picture(1, (20, 20))]
     unequal = CLIPImageProcessorPil(size={"shortest_edge": 24}, do_center_crop=False)

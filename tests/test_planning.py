@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,17 +135,25 @@ def test_a_steps_pieces_are_those_of_the_run(packed: bool, tokens: int | None) -
     lengths = [40 * (number % 12 + 1) for number in range(48)]
     rows = [Row(number, length, 4, 1) for number, length in enumerate(lengths)]
     shape = Plan(16, 4, tokens=tokens)
-    found = pieces(rows, shape, packed, by_length=True)
-    cost = Budget(4, tokens, packed).cost
+    budget = Budget(4, tokens, packed, 32)
+    found = pieces(rows, shape, budget, by_length=True)
+    cost = budget.cost
     largest = cost([lengths[position] for position in found.positions])
     assert largest <= (tokens or 4 * 480) and (packed or tokens or largest == 4 * 480)
+
+    class Lengths:
+        multiple = 32
+
+        def __call__(self, positions: Sequence[int]) -> list[int]:
+            return [lengths[row * 7 % 48] for row in positions]
+
     run = [
         [cost([lengths[row % 48] for row in piece]) for piece in shape.micro_batches_by_length(
-            step, lambda positions: [lengths[row * 7 % 48] for row in positions], packed)]
+            step, Lengths(), packed)]
         for step in range(30)
     ]  # fmt: skip
     assert found.count >= max(map(len, run)) - 1
-    as_they_come = pieces(rows, replace(shape, tokens=None), packed, by_length=False)
+    as_they_come = pieces(rows, replace(shape, tokens=None), budget, by_length=False)
     work = found.share * found.count * largest
     if not packed:  # rows of a length are padded less
         most = cost([lengths[position] for position in as_they_come.positions])
@@ -237,6 +245,15 @@ def test_what_saves_memory_saves_it_in_the_plan(config: Callable[..., RunConfig]
     assert again.step.flops > whole.step.flops  # what is computed again
     shared = plan(run, MACHINE, ranks=2, sharded=True)
     assert shared.at_peak["optimizer state"] == whole.at_peak["optimizer state"] // 2
+
+
+def test_a_sharded_run_is_foreseen_as_one(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config("loop.batch=8", "objective.lora=null", "trainable={'language_model|lm_head|connector': 1e-3}")
+    found = plan(run, MACHINE, 8, sharded=True)
+    between = replace(MACHINE, memory=round(found.peak * 1.05))
+    assert replace(found, target=between, shard=()).clearly_too_large
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert foresee(run, 8, between)[1] is None
 
 
 def test_a_run_that_does_not_fit_is_told_what_would(

@@ -1,9 +1,7 @@
 """Two real processes over gloo: the same as one, and an end within a minute when one of them is gone."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,35 +10,20 @@ from typing import Any
 
 import pytest
 from line import main as run_line
+from processes import Launched, launched
 from test_loop import ROOT, close, lines, wait_for
 from tiny_runs import base, config_of, squares, train
 
 from train.checkpoint import saved
 
 
-def pair(*command: str) -> list[subprocess.Popen[str]]:
-    """The command as two processes of one run, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
+def ended(processes: list[Launched], seconds: float = 120) -> tuple[list[int | None], list[str]]:
     told = [process.communicate(timeout=seconds)[0] for process in processes]
     return [process.returncode for process in processes], told
 
 
-def line(run: Path, *options: str) -> list[subprocess.Popen[str]]:
-    return pair(str(ROOT / "tests" / "line.py"), str(run), *options)
+def line(run: Path, *options: str) -> list[Launched]:
+    return launched(2, str(ROOT / "tests" / "line.py"), str(run), *options)
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
@@ -63,7 +46,7 @@ def test_a_model_on_two_processes_is_the_model_on_one(tmp_path: Path, tiny_model
     train(tmp_path / "one", model, data, **keys)
     file = tmp_path / "two.yaml"
     file.write_text(json.dumps(config_of(tmp_path / "two", model, data, **keys)))
-    codes, told = ended(pair("-m", "train", str(file)))
+    codes, told = ended(launched(2, "-m", "train", str(file)))
     assert codes == [0, 0], told
     one, two = (
         [(found["loss"], found["grad_norm"]) for found in lines(tmp_path / name) if "loss" in found]

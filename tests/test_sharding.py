@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import launched
 from test_loop import lines, wait_for
-from test_ranks import ended, line, pair
+from test_ranks import ended, line
 from tiny_runs import base, config_of, squares
 
 from train.__main__ import main
@@ -69,21 +70,22 @@ def test_two_sharded_processes_are_one(tmp_path: Path, tiny_model: Any, tiny_pro
             del row["image"]
     data.write_text(json.dumps(rows))
     assert main([str(runs(tmp_path, "one", model, data))]) == 0
-    codes, told = ended(pair("-m", "train", str(runs(tmp_path, "two", model, data))), 400)
+    codes, told = ended(launched(2, "-m", "train", str(runs(tmp_path, "two", model, data))), 400)
     assert codes == [0, 0], told
     assert "million parameters in 2 shards" in told[0] and told[1] == ""
     for kind in KINDS:
         same(tmp_path / "one" / kind, tmp_path / "two" / kind)
 
-    # What was saved is one folder for everybody, whoever wrote it.
+    # What was saved is one folder for everybody, whoever wrote it: one process, two, or three, of which some have an
+    # empty shard of an adapter of rank 2.
     for writer, reader in (("two", "alone"), ("two", "again"), ("one", "shared")):
         for kind in KINDS:
             shutil.copytree(tmp_path / writer / kind / "step-3", tmp_path / reader / kind / "step-3")
     assert main([str(runs(tmp_path, "alone", model, data)), "--resume", "auto"]) == 0
-    both = tmp_path / "both.yaml"
-    both.write_text("\n---\n".join(runs(tmp_path, name, model, data).read_text() for name in ("again", "shared")))
-    codes, told = ended(pair("-m", "train", str(both), "--resume", "auto"), 400)
-    assert codes == [0, 0], told
+    for reader, ranks in (("again", 3), ("shared", 2)):
+        file = str(runs(tmp_path, reader, model, data))
+        codes, told = ended(launched(ranks, "-m", "train", file, "--resume", "auto"), 400)
+        assert codes == [0] * ranks, told
     for kind in KINDS:
         for reader in ("alone", "again", "shared"):
             same(tmp_path / "one" / kind, tmp_path / reader / kind, first=3)
@@ -108,11 +110,12 @@ def test_a_signal_to_one_process_saves_and_ends_both(tmp_path: Path) -> None:
     assert "Stopped by SIGTERM; --resume auto goes on from" in told[0] and saved(tmp_path / "run")
 
 
-def test_a_process_that_is_gone_ends_the_other_within_a_minute_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_gone_ends_the_other_within_a_minute_by_name(tmp_path: Path, asked: signal.Signals) -> None:
     processes = line(tmp_path / "run", "loop.steps=1000000", "loop.save_every=50")
     try:
         wait_for(tmp_path / "run", 60, processes[0])
-        processes[1].send_signal(signal.SIGSTOP)
+        processes[1].send_signal(asked)
         since = time.monotonic()
         told = processes[0].communicate(timeout=60)[0]
         assert processes[0].returncode == 1 and time.monotonic() - since < 60

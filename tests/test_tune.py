@@ -126,10 +126,15 @@ def test_rows_are_packed_where_that_is_faster(
     tune: Callable[..., TuneObjective], data: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     assert tune().packing and not tune(packing=False).packing
-    assert not tune(attention="eager").packing and tune(attention="eager", packing=True).packing, "a dense mask"
-    assert not tune(company=1).packing
+    assert tune(attention="eager", packing=True).packing, "a dense mask"
     FAMILIES["qwen2_vl"](tmp_path / "qwen")
-    assert not TuneObjective(data, model=str(tmp_path / "qwen")).packing
+    for padding, why in (
+        (tune(attention="eager"), "with eager attention packed rows of this model need a mask"),
+        (tune(company=1), "Rows are padded, not packed: objective.company"),
+        (TuneObjective(data, model=str(tmp_path / "qwen")), "Rows can't be packed for a Qwen2VL"),
+    ):
+        assert not padding.packing and why in padding.fallbacks[0] and "packing=false" not in padding.fallbacks[0]
+    assert tune().fallbacks == tune(packing=False).fallbacks == []
     padded, packed = (step(one, [range(8)], opened(one, "connector")) for one in (tune(packing=False), tune()))
     same(padded, packed)
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,11 +24,23 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
+class Lengths(Protocol):
+    """How many tokens the rows at some positions take, before they are read.
+
+    Attributes:
+        multiple: a tensor of such rows is so many tokens long, or a multiple of it.
+    """
+
+    multiple: int
+
+    def __call__(self, positions: Sequence[int]) -> list[int]: ...
+
+
 class BatchSource(Protocol):
     """Makes the rows at some positions of a run's endless row order into tensors.
 
-    It may have `row_lengths`, a callable of positions that gives how many tokens each row takes, or None; then a step's
-    rows are taken by their length. `packing` says that a micro-batch is one packed row.
+    It may have `row_lengths`, `Lengths` or None; with them a step's rows are taken by their length. `packing` says that
+    a micro-batch is one packed row.
     """
 
     def batch(self, positions: Sequence[int]) -> Batch: ...
@@ -117,12 +129,11 @@ class Plan:
         first, last = (step * self.batch + self.batch * r // self.processes for r in (self.rank, self.rank + 1))
         return [range(start, min(start + self.micro, last)) for start in range(first, last, self.micro)]
 
-    def micro_batches_by_length(
-        self, step: int, row_lengths: Callable[[Sequence[int]], list[int]], packed: bool
-    ) -> list[list[int]]:
+    def micro_batches_by_length(self, step: int, row_lengths: Lengths, packed: bool) -> list[list[int]]:
         """The same rows of the step over all processes, taken by length; another process may get other ones of them."""
         rows = range(step * self.batch, (step + 1) * self.batch)
-        shares = grouped(row_lengths(rows), Budget(self.micro, self.tokens, packed), self.processes)
+        budget = Budget(self.micro, self.tokens, packed, row_lengths.multiple)
+        shares = grouped(row_lengths(rows), budget, self.processes)
         return [[rows[number] for number in piece] for piece in shares[self.rank]]
 
     def gains_by_length(self, packed: bool) -> bool:

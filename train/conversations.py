@@ -76,6 +76,7 @@ class Conversations(nn.Module):
         self.base: dict[str, str | Path | None] = {}
         self.adapter = False
         self.notes: dict[str, Any] = {}  # for the manifest
+        self.fallbacks: list[str] = []  # what can't be done the fast way, and why, in sentences
         self.trained_on = ", ".join(source.name for source in self.mixture.sources)
 
     def attend(self, attention: str | None) -> None:
@@ -105,7 +106,8 @@ class Conversations(nn.Module):
         if not countable(self.mixture, self.processor):
             return None
         if self._lengths is None or self._lengths.mixture is not self.mixture:
-            self._lengths = RowLengths(self.mixture, self.processor, self.max_length, self.too_long == "shorten")
+            shortened = self.too_long == "shorten"
+            self._lengths = RowLengths(self.mixture, self.processor, self.max_length, shortened, SHAPE_STEP)
         return self._lengths
 
     def vary(self, augment: dict[str, Any] | None) -> None:

@@ -15,6 +15,7 @@ from vlchat.data.opening import KNOWN, KNOWN_FEATURES, PICTURES, SHOWN
 from vlchat.data.pictures import cache_folder
 from vlchat.errors import ConfigError
 from vlchat.feature_cache import FeatureCache, tensors_digest
+from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,11 +117,6 @@ def features_on_disk(
     }
     folder = Path(config.path) if config.path is not None else cache_folder() / "features"
     return FeatureCache(folder, config.gib, depends)
-
-
-def bare(model: Any) -> Any:
-    """The model itself, without a peft adapter around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def check_features(model: Any, **others: Any) -> None:

@@ -17,15 +17,20 @@ class Budget:
         rows: at most so many rows, where `tokens` is None.
         tokens: at most so many tokens, padding included.
         packed: rows stand one after another in one, so that none is padded.
+        multiple: of which a tensor's length in tokens is one.
     """
 
     rows: int
     tokens: int | None
     packed: bool
+    multiple: int = 1
 
     def cost(self, lengths: Sequence[int]) -> int:
         """The tokens that rows of these lengths take."""
-        return sum(lengths) if self.packed else max(lengths) * len(lengths)
+        return self._whole(sum(lengths)) if self.packed else self._whole(max(lengths)) * len(lengths)
+
+    def _whole(self, tokens: int) -> int:
+        return -(-tokens // self.multiple) * self.multiple
 
     def fits(self, lengths: Sequence[int]) -> bool:
         return len(lengths) <= self.rows if self.tokens is None else self.cost(lengths) <= self.tokens
@@ -46,7 +51,7 @@ def grouped(lengths: Sequence[int], budget: Budget, processes: int) -> list[list
     if not budget.packed:
         pieces = _alike(lengths, budget)
     else:
-        pieces = _even(lengths, budget, processes) if budget.tokens is None else _filled(lengths, budget.tokens)
+        pieces = _even(lengths, budget, processes) if budget.tokens is None else _filled(lengths, budget)
 
     def cost(piece: list[int]) -> int:
         return budget.cost([lengths[row] for row in piece])
@@ -65,12 +70,14 @@ def grouped(lengths: Sequence[int], budget: Budget, processes: int) -> list[list
     return shares
 
 
-def _filled(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def _filled(lengths: Sequence[int], budget: Budget) -> list[list[int]]:
     """Minimum bin slack (Gupta and Ho, 1999): the longest row that is left, with those that fill its piece best.
 
     Best-fit decreasing leaves the short rows to themselves, six of 640 tokens in 4,096; it needs about a thirtieth more
     pieces.
     """
+    assert budget.tokens is not None
+    tokens = budget.tokens // budget.multiple * budget.multiple
     left = _longest_first(lengths)
     pieces = []
     while left:

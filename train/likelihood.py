@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlchat.data.collate import IGNORED
 from vlchat.logits import finish_logits
+from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
 AT_ONCE = 2**26  # float32 logits held at once, a quarter of a GiB; more are computed again in the backward pass
@@ -82,13 +83,13 @@ def answers(model: Any, batch: dict[str, Any]) -> Answers:
     inputs = {name: value for name, value in batch.items() if name != "labels"} | {"use_cache": False}
     following = _next(batch["labels"])
     wanted = following != IGNORED
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if isinstance(bare, VLChatForConditionalGeneration):  # peft's layers stand inside of it
-        body = bare.model(**inputs, return_dict=True)
+    own = bare(model)
+    if isinstance(own, VLChatForConditionalGeneration):  # peft's layers stand inside of it
+        body = own.model(**inputs, return_dict=True)
         states = body.last_hidden_state
         wanted, following = wanted.to(states.device), following.to(states.device)
-        config: Any = bare.config.text_config
-        head = bare.lm_head
+        config: Any = own.config.text_config
+        head = own.lm_head
 
         def logits(states: torch.Tensor) -> torch.Tensor:
             return finish_logits(head(states), config).float()
@@ -98,7 +99,7 @@ def answers(model: Any, batch: dict[str, Any]) -> Answers:
     columns = wanted.any(dim=0).nonzero().flatten()  # positions that any row learns from
     if "token_type_ids" in inputs:  # in some releases PaliGemma and Gemma 3 see by the labels that this is training
         inputs["labels"] = batch["labels"]
-    elif "logits_to_keep" in inspect.signature(bare.forward).parameters:
+    elif "logits_to_keep" in inspect.signature(own.forward).parameters:
         inputs["logits_to_keep"] = columns
     out = model(**inputs, return_dict=True)
     found = out.logits if out.logits.shape[1] == len(columns) else out.logits[:, columns]

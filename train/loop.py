@@ -18,6 +18,7 @@ from train.batches import Batch, Plan, stream, workers_named
 from train.checkpoint import Progress
 from train.config import RunConfig
 from train.heldout import Heldout
+from train.opening import fallbacks
 from train.optim import optimizer as optimizer_of
 from train.optim import parameter_groups, schedule
 from train.quarantine import Quarantine
@@ -102,6 +103,8 @@ def fit(
         getattr(objective, "row_lengths", None) is not None,
     )
     accelerator.print(table)
+    for sentence in fallbacks(objective, plan):
+        accelerator.print(sentence)
     if plugin is not None:
         names = {id(parameter): name for name, parameter in objective.named_parameters()}
         accelerator.print(sharding.shard(objective, plugin, accelerator))
@@ -169,7 +172,7 @@ def fit(
                     others = sharding.others(objective, plan, progress.step, batches, told) if usable else []
                     outcome = stepper(progress.step, batches, counts, others) if usable else None
                 except OutOfMemory:
-                    plan = _smaller(plan, accelerator)
+                    plan = _smaller(plan, all(one["rows"] == one["pieces"] for one in told), accelerator)
                     break  # the rows of this step come anew, in smaller pieces
                 progress = Progress(progress.step + 1, progress.samples + loop.batch, seconds)
                 asked = next((one["signal"] for one in told if one["signal"]), None)
@@ -267,8 +270,13 @@ def _open_run(run: Path, config: RunConfig, resume: Path | None) -> str | None:
     return None
 
 
-def _smaller(plan: Plan, accelerator: Accelerator) -> Plan:
-    if plan.micro == 1:
+def _smaller(plan: Plan, alone: bool, accelerator: Accelerator) -> Plan:
+    """The plan of a step for which the memory was too little, with less at once.
+
+    Args:
+        alone: each of the step's rows was taken by itself. Of rows with company only `plan.micro` tells.
+    """
+    if plan.micro == 1 if plan.tokens is None else alone:
         raise TrainingStopped(
             "There is too little memory for a single row. Quantize the model (objective.quantize=nf4), shorten the "
             "rows (objective.max_length), train less of it, or take a larger machine."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from train.batches import Plan
 from train.config import RunConfig
 from train.heldout import Heldout
 from vlchat import runs
@@ -35,6 +36,18 @@ def facts(
         "device": device,
         "started_in": str(Path.cwd()),  # where relative paths of the configuration begin
     }
+
+
+def fallbacks(objective: Any, plan: Plan) -> list[str]:
+    """What could not be done the fast way, and why, in sentences; see docs/speed.md."""
+    told = list(getattr(objective, "fallbacks", ()))
+    counted = getattr(objective, "row_lengths", None) is not None or not hasattr(objective, "mixture")
+    if not counted and plan.gains_by_length(bool(getattr(objective, "packing", False))):
+        told.append(
+            "Rows are taken as they come, not by length, which is counted beforehand only for rows of files that one "
+            "of our own models learns from without objective.company."
+        )
+    return told
 
 
 def paragraph(about: dict[str, Any], config: RunConfig, step: int) -> str:

@@ -13,7 +13,6 @@ from vlchat.data.formats import has_answer
 from vlchat.data.lengths import measure
 from vlchat.data.lesson import blanks
 from vlchat.errors import VLChatError
-from vlchat.evaluate.blind import images_of
 from vlchat.processor import VLChatProcessor
 
 _UNKNOWN = -1
@@ -28,10 +27,13 @@ class RowLengths:
         processor: as of `countable`.
         max_length: the most tokens of a row; None sets no limit.
         shortened: longer rows are cut to it; else they are left out, and take none.
+        multiple: as of `train.batches.Lengths`.
     """
 
-    def __init__(self, mixture: Mixture, processor: Any, max_length: int | None, shortened: bool) -> None:
-        self.mixture, self.processor = mixture, processor
+    def __init__(
+        self, mixture: Mixture, processor: Any, max_length: int | None, shortened: bool, multiple: int
+    ) -> None:
+        self.mixture, self.processor, self.multiple = mixture, processor, multiple
         self.max_length, self.shortened = max_length, shortened
         self._known = [numpy.full(len(source), _UNKNOWN, dtype=numpy.int32) for source in mixture.sources]
 
@@ -60,10 +62,9 @@ class RowLengths:
         return self.max_length if self.shortened else 0
 
     def _sizes(self, source: Source, example: Example) -> list[tuple[int, int] | None]:
-        shown = images_of(example.messages)
+        shown = example.images
         if getattr(self.processor.image_processor, "image_grid_pinpoints", None) is None:
             return [_ANY] * len(shown)
-        # As the file states them: a photo that lies on its side may take a few tokens more or less.
         return [pictures.header(source.find(one) if isinstance(one, str) else one, "image").size for one in shown]
 
 

@@ -35,6 +35,11 @@ from vlchat.errors import ConfigError
 Result = TypeVar("Result")
 
 
+def requested() -> bool:
+    """Whether `accelerate launch` says that FSDP is to be used."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def asked(precision: str, optimizer: str, processes: int) -> FullyShardedDataParallelPlugin | None:
     """What `accelerate launch` says of FSDP; None where nothing is to be sharded, and for one process alone.
 
@@ -46,7 +51,7 @@ def asked(precision: str, optimizer: str, processes: int) -> FullyShardedDataPar
     Raises:
         ConfigError: a setting that this training does not follow.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true" or processes == 1:
+    if not requested() or processes == 1:
         return None
     plugin = FullyShardedDataParallelPlugin()
     refused = {

@@ -22,7 +22,7 @@ from vlchat import checkpoint, foreign
 from vlchat.chat_templates import checked_template
 from vlchat.data import Example
 from vlchat.data.collate import decode_images
-from vlchat.data.packing import Mask, is_dense, pack, packed_mask
+from vlchat.data.packing import REMEDY, Mask, is_dense, pack, packed_mask
 from vlchat.data.sharing import SEGMENTS, branch_mask, check_sharing, share
 from vlchat.errors import ConfigError, DataError, nearest
 from vlchat.folders import newest
@@ -120,7 +120,8 @@ class TuneObjective(Conversations):
         self.reader = MapReader(self.processor.tokenizer)
         self.attend(attention)
         self.vary(augment)
-        # A teacher looks at the same decoded pictures, and may want them larger.
+        if scaled_decoding and distill is not None:
+            self.fallbacks.append("Pictures are decoded whole: the teacher of objective.distill may want them larger.")
         self.look(scaled_decoding and distill is None, feature_cache, distill=distill)
         if cells:
             self.measure_maps()
@@ -175,15 +176,27 @@ class TuneObjective(Conversations):
 
     def _packed(self, wanted: bool | None) -> Mask | None:
         """How the rows of a packed one stay apart; None does not pack."""
-        if wanted is False or (wanted is None and self.company):
+        if wanted is False:
+            return None
+        if self.company:
+            self.fallbacks.append("Rows are padded, not packed: objective.company joins them by their pictures.")
             return None
         try:
             mask = packed_mask(self.model)
-        except ConfigError:
+        except ConfigError as error:
             if wanted:
                 raise
+            self.fallbacks.append(f"Rows are padded. {str(error).removesuffix(REMEDY)}")
             return None
-        return mask if wanted or not is_dense(self.model, mask) else None
+        if wanted or not is_dense(self.model, mask):
+            return mask
+        kernels = self.model.get_decoder().config._attn_implementation
+        hint = " objective.attention=sdpa packs them without, where the model has it." if kernels == "eager" else ""
+        self.fallbacks.append(
+            f"Rows are padded, not packed: with {kernels} attention packed rows of this model need a mask of all "
+            f"tokens by all tokens, which costs more than padding.{hint}"
+        )
+        return None
 
     def tensors(self, examples: list[Example], batch: dict[str, Any] | None = None) -> dict[str, Any]:
         batch = super().tensors(examples, batch)

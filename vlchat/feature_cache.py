@@ -82,6 +82,11 @@ class FeatureCache:
         file, data = self._file(key), save({"features": features.detach().cpu().contiguous()})
         data = hashlib.sha256(data).digest() + data
         if len(data) > self.limit:
+            self.writes = False
+            self.say(
+                f"Nothing more is kept in {self.root}: it may take {self.limit:,} bytes, and the features of one "
+                f"picture take {len(data):,}. Raise objective.feature_cache.gib."
+            )
             return
         name = None
         try:
@@ -141,7 +146,7 @@ class FeatureCache:
 
 
 def key_of(picture: bytes | Image.Image) -> str:
-    """What names a picture: the hash of a file's bytes, or of a decoded picture's pixels."""
+    """What names a picture: the hash of a file's bytes, or of the pixels of one that is upright and RGB."""
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest()
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()

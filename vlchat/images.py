@@ -46,6 +46,7 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ONTO_THE_SIDE = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))  # width and height change places
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def decode(
 def header(
     source: bytes | str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None
 ) -> tuple[int, int]:
-    """(width, height) as a file's first bytes state them, before it is turned upright. No pixel is decoded.
+    """(width, height) of a file's picture upright, as its first bytes state them. No pixel is decoded.
 
     Raises:
         ImageError: as `decode`, save for what only the pixels would show.
@@ -125,7 +126,8 @@ def header(
         with _open(stream, expected, called, limits) as image:
             _check_stills(image, head, called)
             _check_shape(*image.size, called, limits)
-            return image.size
+            told = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look behind its pixels
+            return image.size[::-1] if told and _turn(image) in _ONTO_THE_SIDE else image.size
 
 
 def _open(stream: BinaryIO, expected: str, called: str, limits: ImageLimits) -> Image.Image:
@@ -271,12 +273,17 @@ def _check_shape(width: int, height: int, called: str, limits: ImageLimits) -> N
 
 def _upright(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose writes all of the EXIF anew, and fails where a camera mistyped any tag of it.
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a picture stand upright; None where it does."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # EXIF that cannot be read turns nothing
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

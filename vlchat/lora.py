@@ -166,6 +166,11 @@ def load_lora(model: Any, folder: Path, *, trainable: bool = False, name: str = 
     return wrapped.eval() if not trainable else wrapped
 
 
+def bare(model: Any) -> Any:
+    """The model without a PEFT adapter's wrapper; the adapter's layers stand inside of it and stay in force."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def merge(model: Any) -> Any:
     """The model with its adapter added into its weights; a model without one comes back as it is.
 

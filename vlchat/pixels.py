@@ -58,6 +58,8 @@ class Pixels:
             return None
         size: tuple[int, int] | int | None = None
         if processor.do_resize:
+            if processor.resample is None:
+                return None  # which the processor refuses
             wanted = {name: value for name, value in dict(processor.size).items() if value is not None}
             if wanted.keys() == {"shortest_edge"}:
                 size = wanted["shortest_edge"]
@@ -74,7 +76,9 @@ class Pixels:
             levels = processor.normalize(levels, processor.image_mean, processor.image_std)
         if levels.dtype != np.float32:
             return None
-        return cls(size, crop, Image.Resampling(processor.resample), torch.from_numpy(levels[:, 0].copy()))
+        # A filter may be missing only where nothing is resized: any will do.
+        resample = Image.Resampling.BICUBIC if processor.resample is None else Image.Resampling(processor.resample)
+        return cls(size, crop, resample, torch.from_numpy(levels[:, 0].copy()))
 
     @property
     def shorter_side(self) -> int | None:

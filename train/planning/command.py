@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 
+from train import sharding
 from train.config import RunConfig, load_runs
 from train.planning import report
 from train.planning.changes import cheapest
@@ -102,7 +103,7 @@ def foresee(config: RunConfig, ranks: int, machine: Target | None = None) -> tup
     """
     machine = machine or target(half=config.loop.precision != "no")
     try:
-        found = _plan(config, machine, ranks, False)
+        found = _plan(config, machine, ranks, sharding.requested())
     except VLChatError:
         return None, None
     if not found.clearly_too_large:

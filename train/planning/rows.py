@@ -124,14 +124,14 @@ class Pieces:
     share: float
 
 
-def pieces(rows: Sequence[Row], plan: Plan, packed: bool, by_length: bool) -> Pieces:
+def pieces(rows: Sequence[Row], plan: Plan, budget: Budget, by_length: bool) -> Pieces:
     """What many steps drawn from a sample come in, by the same code as a run's.
 
     Args:
-        packed: the rows of a micro-batch stand one after another, else each is as long as the longest.
+        budget: what a micro-batch may hold.
         by_length: rows of similar length are taken at once (`train.grouping`), else as they come.
     """
-    random, budget = Random("plan"), Budget(plan.micro, plan.tokens, packed)
+    random = Random("plan")
     # Without lengths no process is told from another; with them the others wait for the one with the most tokens.
     as_they_come = [[list(piece) for piece in replace(plan, rank=0).micro_batches(0)]]
     positions: list[int] = []

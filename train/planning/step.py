@@ -12,6 +12,7 @@ from train.batches import Batch, Plan
 from train.checkpointing import recomputable_layers
 from train.config import RunConfig, construct, typed
 from train.features import FeatureCacheConfig
+from train.grouping import Budget
 from train.heldout import count_of
 from train.loop import precision_of
 from train.objectives import OBJECTIVES
@@ -169,9 +170,11 @@ def drawn(objective: Any, plan: Plan) -> Drawn:
         return Drawn(Pieces(list(first[0]), len(first), share), objective.batch(first[0]), [], 0)
     rows, left_out = sample(objective)
     packed = bool(getattr(objective, "packing", False))
-    by_length = getattr(objective, "row_lengths", None) is not None and plan.gains_by_length(packed)
+    counted = getattr(objective, "row_lengths", None)
+    by_length = counted is not None and plan.gains_by_length(packed)
+    budget = Budget(plan.micro, plan.tokens, packed, counted.multiple if counted is not None else 1)
     while rows:
-        found = pieces(rows, plan, packed, by_length)
+        found = pieces(rows, plan, budget, by_length)
         batch = objective.batch(found.positions)
         broken = set(found.positions) - set(batch["positions"].tolist())  # such as a picture that can't be decoded
         if not broken:

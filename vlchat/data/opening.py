@@ -71,6 +71,8 @@ class Opening:
         name = None if isinstance(source, bytes | Image.Image) else str(source)
         if name is not None:
             source = images.read_file(name, images.label_of(name), DEFAULT_LIMITS)
+        elif isinstance(source, Image.Image):
+            source = images.decode(source)  # upright and RGB: its key tells what pixels alone do not, such as a palette
         assert not isinstance(source, Path)
         key = key_of(source)
         features = self.cache.get(key)

@@ -15,12 +15,14 @@ from torch.nn import functional
 from vlchat.data.collate import IGNORED
 from vlchat.data.segments import SEGMENTED, segment_lengths
 from vlchat.errors import ConfigError
+from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.weightless import active
 
 _SEGMENT = 8  # tokens of each row that `packed_mask` tries
 _LEAK = 1e-2  # share by which another row may move a state: that of 8-bit layers, whose outliers are those of a batch
 _DENSE = ("eager", "sdpa")  # kernels that need a mask of all tokens by all tokens to keep rows apart
+REMEDY = " Set objective.packing=false."  # at the end of why rows can't be packed
 _APART = 5e-2  # share by which a packed row may differ from the row alone: the rounding of bfloat16
 
 
@@ -88,27 +90,27 @@ def packed_mask(model: Any) -> Mask:
     Raises:
         ConfigError: they do not, or the model is another maker's, whose positions only its own code knows.
     """
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(bare, VLChatForConditionalGeneration):
+    own = bare(model)
+    if not isinstance(own, VLChatForConditionalGeneration):
         raise ConfigError(
-            f"Rows can't be packed for a {type(bare).__name__}: how it counts positions around pictures is its own "
-            "matter. Set objective.packing=false."
+            f"Rows can't be packed for a {type(own).__name__}: how it counts positions around pictures is its own "
+            f"matter.{REMEDY}"
         )
-    decoder: Any = bare.get_decoder()
+    decoder: Any = own.get_decoder()
     config = decoder.config
     if config._attn_implementation in ("sdpa", SEGMENTED) and not getattr(config, "attention_chunk_size", None):
         decoder.set_attn_implementation(SEGMENTED)
-        if active() or _stay_apart(bare, segment_lengths):  # without weights there is nothing to try
+        if active() or _stay_apart(own, segment_lengths):  # without weights there is nothing to try
             return segment_lengths
         decoder.set_attn_implementation("sdpa")
-    if active() or _stay_apart(bare, by_positions):
+    if active() or _stay_apart(own, by_positions):
         return by_positions
     # A mask of ours would widen the windows of a model that has some.
-    if not getattr(config, "sliding_window", None) and _stay_apart(bare, borders):
+    if not getattr(config, "sliding_window", None) and _stay_apart(own, borders):
         return borders
     raise ConfigError(
         f"Rows can't be packed for the {config.model_type} language model: a token would see those of other rows, or "
-        "stand at another place than alone. Set objective.packing=false."
+        f"stand at another place than alone.{REMEDY}"
     )
 
 

@@ -50,6 +50,8 @@ def attention(
     """
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if "sliding_window" not in kwargs and getattr(getattr(module, "config", None), "sliding_window", None) is not None:
+        raise ValueError("a window that only a dense mask knows")  # for `vlchat.data.packing`, which tries this
     lengths = attention_mask.flatten().tolist()
     window = kwargs.get("sliding_window") or max(lengths)
     # `split`, not slices: in the backward pass each slice would write a whole tensor of zeros.

@@ -15,6 +15,7 @@ from torch.nn import functional
 from vlchat.data.collate import IGNORED
 from vlchat.data.opening import PICTURES
 from vlchat.errors import ConfigError
+from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 from vlchat.weightless import active
 
@@ -128,18 +129,18 @@ def check_sharing(model: Any) -> None:
         ConfigError: they do not, or the model is another maker's, or cuts its pictures into tiles, or its connector
             reads each row's question.
     """
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(bare, VLChatForConditionalGeneration):
-        raise ConfigError(f"Rows can't share their pictures in a {type(bare).__name__}. Set objective.company=0.")
-    if bare.config.image_grid_pinpoints is not None or (bare.config.connector or {}).get("text_vocab_size"):
+    own = bare(model)
+    if not isinstance(own, VLChatForConditionalGeneration):
+        raise ConfigError(f"Rows can't share their pictures in a {type(own).__name__}. Set objective.company=0.")
+    if own.config.image_grid_pinpoints is not None or (own.config.connector or {}).get("text_vocab_size"):
         raise ConfigError(
             "Rows can't share pictures that are cut into tiles, or that a Q-Former reads with each row's question in "
             "mind. Set objective.company=0."
         )
     if active():
         return  # there is nothing to try it on
-    decoder: Any = bare.get_decoder()
-    table: Any = bare.get_input_embeddings()
+    decoder: Any = own.get_decoder()
+    table: Any = own.get_input_embeddings()
     ids = torch.arange(3 * _PIECE, device=table.weight.device) % len(table.weight)
     trunk, other, branch = table(ids).split(_PIECE)
     both = torch.arange(3, device=ids.device).repeat_interleave(_PIECE)[None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlchat import video
+from vlchat import lora, video
 from vlchat.chat import Chat
 from vlchat.data.collate import IGNORED, Collator, decode_images
 from vlchat.data.formats import Example, Message
@@ -43,8 +43,7 @@ class Asked:
 
 def bare(chat: Chat) -> Any:
     """The model without a PEFT adapter's wrapper; the adapter's layers stand inside of it and stay in force."""
-    model = chat.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return lora.bare(chat.model)
 
 
 def asked(
@@ -76,9 +75,7 @@ def asked(
         places = said_here[row].nonzero().flatten()
         explained[row, _chosen(chat, batch["input_ids"][row, places], places, word, answers[row])] = True
     device, dtype = chat.model.device, chat.model.dtype
-    moved = {
-        name: value.to(device, dtype if value.is_floating_point() else None) for name, value in batch.items()
-    }
+    moved = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in batch.items()}
     return Asked(moved, explained, turns, list(answers), list(words))
 
 

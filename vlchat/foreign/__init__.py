@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from vlchat import prompt
 from vlchat.errors import VLChatError
 from vlchat.foreign import marks
+from vlchat.lora import bare
 
 _AS_IT_IS = "{{ messages[0]['content'][-1]['text'] }}"  # a template that writes what is rendered already
 
@@ -99,8 +100,7 @@ def accepted(tensors: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Te
     """What of a processor's tensors the model takes; some processors also give what only they need themselves."""
     if model is None:
         return tensors
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = inspect.signature(model.forward).parameters
+    known = inspect.signature(bare(model).forward).parameters
     return {name: value for name, value in tensors.items() if name in known}
 
 
