@@ -146,9 +146,7 @@ def same(plain: Any, ours: Any, losses: dict[str, Callable[[], torch.Tensor]]) -
     """How far each step's loss and gradients are from the plain one's; ends the benchmark where that is too far."""
     expected = losses["plain"]()
     expected.backward()
-    # The projector's two layers have other names in each; all else is called alike.
-    wanted = {name.replace("multi_modal_projector.linear_", "connector.").replace("connector.1", "connector.layers.0")
-              .replace("connector.2", "connector.layers.1"): one for name, one in gradients(plain).items()}  # fmt: skip
+    wanted = our_names(gradients(plain))
     found = {}
     for name, loss in losses.items():
         if name == "plain":
@@ -164,6 +162,14 @@ def same(plain: Any, ours: Any, losses: dict[str, Callable[[], torch.Tensor]]) -
             raise SystemExit(f"{name} is not the plain step: {found[name]}")
     print("largest differences from the plain step:", found)
     return found
+
+
+def our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Llava's tensors as our class calls them: the projector's layers have other names, all else is called alike."""
+    for layer, linear in enumerate(("linear_1", "linear_2")):
+        there, here = f"multi_modal_projector.{linear}", f"connector.layers.{layer}"
+        tensors = {name.replace(there, here): one for name, one in tensors.items()}
+    return tensors
 
 
 def stepper(loss: Callable[[], torch.Tensor], end: Callable[[], Any]) -> Callable[[], None]:
