@@ -93,7 +93,7 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def config(tower: int, language: int, width: int) -> LlavaConfig:
+def config(tower: int, language: int, width: int, vocabulary: int = VOCABULARY) -> LlavaConfig:
     heads = width // 64
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -101,7 +101,7 @@ def config(tower: int, language: int, width: int) -> LlavaConfig:
             image_size=336, patch_size=14, projection_dim=width,
         ),
         text_config=LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=width, intermediate_size=8 * width // 3 // 16 * 16,
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3 // 16 * 16,
             num_hidden_layers=language, num_attention_heads=heads, num_key_value_heads=heads,
         ),
         image_token_index=IMAGE_TOKEN, vision_feature_layer=-2, vision_feature_select_strategy="default",

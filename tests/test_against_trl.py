@@ -29,7 +29,7 @@ def test_without_trl_it_says_what_to_install(benchmark: Any, monkeypatch: pytest
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed")
 def test_the_first_step_is_trls(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shape = "--layers 2 1 --width 64 --batch 2 --micro 1 --text 40 --workers 0 --steps 2 --rounds 1"
+    shape = "--layers 2 1 --width 64 --vocabulary 500 --batch 2 --micro 1 --text 40 --workers 0 --steps 2 --rounds 1"
     monkeypatch.setattr(sys, "argv", ["against_trl.py", *shape.split(), "--out", str(tmp_path / "result.json")])
     benchmark.main()
     result = json.loads((tmp_path / "result.json").read_text())
