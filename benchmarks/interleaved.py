@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 GIB = 2**30
 
@@ -36,6 +40,55 @@ def seconds(peers: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, di
             if number:
                 found[name]["wall"].append(time.perf_counter() - wall)
                 found[name]["processor"].append(time.process_time() - processor)
+    return found
+
+
+@dataclass
+class Marks:
+    """When optimizer steps ended, of whichever trainer makes them, and the gradients of the first one.
+
+    Attributes:
+        ends: the clock and CPU seconds.
+        model: whose gradients are to be kept; None keeps none.
+    """
+
+    ends: list[tuple[float, float]] = field(default_factory=list)
+    model: Any = None
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def before(self, *_: Any) -> None:
+        if self.model is not None and not self.gradients:
+            named = self.model.named_parameters()
+            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    def after(self, *_: Any) -> None:
+        self.ends.append((time.perf_counter(), processor_seconds()))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, steps are marked and trainers say nothing."""
+        hooks = (register_optimizer_step_pre_hook(self.before), register_optimizer_step_post_hook(self.after))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def times(self) -> dict[str, list[float]]:
+        """Of each step but the first."""
+        pairs = list(zip(self.ends, self.ends[1:], strict=False))
+        return {"wall": [b[0] - a[0] for a, b in pairs], "processor": [b[1] - a[1] for a, b in pairs]}
+
+
+def processor_seconds() -> float:
+    """Of this process and of those that it started, whether they run or have ended."""
+    mine = os.times()
+    found = mine.user + mine.system + mine.children_user + mine.children_system
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            found += times.user + times.system
     return found
 
 

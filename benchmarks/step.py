@@ -93,7 +93,7 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def config(tower: int, language: int, width: int) -> LlavaConfig:
+def config(tower: int, language: int, width: int, vocabulary: int = VOCABULARY) -> LlavaConfig:
     heads = width // 64
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -101,7 +101,7 @@ def config(tower: int, language: int, width: int) -> LlavaConfig:
             image_size=336, patch_size=14, projection_dim=width,
         ),
         text_config=LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=width, intermediate_size=8 * width // 3 // 16 * 16,
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3 // 16 * 16,
             num_hidden_layers=language, num_attention_heads=heads, num_key_value_heads=heads,
         ),
         image_token_index=IMAGE_TOKEN, vision_feature_layer=-2, vision_feature_select_strategy="default",
@@ -146,9 +146,7 @@ def same(plain: Any, ours: Any, losses: dict[str, Callable[[], torch.Tensor]]) -
     """How far each step's loss and gradients are from the plain one's; ends the benchmark where that is too far."""
     expected = losses["plain"]()
     expected.backward()
-    # The projector's two layers have other names in each; all else is called alike.
-    wanted = {name.replace("multi_modal_projector.linear_", "connector.").replace("connector.1", "connector.layers.0")
-              .replace("connector.2", "connector.layers.1"): one for name, one in gradients(plain).items()}  # fmt: skip
+    wanted = our_names(gradients(plain))
     found = {}
     for name, loss in losses.items():
         if name == "plain":
@@ -164,6 +162,14 @@ def same(plain: Any, ours: Any, losses: dict[str, Callable[[], torch.Tensor]]) -
             raise SystemExit(f"{name} is not the plain step: {found[name]}")
     print("largest differences from the plain step:", found)
     return found
+
+
+def our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Llava's tensors as our class calls them: the projector's layers have other names, all else is called alike."""
+    for layer, linear in enumerate(("linear_1", "linear_2")):
+        there, here = f"multi_modal_projector.{linear}", f"connector.layers.{layer}"
+        tensors = {name.replace(there, here): one for name, one in tensors.items()}
+    return tensors
 
 
 def stepper(loss: Callable[[], torch.Tensor], end: Callable[[], Any]) -> Callable[[], None]:

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate.utils import set_seed
 
 from train import checkpoint, ranks, trackers
 from train.batches import WorkerLost
 from train.config import RunConfig, construct, load_runs
+from train.heap import give_back_memory
 from train.heldout import hold_out
 from train.loop import fit
 from train.memory import LeftOthers
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.config is None:
         raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat train --help.")
 
+    if not torch.cuda.is_available():  # else a step's tensors are not malloc's
+        give_back_memory()
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
     ranks.refuse_deepspeed()
     ranks.join()
