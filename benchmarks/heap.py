@@ -1,11 +1,12 @@
-"""What a step of ours costs in time where freed memory goes back to the system at once, and what memory it saves.
+"""What a step of ours costs in time and memory where freed memory is kept, given back, or left to glibc.
 
     python benchmarks/heap.py                            # ViT 256 x 12, language model 256 x 8, 576 + 64 tokens
     python benchmarks/heap.py --layers 2 2 --rounds 3    # a small one, to see that it runs
     THP_MEM_ALLOC_ENABLE=1 python benchmarks/heap.py     # with torch's huge pages for tensors of 2 MiB and more
 
-Both peers are the same step in the same process. Before each one malloc is set: as `train.heap` sets it, and as glibc
-sets itself once a block of 32 MiB was freed. Memory is the kernel's VmHWM over a step, set back before it.
+All peers are the same step in the same process. Before each one malloc is set: as `train.heap` sets it for small models
+and for large ones, and as glibc sets itself once a block of 32 MiB was freed. Memory is the kernel's VmHWM over a step,
+set back before it.
 """
 
 from __future__ import annotations
@@ -22,51 +23,51 @@ from step import config, mean_loss, optimizer_of, rows, shape, stepper
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import logging
 
-from train.heap import MIB, MMAP_THRESHOLD, TRIM_THRESHOLD, give_back_memory
+from train.heap import GLIBCS_OWN, MIB, set_malloc, settle
 from vlchat.interop.llava import read_model
 
-MOST = 1.03  # times as long as without it
-KEPT, GIVEN_BACK = "as glibc does", "given back"
+KEPT, GIVEN_BACK, GLIBC = "kept", "given back", "as glibc does"
 
 
 def main() -> None:
     arguments = read_arguments()
     logging.set_verbosity_error()
-    if not give_back_memory():
+    if not settle(large=True):
         raise SystemExit("Needs Linux with glibc, and no MALLOC_, GLIBC_TUNABLES or LD_PRELOAD in the environment.")
     torch.manual_seed(0)
-    # 1. One model, one step, in two settings.
+    # 1. One model, one step, in three settings.
     plain = LlavaForConditionalGeneration(config(*arguments.layers, arguments.width))
     ours = read_model(plain).train()
     ours.set_attn_implementation("sdpa")
     ours.model.vision_tower.requires_grad_(False)
     batch = rows(plain.config, arguments.batch, arguments.text)
     step = stepper(lambda: mean_loss(ours, batch, False), optimizer_of(ours, True))
-    library = ctypes.CDLL(None)
 
-    def as_glibc() -> None:
-        library.mallopt(MMAP_THRESHOLD, 32 * MIB)
-        library.mallopt(TRIM_THRESHOLD, 64 * MIB)
-        step()
+    def after(settings: Callable[[], bool]) -> Callable[[], None]:
+        def set_and_step() -> None:
+            settings()
+            step()
 
-    def given_back() -> None:
-        give_back_memory()
-        step()
+        return set_and_step
 
-    peers: dict[str, Callable[[], None]] = {KEPT: as_glibc, GIVEN_BACK: given_back}
+    peers = {
+        KEPT: after(lambda: settle(large=False)),
+        GIVEN_BACK: after(lambda: settle(large=True)),
+        GLIBC: after(lambda: set_malloc(GLIBCS_OWN)),
+    }
     # 2. In turn.
     times = seconds(peers, arguments.rounds)
     print(told(times))
-    found = ratios(times, GIVEN_BACK, KEPT)
-    print(f"{GIVEN_BACK} / {KEPT}: {found['median_wall']:.3f} by the clock, {found['median_processor']:.3f} by CPU "
-          f"time, at most {MOST}")  # fmt: skip
-    # 3. The most that either takes.
-    peaks = {name: most(step, library) for name, step in peers.items()}
+    found = {name: ratios(times, name, KEPT) for name in (GIVEN_BACK, GLIBC)}
+    for name, ratio in found.items():
+        print(f"{name} / {KEPT}: {ratio['median_wall']:.3f} by the clock, {ratio['median_processor']:.3f} by CPU time")
+    # 3. The most that each takes.
+    peaks = {name: most(step) for name, step in peers.items()}
     print("the most of a step:", ", ".join(f"{name} {peak / MIB:,.0f} MiB" for name, peak in peaks.items()))
     layers = " ".join(map(str, arguments.layers))
     options = (f" --layers {layers} --width {arguments.width} --batch {arguments.batch} --text {arguments.text}"
                f" --rounds {arguments.rounds}")  # fmt: skip
-    write(arguments.out, {"shape": shape(arguments), "most": MOST, "ratios": found, "peak_bytes": peaks,
+    write(arguments.out, {"shape": shape(arguments), "ratios_to_kept": found, "peak_bytes": peaks,
                           "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1", "seconds": times,
                           **surroundings("python benchmarks/heap.py" + options)})  # fmt: skip
 
@@ -82,9 +83,9 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def most(step: Callable[[], None], library: ctypes.CDLL) -> int:
+def most(step: Callable[[], None]) -> int:
     """Bytes of the third of three steps at their peak; what an earlier peer left is given back before."""
-    library.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     step()
     step()
     Path("/proc/self/clear_refs").write_text("5")

@@ -7,7 +7,8 @@
 Each shape is planned in one process and run in another, with random weights and blank pictures, by the loop's own
 objective, optimizer and step. On a CPU the peak is the kernel's VmHWM, set back after loading (/proc/self/clear_refs):
 while weights load, their file is mapped as well, which the system takes back when it must. malloc is set as `vlchat
-train` sets it (`train.heap`). On a GPU it is `torch.cuda.max_memory_allocated`, without what CUDA itself takes.
+train` sets it for models of this size and more (`train.heap`). On a GPU it is `torch.cuda.max_memory_allocated`,
+without what CUDA itself takes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from train.config import RunConfig, construct, typed
-from train.heap import give_back_memory
+from train.heap import settle
 from train.loop import precision_of
 from train.objectives import OBJECTIVES
 from train.optim import optimizer as optimizer_of
@@ -118,7 +119,7 @@ def planned(config: RunConfig) -> dict[str, Any]:
 
 def measured(config: RunConfig) -> dict[str, Any]:
     """What two steps take, of rows like those that were planned with."""
-    give_back_memory()
+    settle(large=True)
     objective: Any = construct(OBJECTIVES, config.objective, "objective", seed=0, data=config.data)
     groups, _ = parameter_groups(objective, config.trainable or objective.default_trainable(), config.optim)
     accelerator = Accelerator(

@@ -9,10 +9,9 @@ import torch
 import transformers
 from accelerate.utils import set_seed
 
-from train import checkpoint, ranks, trackers
+from train import checkpoint, heap, ranks, trackers
 from train.batches import WorkerLost
 from train.config import RunConfig, construct, load_runs
-from train.heap import give_back_memory
 from train.heldout import hold_out
 from train.loop import fit
 from train.memory import LeftOthers
@@ -45,8 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.config is None:
         raise ConfigError("Name a configuration, such as configs/finetune.yaml. See vlchat train --help.")
 
-    if not torch.cuda.is_available():  # else a step's tensors are not malloc's
-        give_back_memory()
     transformers.logging.disable_progress_bar()  # of loading; the run has its own
     ranks.refuse_deepspeed()
     ranks.join()
@@ -96,6 +93,8 @@ def train(config: RunConfig, resume_from: str | None = None, anyway: bool = Fals
     run = Path(config.run)
     resume = checkpoint.begin_from(run, resume_from)
     _foresee(config, anyway)
+    if not torch.cuda.is_available():  # else a step's tensors are not malloc's
+        heap.settle(large=worth_planning(config))
 
     # 2. The model and its loss.
     set_seed(config.seed)

@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that a training gives back, on Linux with glibc."""
+"""What the C library keeps of memory that a training frees, on Linux with glibc."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import os
 import sys
 
 MIB = 2**20
-TRIM_THRESHOLD, MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h's names of what mallopt sets
+# malloc.h's names of what mallopt sets
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8
+GLIBCS_OWN = {TRIM_THRESHOLD: 64 * MIB, TOP_PAD: 0, MMAP_THRESHOLD: 32 * MIB, MMAP_MAX: 2**16}  # as it grows to be
+_GIVEN_BACK = {TRIM_THRESHOLD: 16 * MIB, TOP_PAD: 0, MMAP_THRESHOLD: MIB, MMAP_MAX: 2**16, ARENA_MAX: 2}
+_KEPT = {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 * MIB, MMAP_MAX: 0, ARENA_MAX: 2}
 _CHOSEN = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # a person's own settings, or another malloc
 
 
-def give_back_memory() -> bool:
-    """Lets freed tensors go back to the system at once, in this process and in those forked from it later.
+def settle(large: bool) -> bool:
+    """Sets what becomes of freed tensors, in this process and in those forked from it later.
 
-    glibc takes large blocks from the system and gives them back when they are freed, but what is large grows with what
-    was freed, up to 32 MiB. Tensors of a training step then lie in a heap whose gaps fit no other tensor and are kept.
-    From here on a block of 1 MiB and more is always a mapping of its own. Nothing is changed on other systems, or where
-    the environment sets something for malloc.
+    By itself glibc gives a step's largest tensors back to the system, which clears every page of them when they come
+    again, and keeps the others in a heap whose gaps fit no other tensor. A small model computes little on each number,
+    so that the clearing is a good part of its time: its memory is kept. A large model's matrices outweigh it: each of
+    its tensors of a MiB and more is a mapping of its own, so that the process takes what its tensors take.
+    `benchmarks/heap.py` measures both. Nothing is changed on other systems, or where the environment sets malloc.
 
     Returns:
         Whether it was set.
@@ -29,6 +34,10 @@ def give_back_memory() -> bool:
             return False
     except ValueError:  # another C library has no such name
         return False
+    return set_malloc(_GIVEN_BACK if large else _KEPT)
+
+
+def set_malloc(settings: dict[int, int]) -> bool:
+    """mallopt of each; whether glibc took them all."""
     mallopt = ctypes.CDLL(None).mallopt
-    set_to = {MMAP_THRESHOLD: MIB, TRIM_THRESHOLD: 16 * MIB, _ARENA_MAX: 2}
-    return all(mallopt(name, value) == 1 for name, value in set_to.items())
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
