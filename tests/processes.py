@@ -97,7 +97,8 @@ def launched(ranks: int, *command: str) -> list[Launched]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     size = str(ranks)
-    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "OMP_NUM_THREADS": "1"}  # fmt: skip
     return [Launched(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(ranks)]
 
 

@@ -88,7 +88,7 @@ def test_headers_and_pixels_tell_what_is_wrong(folder: Path, name: str) -> None:
 def test_sizes_are_those_that_people_see(folder: Path) -> None:
     assert decoded(folder / "good.jpg", "image").size == (40, 30)
     assert decoded(folder / "turned.jpg", "image").size == (30, 40)
-    assert header(folder / "turned.jpg", "image").size == (40, 30)  # the header alone lies on its side
+    assert header(folder / "turned.jpg", "image").size == (30, 40)  # though the file's own rows lie on their side
 
 
 def test_bytes_and_open_pictures_are_judged_as_files_are(folder: Path, picture: Any) -> None:
