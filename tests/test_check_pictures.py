@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 import sys
@@ -128,6 +129,7 @@ def test_the_file_that_ends_a_process_is_known_and_the_others_are_read(folder: P
     process = worker._process
     assert process is not None and process.stdin is not None
     process.send_signal(signal.SIGSTOP)  # as if it worked for long on the first of three files, ...
+    os.waitpid(process.pid, os.WUNTRACED)  # it may still be on its way to read what is asked
     found: list[Verdict | None] = []
     asking = threading.Thread(target=lambda: found.extend(worker.ask([good, good, good])))
     asking.start()
