@@ -51,7 +51,8 @@ from vlchat.towers import clip_image_processor
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 WITHIN = 0.10
 _LORA = {"r": 32, "alpha": 64, "dropout": 0.05}
-_QFORMER = {"type": "qformer", "num_query_tokens": 32, "hidden_size": 512, "num_hidden_layers": 6}
+_QFORMER = {"type": "qformer", "num_query_tokens": 32, "hidden_size": 512, "num_hidden_layers": 6,
+            "num_attention_heads": 8}  # fmt: skip
 # objective, loop, optim
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "stage 1 mlp": ({"type": "align", "connector": {"type": "mlp", "depth": 2}, "itc": 0.0}, {"batch": 8}, {}),
@@ -144,11 +145,11 @@ def measured(config: RunConfig) -> dict[str, Any]:
     return {"peak": next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024}
 
 
-def apart(work: Callable[[RunConfig], dict[str, Any]], config: RunConfig) -> dict[str, Any]:
-    """`work(config)` in a process of its own."""
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """`work(*given)` in a process of its own. This one computes nothing: threads of OpenMP do not survive a fork."""
     kind = "spawn" if torch.cuda.is_available() else "fork"  # a fork shares its parent's imports, which count in both
     with multiprocessing.get_context(kind).Pool(1) as pool:
-        return pool.apply(work, (config,))
+        return pool.apply(work, given)
 
 
 def main() -> None:
@@ -162,7 +163,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, arguments.scale)
+        apart(prepare, folder, arguments.scale)
         for shape in arguments.shapes:
             config = run_of(shape, folder)
             said, seen = apart(planned, config), apart(measured, config)
