@@ -92,7 +92,7 @@ def run(dataset: str, name: str, seed: int, arguments: argparse.Namespace) -> di
     seconds = time.monotonic() - trained_in
     result = evaluate(
         folder, "vqa", data=rows_of(files, dataset, arguments.part, arm.form), controls=CONTROLS, control_rows=0,
-        batch_size=32, max_new_tokens=_LONGEST_ANSWER, floor=rows_of(files, dataset, rows, arm.form), remember=False,
+        batch_size=128, max_new_tokens=_LONGEST_ANSWER, floor=rows_of(files, dataset, rows, arm.form), remember=False,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     if not arguments.keep:

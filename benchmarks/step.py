@@ -5,8 +5,9 @@
     python benchmarks/step.py --compile                  # our step once more through torch.compile
 
 The plain loop is LlavaForConditionalGeneration as its class is: `gradient_checkpointing_enable()`, logits of every
-token. Both train the connector and the language model; the tower is frozen. A step is forward, backward and AdamW,
-which takes as long in all of them: --no-optimizer leaves it out.
+token, `torch.optim.AdamW(parameters)`. Both train the connector and the language model; the tower is frozen. A step is
+forward, backward and AdamW, which is the fused one in `vlchat train`: "plain, fused AdamW" tells how much of the ratio
+that is, and --no-optimizer leaves it out.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ def main() -> None:
     # 2. The same loss and gradients, under the names of ours.
     differences = same(plain, ours, losses)
     # 3. In turn.
-    optimizers = {model: optimizer_of(model, arguments.optimizer) for model in (plain, ours)}
-    peers = {name: stepper(loss, optimizers[plain if name == "plain" else ours]) for name, loss in losses.items()}
+    end = optimizer_of(ours, arguments.optimizer)
+    peers = {name: stepper(loss, end) for name, loss in losses.items() if name != "plain"}
+    peers["plain"] = stepper(losses["plain"], optimizer_of(plain, arguments.optimizer, fused=False))
+    if arguments.optimizer:
+        peers["plain, fused AdamW"] = stepper(losses["plain"], optimizer_of(plain, True))
     if arguments.compile:
         peers["kept, compiled"] = compiled(ours, batch, arguments.optimizer)
     times = seconds(peers, arguments.rounds)
@@ -130,9 +134,10 @@ def mean_loss(model: Any, batch: dict[str, Any], recomputed: bool) -> torch.Tens
     return found.total / found.count
 
 
-def optimizer_of(model: torch.nn.Module, learns: bool) -> Callable[[], Any]:
+def optimizer_of(model: torch.nn.Module, learns: bool, fused: bool = True) -> Callable[[], Any]:
     """What ends a step: AdamW, or nothing but the gradients' end."""
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], 1e-6)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-6, fused=fused)
 
     def end() -> None:
         if learns:
