@@ -23,6 +23,7 @@ from train.optim import parameter_groups
 from train.planning.changes import changed, cheapest, fewer_at_once
 from train.planning.command import foresee, main, weights_on_disk, worth_planning
 from train.planning.plan import plan
+from train.planning.report import changes, table
 from train.planning.rows import Row, pieces
 from train.planning.step import drawn, split
 from train.planning.target import Target, target
@@ -284,6 +285,16 @@ def test_each_change_makes_it_fit_and_the_cheapest_comes_first(config: Callable[
     assert all(one.fits for one in again) and [one.peak for one in again] == [way.plan.peak for way in ways]
     per_row = [one.seconds_a_step / one.config.loop.batch for one in again]
     assert per_row == sorted(per_row)
+    first, *lines = changes(
+        [replace(ways[0], keys=("objective.lora={r: 16, alpha: 32}", "x" * 60)), *ways]
+    ).splitlines()
+    assert {line.index("%") for line in lines} == {first.index("time") + 3}  # one column, however long the keys
+
+
+def test_a_gpu_without_bfloat16_is_named(config: Callable[..., RunConfig]) -> None:
+    found = plan(config("loop.precision=bf16"), target(gpu="t4"))
+    assert "t4 does not compute in bfloat16: set loop.precision=fp16" in table(found)
+    assert "bfloat16:" not in table(replace(found, target=target(gpu="l4")))
 
 
 def test_a_plan_needs_no_weights_and_no_data(config: Callable[..., RunConfig], model: Path, data: Path) -> None:

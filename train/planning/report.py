@@ -46,6 +46,8 @@ def table(found: RunPlan, price: float | None = None) -> str:
         )
     lines.append(f"{'work a step':24} {step.flops / 1e12:,.3g} TFLOP in {step.pieces.count} micro-batches a process")
     lines.append(f"{'rate':24} {target.rate / 1e12:.3g} TFLOP/s, {target.measured}")
+    if found.config.loop.precision == "bf16" and not target.bf16:
+        lines.append(f"{'':24} {target.name} does not compute in bfloat16: set loop.precision=fp16")
     lines.append(f"{'time a step':24} {duration(found.seconds_a_step)}")
     lines.append(f"{'time':24} {_time(found)}{_money(found, price)}")
     return "\n".join(lines)
@@ -97,8 +99,9 @@ def changes(found: Sequence[Change]) -> str:
     """Ways to make a run fit."""
     if not found:
         return "No change of the configuration makes it fit: take a larger machine, more processes or a smaller model."
-    lines = [f"{'what makes it fit':64} {'peak':>10} {'time':>8}"]
-    for change in found:
-        keys = " ".join(f"'{key}'" if " " in key else key for key in change.keys)
-        lines.append(f"{keys:64} {size(change.plan.peak):>10} {change.slower:>+8.0%}  {change.means}".rstrip())
+    typed = [" ".join(f"'{key}'" if " " in key else key for key in change.keys) for change in found]
+    wide = max(64, *map(len, typed))
+    lines = [f"{'what makes it fit':{wide}} {'peak':>10} {'time':>8}"]
+    for keys, change in zip(typed, found, strict=True):
+        lines.append(f"{keys:{wide}} {size(change.plan.peak):>10} {change.slower:>+8.0%}  {change.means}".rstrip())
     return "\n".join(lines)

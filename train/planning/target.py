@@ -30,6 +30,7 @@ class Target:
         rate: floating-point operations a second that a step's products reach; 0 where it is not known yet.
         bandwidth: bytes a second that operations read and write.
         measured: how the rate is known, for people.
+        bf16: whether it computes in bfloat16.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Target:
     rate: float = 0.0
     bandwidth: float = 0.0
     measured: str = ""
+    bf16: bool = True
 
 
 def target(
@@ -66,7 +68,7 @@ def target(
             told += " in 16 bits; in float32 it is several times slower"
         reached = (rate or known.rate * REACHED) * 1e12
         room = int((memory or known.memory) * GIB)
-        return Target(name, "cuda", room, _CONTEXT, reached, known.bandwidth * 1e9, told)
+        return Target(name, "cuda", room, _CONTEXT, reached, known.bandwidth * 1e9, told, known.bf16)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     room = int(memory * GIB) if memory else _room(device)
     name = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
