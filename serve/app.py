@@ -6,7 +6,7 @@ import asyncio
 import html
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import gradio as gr  # noqa: E402
 from gradio.utils import get_upload_folder  # noqa: E402
 
 import vlchat  # noqa: E402
+from serve.engine import End, Engine, Options, Ticket  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
@@ -33,7 +34,16 @@ class Page(gr.ChatInterface):
 
     Gradio's Chatbot puts every text into the page as HTML, with its Markdown off, too. So text is escaped on its way
     into the conversation and unescaped on its way out: to the model (`serve.messages`), on undo, retry and edit.
+
+    Attributes:
+        engine: answers; it ends with the page.
     """
+
+    engine: Engine
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        super().close(*args, **kwargs)
+        self.engine.close()
 
     def _message_as_message_dict(self, message: Any, role: Any) -> list[Any]:
         turns = [escaped(turn) for turn in super()._message_as_message_dict(message, role)]
@@ -65,11 +75,12 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
     """The page for one model; not yet listening, see `launch_options`.
 
     Args:
-        chat: answers; one question at a time, the others wait in line.
+        chat: answers, see `serve.engine.Engine`.
         examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
     """
-    return Page(
-        _answerer(chat, examples),
+    engine = Engine(chat, waiting=WAITING_LIMIT)
+    page = Page(
+        _answerer(engine, examples),
         multimodal=True,
         editable=True,
         title="vlchat",
@@ -105,15 +116,17 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
         ],
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         examples=_examples(examples) or None,
-        concurrency_limit=1,
+        concurrency_limit=None,  # who is answered when is the engine's matter
         flagging_mode="never",
         analytics_enabled=False,
         delete_cache=(3600, 86400),
         api_name="chat",
     )
+    page.engine = engine
+    return page
 
 
-def _answerer(chat: Chat, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
         message: dict[str, Any],
         history: list[dict[str, Any]],
@@ -121,32 +134,40 @@ def _answerer(chat: Chat, examples: Path) -> Callable[..., AsyncIterator[str | d
         temperature: float,
         max_new_tokens: int,
         adapter: str = "",
+        request: gr.Request | None = None,
     ) -> AsyncIterator[str | dict[str, Any]]:
         # Async, so that Stop reaches `finally` at once and not when the next word is ready.
-        stop = threading.Event()
+        came: asyncio.Queue[str | End] = asyncio.Queue()
+        loop, left, begun = asyncio.get_running_loop(), threading.Event(), list[Ticket]()
 
-        def begin() -> Iterator[str]:
+        def begin() -> None:
             messages = conversation(message, history, system, [Path(get_upload_folder()), examples])
-            return chat.stream(
-                messages,
-                max_new_tokens=int(max_new_tokens),
-                temperature=float(temperature),
-                stop=stop,
+            options = Options(
+                int(max_new_tokens),
+                float(temperature),
                 adapter=adapter or None,
+                scope=str(request.session_hash) if request is not None else "",
             )
+            begun.append(engine.submit(messages, options, lambda one: loop.call_soon_threadsafe(came.put_nowait, one)))
+            if left.is_set():  # meanwhile
+                begun[0].cancel()
 
         try:
-            pieces = await asyncio.to_thread(begin)
+            await asyncio.to_thread(begin)
             text = ""
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            while not isinstance(piece := await came.get(), End):
                 text += piece
                 yield text
+            if piece.error is not None:
+                raise piece.error
             if not text:
                 yield refusal("The model ended its answer before the first word. Try other words or another setting.")
         except VLChatError as error:
             yield refusal(str(error))
         finally:
-            stop.set()
+            left.set()
+            for ticket in begun:
+                ticket.cancel()
 
     return answer
 
@@ -191,7 +212,7 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browse
     """
     chat.warm_up()
     app = build_app(chat)
-    app.queue(max_size=WAITING_LIMIT)
+    app.queue(max_size=None)  # the engine's line is bounded
     options = launch_options()
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up, not through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))

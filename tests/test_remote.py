@@ -220,7 +220,7 @@ def own_likelihoods(chat: Chat, messages: list[Any], choices: list[str]) -> list
     inputs = chat._inputs([messages])
     start = inputs["input_ids"].shape[1]
     for choice in choices:
-        ids = chat._tokenizer(choice, add_special_tokens=False)["input_ids"] + [chat.processor.end_token_id]
+        ids = chat.tokenizer(choice, add_special_tokens=False)["input_ids"] + [chat.processor.end_token_id]
         whole = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
         with torch.inference_mode():
             shown = {k: v for k, v in inputs.items() if k == "pixel_values"}
@@ -254,7 +254,7 @@ def test_letters_are_judged_by_the_first_token(server: Server, chat: Chat, reque
         top = likely.topk(most)
         shown: dict[str, float] = {}
         for index, value in zip(top.indices.tolist(), top.values.exp().tolist(), strict=True):
-            shown[text] = shown.get(text := chat._tokenizer.decode([index]).strip(), 0.0) + value
+            shown[text] = shown.get(text := chat.tokenizer.decode([index]).strip(), 0.0) + value
         left = min(top.values.min().exp().item(), 1 - sum(shown.values()))
         expected = [shown.get(letter, left) for letter in "ABC"]
         assert torch.tensor(reply.choices).exp().tolist() == pytest.approx(expected, rel=1e-3)

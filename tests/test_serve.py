@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,22 @@ def test_what_cannot_be_asked_is_told(client: Client, chat: Chat) -> None:
     told = ask(client, "cats and dogs " * 50).result()["content"]
     assert "100" in told and "tokens" in told
     assert isinstance(ask(client, "two cats").result(), str)
+
+
+def test_two_people_are_answered_at_once(chat: Chat, good: str) -> None:
+    expected = chat.ask(Path(good), "two cats", max_new_tokens=4)
+    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.01))
+    with serving(chat) as address:
+        patient, quick = Client(address, verbose=False), Client(address, verbose=False)
+        long = patient.submit({"text": "tell me", "files": []}, "", 0, 1000, api_name="/chat")
+        assert next(iter(long))
+        message = {"text": "two cats", "files": [handle_file(good)]}
+        assert quick.predict(message, "", 0, 4, api_name="/chat").strip() == expected
+        assert not long.done()
+        long.cancel()
+        pace.remove()
+        patient.close()
+        quick.close()
 
 
 def test_only_the_chat_is_open_to_programs(client: Client) -> None:

@@ -27,6 +27,8 @@ from vlchat.errors import VLChatError, nearest
 from vlchat.generation import Answer, Stop, TokenLogprobs, last_run, lengths, seeded
 from vlchat.processor import VLChatProcessor
 
+MEMORY_FULL = "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
+
 
 class Chat:
     """A model and its processor, ready to be asked.
@@ -34,7 +36,7 @@ class Chat:
     One generation runs at a time; others wait for it.
 
     Args:
-        turn: a lock that is held during each generation; by default one of its own.
+        turn: a lock that is held during each generation, and a model's adapter with it; by default one of its own.
         generation_config: by default the model's.
 
     Attributes:
@@ -56,7 +58,7 @@ class Chat:
         self.description = description or {}
         self.adapters: dict[str, Chat] = {}
         self.generation_config = generation_config or model.generation_config
-        self._turn = turn or threading.Lock()
+        self.turn = turn or threading.Lock()
         ours = isinstance(processor, VLChatProcessor)
         self._closing = processor.end_token_id if ours else foreign.end_token_id(processor)
 
@@ -138,16 +140,34 @@ class Chat:
                 option out of range, a conversation longer than the context (both numbers are named).
         """
         if adapter is not None:
-            if adapter not in self.adapters:
-                known = ", ".join(self.adapters) or "none"
-                raise VLChatError(f'There is no adapter "{adapter}"; known: {known}{nearest(adapter, self.adapters)}')
-            return self.adapters[adapter].stream(
+            return self.with_adapter(adapter).stream(
                 messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
             )
+        inputs, config = self.prepare(messages, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+        return self.written(inputs, config, seed, stop)
+
+    def with_adapter(self, name: str) -> Chat:
+        """One of `adapters`.
+
+        Raises:
+            VLChatError: there is none of this name.
+        """
+        if name not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            raise VLChatError(f'There is no adapter "{name}"; known: {known}{nearest(name, self.adapters)}')
+        return self.adapters[name]
+
+    def prepare(
+        self, messages: Sequence[Message], *, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0
+    ) -> tuple[dict[str, Any], GenerationConfig]:
+        """What `generate` takes for a conversation: tensors of one row on the model's device, and how to answer.
+
+        Args, Raises:
+            as of `stream`.
+        """
         inputs = self._inputs([messages])
         length = inputs["input_ids"].shape[1]
-        config = self._generation_config(length, max_new_tokens, temperature, top_p)
-        return self._pieces(inputs, config, seed, stop)
+        return inputs, self._generation_config(length, max_new_tokens, temperature, top_p)
 
     def batch(self, conversations: Sequence[Sequence[Message]], *, max_new_tokens: int = 256) -> list[str]:
         """The likeliest answers to several conversations at once, padded on the left; arguments as of `stream`."""
@@ -184,7 +204,7 @@ class Chat:
         if beams > 1:
             config.update(output_scores=True)
         likely = TokenLogprobs()
-        with self._turn, torch.inference_mode():
+        with self.turn, torch.inference_mode():
             try:
                 generated = self.model.generate(
                     **inputs,
@@ -192,7 +212,7 @@ class Chat:
                     logits_processor=LogitsProcessorList([likely] if beams == 1 else []),
                 )
             except Exception as error:
-                raise self._failed(error) from error
+                raise self.failed(error) from error
         ends = self._end_tokens(config)
         if beams == 1:
             written = foreign.new_tokens(generated, inputs["input_ids"])
@@ -203,7 +223,7 @@ class Chat:
             logprobs = [
                 score * count for score, count in zip(generated.sequences_scores.tolist(), tokens, strict=True)
             ]
-        texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [Answer(text.strip(), *one) for text, one in zip(texts, zip(logprobs, tokens, strict=True), strict=True)]
 
     def likelihoods(self, messages: Sequence[Message], choices: Sequence[str]) -> list[Answer]:
@@ -225,17 +245,17 @@ class Chat:
         )
         labels = last_run(batch.pop("labels"), IGNORED)[:, 1:]  # (choices, tokens - 1)
         inputs = self._placed(batch)
-        with self._turn, torch.inference_mode():
+        with self.turn, torch.inference_mode():
             try:
                 logits = self.model(**inputs).logits[:, -labels.shape[1] - 1 : -1].float().cpu()
             except Exception as error:
-                raise self._failed(error) from error
+                raise self.failed(error) from error
         counted = labels != IGNORED
         found = logits.log_softmax(dim=-1).gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         totals, counts = found.masked_fill(~counted, 0.0).sum(dim=1).tolist(), counted.sum(dim=1).tolist()
         return [Answer(*one) for one in zip(choices, totals, counts, strict=True)]
 
-    def _failed(self, error: BaseException) -> BaseException:
+    def failed(self, error: BaseException) -> BaseException:
         """What to raise for an answer that did not come about: a sentence, for it is often the checkpoint's fault."""
         if isinstance(error, VLChatError | torch.OutOfMemoryError) or not isinstance(error, Exception):
             return error
@@ -249,7 +269,7 @@ class Chat:
         self.ask(Image.new("RGB", (32, 32)), "?", max_new_tokens=1)
 
     @property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
         return getattr(self.processor, "tokenizer", self.processor)
 
     def _inputs(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
@@ -304,21 +324,22 @@ class Chat:
         config.update(prompt_lookup_num_tokens=None, dola_layers=None, constraints=None)
         config.update(eos_token_id=self._end_tokens(config) or None)
         if config.pad_token_id is None:
-            config.pad_token_id = self._tokenizer.pad_token_id or next(iter(self._end_tokens(config)), 0)
+            config.pad_token_id = self.tokenizer.pad_token_id or next(iter(self._end_tokens(config)), 0)
         return config
 
     def _end_tokens(self, config: GenerationConfig) -> list[int]:
         known = config.eos_token_id
         ends = list(known) if isinstance(known, (list, tuple)) else [known]
-        ends += [self._tokenizer.eos_token_id, self._closing]
+        ends += [self.tokenizer.eos_token_id, self._closing]
         return sorted({end for end in ends if end is not None})
 
-    def _pieces(
+    def written(
         self, inputs: dict[str, Any], config: GenerationConfig, seed: int | None, stop: threading.Event | None
     ) -> Generator[str, None, None]:
+        """The pieces of an answer to what `prepare` gave."""
         left = threading.Event()  # set when whoever reads the pieces goes away
         stops = [left] if stop is None else [left, stop]
-        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failures: list[BaseException] = []
 
         def generate() -> None:
@@ -348,20 +369,18 @@ class Chat:
             left.set()
             worker.join()
         if failures and isinstance(failures[0], torch.OutOfMemoryError):
-            raise VLChatError(
-                "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
-            ) from failures[0]
+            raise VLChatError(MEMORY_FULL) from failures[0]
         if failures:
-            raise self._failed(failures[0])
+            raise self.failed(failures[0])
 
     @contextmanager
     def _my_turn(self, stops: Sequence[threading.Event]) -> Iterator[bool]:
         """Waits for the model; False when the wait was called off."""
-        while not self._turn.acquire(timeout=0.05):
+        while not self.turn.acquire(timeout=0.05):
             if any(stop.is_set() for stop in stops):
                 yield False
                 return
         try:
             yield True
         finally:
-            self._turn.release()
+            self.turn.release()

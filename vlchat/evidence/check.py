@@ -80,7 +80,7 @@ def deletion_check(
         for masks in chosen
     ]
     lesson = asked(chat, [messages], [found.answer], [found.word])
-    with chat._turn:
+    with chat.turn:
         whole, *rest = shown(chat, lesson, variants)
     costs = [whole - score for score in rest]
     return Deletion(costs[0], tuple(costs[1 : 1 + draws]), tuple(costs[1 + draws :]), count / len(flat))

@@ -129,7 +129,7 @@ def evidences(
         blind = next(number for number, pictures in enumerate(lesson.pictures, start=1) if not pictures)
         raise VLChatError(f"Conversation {blind} has no picture, so there is no evidence map to draw.")
     seen = seen_pictures(chat.processor, lesson)
-    with chat._turn, torch.no_grad():
+    with chat.turn, torch.no_grad():
         found = METHODS[method](chat, lesson, seen)
         scores = logprobs(chat, lesson)[0].tolist() if found.logprobs is None else found.logprobs
     model = bare(chat)

@@ -1,0 +1,281 @@
+"""The engine: what it answers to many at once is what each is answered alone, and what was computed is used again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from talkative import Steps, save_talkative
+from tiny_models import LANGUAGES, tiny
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from serve.engine import MIB, Busy, End, Engine, Options
+from serve.prefixes import Kept, Pictures, Prefixes, common, named
+from serve.slots import fits
+from vlchat.chat import Chat, ask_messages
+from vlchat.errors import VLChatError
+from vlchat.towers import clip_image_processor
+
+
+@pytest.fixture
+def chat(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Chat:
+    """Never ends an answer by itself."""
+    return Chat.load(save_talkative(tmp_path / "talkative", tiny_clip, tiny_tokenizer))
+
+
+@pytest.fixture
+def engine(chat: Chat) -> Iterator[Engine]:
+    made = Engine(chat, most=3)
+    assert made.batches
+    yield made
+    made.close()
+
+
+def until(what: Callable[[], bool]) -> None:
+    """Waits for something; the test's own time limit is a minute."""
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.002)
+
+
+def unlike(picture: Callable) -> list[list[dict[str, Any]]]:
+    return [
+        ask_messages(picture(1), "What is it?"),
+        ask_messages([picture(2), picture(3, (40, 20))], "How many cats are there in the two pictures, left to right?"),
+        ask_messages(None, "Is it green?"),
+        ask_messages(picture(4), "a red circle", system="You are an assistant."),
+        ask_messages(picture(1), "two cats"),
+        ask_messages(None, "three cats"),
+        ask_messages(picture(5), "What?"),
+    ]
+
+
+def test_seven_conversations_in_three_slots_are_answered_as_alone(
+    chat: Chat, engine: Engine, picture: Callable
+) -> None:
+    conversations, lengths = unlike(picture), [9, 30, 4, 17, 1, 12, 23]
+    alone = [
+        "".join(chat.stream(messages, max_new_tokens=tokens))
+        for messages, tokens in zip(conversations, lengths, strict=True)
+    ]
+    assert len(set(alone)) == len(alone), "the test needs answers that differ"
+    for piece in (256, 3):  # of a prompt, between two steps
+        engine.piece = piece
+        engine.prefixes.clear()
+        asked = zip(conversations, lengths, strict=True)
+        tickets = [engine.submit(messages, Options(tokens)) for messages, tokens in asked]
+        assert ["".join(ticket) for ticket in tickets] == alone
+        assert [ticket.end.new_tokens for ticket in tickets if ticket.end] == lengths
+        assert {ticket.end.reason for ticket in tickets if ticket.end} == {"length"}
+
+
+def test_drawn_answers_are_those_of_their_seed(chat: Chat, engine: Engine, picture: Callable) -> None:
+    conversations = unlike(picture)[:3]
+    options = [Options(8, temperature=1.3, top_p=0.9, seed=seed) for seed in (1, 2, 3)]
+    alone = [
+        "".join(chat.stream(one, max_new_tokens=8, temperature=1.3, top_p=0.9, seed=chosen.seed))
+        for one, chosen in zip(conversations, options, strict=True)
+    ]
+    tickets = [engine.submit(one, chosen) for one, chosen in zip(conversations, options, strict=True)]
+    assert ["".join(ticket) for ticket in tickets] == alone
+
+
+def test_a_second_turn_begins_where_the_first_one_ended(chat: Chat, engine: Engine, picture: Callable) -> None:
+    messages = ask_messages(picture(1), "What is it?")
+    first = engine.submit(messages, Options(6, scope="ann"))
+    answer = "".join(first)
+    more = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": "two cats"}]
+    expected = "".join(chat.stream(more, max_new_tokens=6))
+    second = engine.submit(more, Options(6, scope="ann"))
+    assert "".join(second) == expected
+    assert first.end is not None and second.end is not None and first.end.cached_tokens == 0
+    assert second.end.cached_tokens >= first.end.prompt_tokens
+    # Not for others, and not with another picture of the same size: that one is known up to its first pixel.
+    stranger = engine.submit(more, Options(6, scope="bob"))
+    assert "".join(stranger) == expected and stranger.end is not None and stranger.end.cached_tokens == 0
+    other = [ask_messages(picture(2), "What is it?")[0], *more[1:]]
+    swapped = engine.submit(other, Options(6, scope="ann"))
+    assert "".join(swapped) == "".join(chat.stream(other, max_new_tokens=6)) != expected
+    before = chat.prepare(other)[0]["input_ids"][0].tolist().index(chat.model.config.image_token_id)
+    assert swapped.end is not None and swapped.end.cached_tokens == before
+
+
+def test_a_picture_is_looked_at_once(chat: Chat, engine: Engine, picture: Callable) -> None:
+    looks = []
+    chat.model.model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+    for question in ("What is it?", "two cats"):
+        "".join(engine.submit(ask_messages(picture(1), question), Options(2, scope=question)))
+    assert len(looks) == 1
+    "".join(engine.submit(ask_messages([picture(2), picture(1)], "What is it?"), Options(2)))
+    assert len(looks) == 2
+    engine.pictures.clear()
+    "".join(engine.submit(ask_messages(picture(1), "Is it green?"), Options(2)))
+    assert len(looks) == 3
+
+
+def test_who_leaves_frees_the_slot_and_the_others_go_on(chat: Chat, engine: Engine, picture: Callable) -> None:
+    conversations = unlike(picture)
+    stays = engine.submit(conversations[1], Options(60))
+    leaves = engine.submit(conversations[0], Options(4000))
+    pieces = iter(leaves)
+    assert next(pieces)
+    waits = [engine.submit(one, Options(4000)) for one in conversations[2:5]]
+    until(lambda: waits[-1].place > 0)
+    waits[-1].cancel()  # in the line
+    pieces.close()  # while it is answered
+    for one in waits[:2]:
+        one.cancel()
+    assert "".join(stays) == "".join(chat.stream(conversations[1], max_new_tokens=60))
+    assert all(one.end is not None and one.end.reason == "cancelled" for one in [leaves, *waits])
+    until(lambda: engine.answering == 0)
+    steps = Steps(chat)
+    time.sleep(0.2)
+    assert steps.count == 0, "it computes for people who left"
+
+
+def test_a_long_prompt_does_not_stop_the_others(chat: Chat, engine: Engine, picture: Callable) -> None:
+    engine.piece = 8
+    words: list[str] = []
+    done = threading.Event()
+
+    def deliver(came: str | End) -> None:
+        done.set() if isinstance(came, End) else words.append(came)
+
+    talks = engine.submit(ask_messages(None, "Is it green?"), Options(4000), deliver)
+    until(lambda: len(words) > 3)
+    before = len(words)
+    long = engine.submit(ask_messages(picture(1), "two cats " * 400), Options(1))
+    "".join(long)
+    assert long.end is not None and len(words) - before > long.end.prompt_tokens / engine.piece / 2
+    talks.cancel()
+    assert done.wait(60)
+
+
+def test_the_line_is_bounded_and_tells_each_its_place(chat: Chat, picture: Callable) -> None:
+    engine = Engine(chat, most=1, waiting=2)
+    messages = ask_messages(None, "Is it green?")
+    first = engine.submit(messages, Options(4000))
+    until(lambda: engine.answering == 1)
+    second, third = engine.submit(messages), engine.submit(messages)
+    assert (first.place, second.place, third.place) == (0, 1, 2)
+    with pytest.raises(Busy, match="All 2 places in the line are taken"):
+        engine.submit(messages)
+    engine.close(wait=0.1)
+    with pytest.raises(VLChatError, match="stopping"):
+        "".join(second)
+    with pytest.raises(VLChatError, match="stopping"):
+        engine.submit(messages)
+    assert first.end is not None and first.end.reason == "cancelled" and engine.answering == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"), [(RuntimeError("torn weights"), "torn weights"), (torch.OutOfMemoryError("22 GiB"), "memory")]
+)
+def test_a_failure_ends_one_answer_and_not_the_service(
+    chat: Chat, engine: Engine, picture: Callable, failure: Exception, told: str
+) -> None:
+    stays = engine.submit(ask_messages(None, "Is it green?"), Options(40))
+    pieces = iter(stays)
+    began = next(pieces)
+
+    def fail(*_: Any) -> None:
+        raise failure
+
+    hook = chat.model.model.vision_tower.register_forward_pre_hook(fail)
+    with pytest.raises(VLChatError, match=told):
+        "".join(engine.submit(ask_messages(picture(1), "two cats")))
+    hook.remove()
+    assert began + "".join(pieces) == "".join(chat.stream(ask_messages(None, "Is it green?"), max_new_tokens=40))
+    with pytest.raises(VLChatError, match="reads at most 8192"):
+        engine.submit(ask_messages(None, "cats " * 9000))
+    assert "".join(engine.submit(ask_messages(picture(1), "two cats"), Options(2)))
+
+
+def test_a_full_memory_gives_back_what_was_kept_first(chat: Chat, engine: Engine) -> None:
+    messages = ask_messages(None, "Is it green?")
+    "".join(engine.submit(messages, Options(3)))
+    assert engine.prefixes.bytes
+    failures = [torch.OutOfMemoryError("22 GiB")]
+
+    def fail(*_: Any) -> None:
+        if failures:
+            raise failures.pop()
+
+    chat.model.lm_head.register_forward_pre_hook(fail)
+    answer = "".join(engine.submit(messages, Options(3, scope="ann")))
+    assert answer == "".join(chat.stream(messages, max_new_tokens=3)) and not failures
+
+
+def test_other_makers_models_answer_one_after_another(
+    tiny_clip: Any, tiny_llama: Any, tiny_tokenizer: Any, picture: Callable
+) -> None:
+    image = tiny_tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=tiny_clip.config, text_config=tiny_llama.config, image_token_id=image,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    processor = LlavaProcessor(
+        clip_image_processor(24), tiny_tokenizer, patch_size=12, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}"
+        "{% endfor %}{% endfor %}",
+    )  # fmt: skip
+    chat = Chat(LlavaForConditionalGeneration(config), processor)
+    engine = Engine(chat)
+    assert not engine.batches
+    conversations = [ask_messages(picture(1), "two cats"), ask_messages(picture(2), "a red circle")]
+    tickets = [engine.submit(one, Options(5)) for one in conversations]
+    assert ["".join(one) for one in tickets] == ["".join(chat.stream(one, max_new_tokens=5)) for one in conversations]
+    engine.close()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_which_language_models_answer_several_at_once(language: str) -> None:
+    windows = language in ("mistral", "gemma3_text")
+    assert fits(tiny(language=language).get_decoder()) is not windows
+
+
+def kept(names: list[int]) -> Kept:
+    return Kept(np.array(names), [(torch.zeros(1, 1, len(names), 4), torch.zeros(1, 1, len(names), 4))])
+
+
+def test_what_is_kept_stays_within_its_budget_and_the_longest_unused_goes_first() -> None:
+    token = kept([1]).bytes
+    prefixes = Prefixes(10 * token)
+    prefixes.keep("", kept([1, 2, 3]))
+    prefixes.keep("", kept([1, 2, 3, 4, 5]))  # goes on from it
+    assert prefixes.bytes == 5 * token
+    prefixes.keep("", kept([9, 8, 7, 6]))
+    assert prefixes.longest("", np.array([1, 2, 3, 7]))[0] == 3
+    prefixes.keep("", kept([4, 4, 4]))  # too much with both: the one that was just used stays
+    assert prefixes.bytes == 8 * token and prefixes.longest("", np.array([9, 8]))[0] == 0
+    assert prefixes.longest("other", np.array([1, 2])) == (0, [])
+    prefixes.keep("", kept(list(range(11))))  # more than all of it
+    assert prefixes.bytes == 8 * token
+
+
+def test_pictures_have_names_of_their_own() -> None:
+    pictures = Pictures(MIB)
+    one, other = (pictures.keep(name, torch.zeros(2, 4)) for name in ("one", "other"))
+    ids = [5, 9, 9, 6, 9, 9, 7]
+    first, second = named(ids, 9, [one, other]), named(ids, 9, [one, one])
+    assert first.tolist()[::3] == [5, 6, 7] and len(set(first.tolist())) == 7
+    assert common(first, second) == 4 and common(first, first[:3]) == 3
+    assert ids == [5, 9, 9, 6, 9, 9, 7]
+
+
+def test_pictures_are_told_apart_by_all_that_the_model_is_given() -> None:
+    inputs = {"input_ids": torch.zeros(1, 3), "pixel_values": torch.zeros(2, 3, 4, 4)}
+    same, again = Pictures.digests(inputs)
+    assert same == again
+    instructed = Pictures.digests(inputs | {"instruction_input_ids": torch.tensor([[1, 2], [1, 3]])})
+    assert len({same, *instructed}) == 3
+    assert Pictures.digests({"input_ids": torch.zeros(1, 3)}) == []
