@@ -281,51 +281,59 @@ class Engine:
                     self._changed.wait()
                 if self._closing and not (self._coming or self._rows):
                     return
-                self._leave_line()
-                if self._line and self._coming is None and len(self._rows) < (self.most if self.batches else 1):
-                    self._coming = self._line.popleft()
             if not self.batches:
-                self._alone()
+                if self._next():
+                    self._alone()
                 continue
-            self._guarded(self._take_in)
+            computed = 0
+            while computed < self.piece and self._next():
+                computed += self._guarded(self._take_in) or 1
             self._drop_cancelled()
             if self._rows:
                 self._guarded(self._step)
 
-    def _leave_line(self) -> None:
-        """Whoever left while waiting is gone from the line."""
-        for row in [row for row in self._line if row.ticket.left.is_set()]:
-            self._line.remove(row)
-            row.finish("cancelled")
+    def _next(self) -> bool:
+        """Whether a conversation is coming; the first in the line is, if there is a slot. Who left is gone from it."""
+        with self._changed:
+            for row in [row for row in self._line if row.ticket.left.is_set()]:
+                self._line.remove(row)
+                row.finish("cancelled")
+            if self._line and self._coming is None and len(self._rows) < self.most:
+                self._coming = self._line.popleft()
+            if self._coming is not None and self._coming.ticket.left.is_set():
+                row, self._coming = self._coming, None
+                row.finish("cancelled")
+        return self._coming is not None
 
     def _alone(self) -> None:
         """Answers one conversation to its end, as any model can."""
-        row, self._coming = self._coming, None
-        if row is None:
-            return
-        reason, error = "stop", None
+        row = self._coming
+        assert row is not None
+        error = None
         try:
             for piece in self.chat.written(row.inputs, row.config, row.options.seed, row.ticket.left):
                 row.ticket.piece(piece)
         except Exception as failed:
             error = failed
-        row.finish("cancelled" if row.ticket.left.is_set() else reason, error)
+        self._coming = None
+        row.finish("cancelled" if row.ticket.left.is_set() else "stop", error)
 
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """Some work on the model. What it fails at is told to those whom it concerns; the others go on."""
+    def _guarded(self, work: Callable[[], int]) -> int:
+        """Some work on the model, and its result. A failure is told to those whom it concerns; the others go on."""
         concerned = [self._coming] if work == self._take_in else list(self._rows)
         try:
             with self.chat.turn:
-                work()
+                return work()
         except torch.OutOfMemoryError as error:
             if self.prefixes.bytes:
                 self.prefixes.clear()  # and the same work once more
                 if self._coming is not None:
                     self._coming.cache = None
-                return
-            self._fail(concerned[-1:], error)
+            else:
+                self._fail(concerned[-1:], error)
         except Exception as error:
             self._fail(concerned, error)
+        return 0
 
     def _fail(self, rows: Sequence[_Row | None], error: BaseException) -> None:
         told = VLChatError(MEMORY_FULL) if isinstance(error, torch.OutOfMemoryError) else self.chat.failed(error)
@@ -339,9 +347,6 @@ class Engine:
             row.finish("stop", told)
 
     def _drop_cancelled(self) -> None:
-        if self._coming is not None and self._coming.ticket.left.is_set():
-            row, self._coming = self._coming, None
-            row.finish("cancelled")
         for row in [row for row in self._rows if row.ticket.left.is_set()]:
             self._remove(row)
             row.finish("cancelled")
@@ -362,11 +367,10 @@ class Engine:
         if last is not row:
             self._rows[slot] = last
 
-    def _take_in(self) -> None:
-        """A piece of the prompt of the conversation that is coming; after its last one it joins the batch."""
+    def _take_in(self) -> int:
+        """A piece of the prompt of the conversation that is coming, of so many tokens; after its last one it joins."""
         row = self._coming
-        if row is None or row.ticket.left.is_set():
-            return
+        assert row is not None
         if row.cache is None:
             self._begin(row)
         assert row.cache is not None and row.embeddings is not None
@@ -377,12 +381,13 @@ class Engine:
             inputs_embeds=now, position_ids=places, past_key_values=row.cache, use_cache=True
         ).last_hidden_state
         if row.embeddings.shape[1]:
-            return
+            return now.shape[1]
         logits = self._logits(states[:, -1:])
         self._slots.join(keys_and_values.of(row.cache))
         self._coming = row.cache = row.embeddings = None
         self._rows.append(row)
         self._write([row], logits)
+        return now.shape[1]
 
     def _begin(self, row: _Row) -> None:
         """What of a conversation is known, and the embeddings of the rest."""
@@ -428,8 +433,8 @@ class Engine:
             row.generator = torch.Generator(device=device)
             row.generator.manual_seed(row.options.seed) if row.options.seed is not None else row.generator.seed()
 
-    def _step(self) -> None:
-        """One more token for each conversation of the batch."""
+    def _step(self) -> int:
+        """One more token for each conversation of the batch; how many that are."""
         table = self.model.get_input_embeddings()
         device = table.weight.device
         tokens = torch.tensor([[row.written[-1]] for row in self._rows], device=device)
@@ -441,6 +446,7 @@ class Engine:
         logits = self._logits(states)
         self._slots.end()
         self._write(list(self._rows), logits)
+        return len(states)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 of (rows, 1, hidden)."""
