@@ -72,7 +72,7 @@ def answers(chat: Chat, picture: Any, adapter: str | None = None) -> list[str]:
 def logits(chat: Chat, picture: Any) -> torch.Tensor:
     asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "two cats"}]}]
     inputs = chat._inputs([asked])
-    with chat._turn:
+    with chat.turn:
         return chat.model(**inputs).logits
 
 
