@@ -89,13 +89,13 @@ class Server(ThreadingHTTPServer):
             likely = logits[0].double().log_softmax(-1)
             best = likely.topk(min(asked.get("top_logprobs", 0), self.alternatives))
             shown = [
-                {"token": chat._tokenizer.decode([index]), "logprob": value}
+                {"token": chat.tokenizer.decode([index]), "logprob": value}
                 for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
             ]
             tokens.append(
-                {"token": chat._tokenizer.decode([token]), "logprob": likely[token].item(), "top_logprobs": shown}
+                {"token": chat.tokenizer.decode([token]), "logprob": likely[token].item(), "top_logprobs": shown}
             )
-        return chat._tokenizer.decode(ids, skip_special_tokens=True), tokens, read
+        return chat.tokenizer.decode(ids, skip_special_tokens=True), tokens, read
 
     def _prompt(self, messages: list[Any], asked: dict[str, Any]) -> list[Any]:
         """vLLM's shape: nothing for the first token, then {its id: {logprob, rank, decoded_token}}."""
