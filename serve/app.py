@@ -15,6 +15,7 @@ import gradio as gr  # noqa: E402
 from gradio.utils import get_upload_folder  # noqa: E402
 
 import vlchat  # noqa: E402
+from serve.api import Api  # noqa: E402
 from serve.engine import End, Engine, Options, Ticket  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
@@ -71,7 +72,7 @@ class Page(gr.ChatInterface):
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
 
-def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> gr.Blocks:
+def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
     """The page for one model; not yet listening, see `launch_options`.
 
     Args:
@@ -204,7 +205,7 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> gr.Blocks:
+def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Page:
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
     Raises:
@@ -218,6 +219,7 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browse
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
     try:
         app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
+        app.app.router.routes[:0] = Api(app.engine).routes  # before Gradio's, which take every name at the root
     except OSError as error:
         raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
     return app

@@ -29,11 +29,17 @@ from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
 MIB = 2**20
-CLOSED = "The server is stopping. Ask again in a minute."
 
 
 class Busy(VLChatError):
     """The line is full."""
+
+
+class Closed(VLChatError):
+    """The engine takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping. Ask again in a minute.")
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ class Engine:
 
     def _refuse(self) -> None:
         if self._closing:
-            raise VLChatError(CLOSED)
+            raise Closed
         if len(self._line) >= self.waiting:
             raise Busy(f"All {self.waiting} places in the line are taken. Ask again in a minute.")
 
@@ -255,6 +261,11 @@ class Engine:
             self._changed.notify()
 
     @property
+    def open(self) -> bool:
+        """Whether it takes conversations."""
+        return not self._closing
+
+    @property
     def answering(self) -> int:
         """Conversations that are in the batch or on their way into it."""
         return len(self._rows) + (self._coming is not None)
@@ -268,7 +279,7 @@ class Engine:
         for other in self._others.values():
             other.close(wait)
         for row in refused:
-            row.finish("cancelled", VLChatError(CLOSED))
+            row.finish("cancelled", Closed())
         self._thread.join(wait)
         for one in [*self._rows, *([self._coming] if self._coming else [])]:
             one.ticket.cancel()

@@ -1,0 +1,243 @@
+"""Chat completions as OpenAI's clients ask for them, on the page's port and by the page's engine.
+
+`POST /v1/chat/completions`, `GET /v1/models`, `/health` (the process lives) and `/ready` (it takes questions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from serve import requests
+from serve.engine import Closed, End, Engine, Ticket
+from serve.requests import ChatRequest, RequestError, Until
+from vlchat.errors import VLChatError
+
+LONGEST_BODY = 64 * 2**20  # bytes
+_PATIENCE = 60.0  # seconds for a body to arrive
+_STARTED = int(time.time())
+
+
+class Api:
+    """The routes over one engine.
+
+    Args:
+        engine: the page's.
+
+    Attributes:
+        models: the names that a request may give, and the adapter of each; the first is the model itself.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        name = str(engine.chat.description.get("name") or "vlchat")
+        self.models: dict[str, str | None] = {name: None, **{one: one for one in engine.chat.adapters}}
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/chat/completions", self.complete, methods=["POST"]),
+            Route("/v1/models", self.list_models, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """200 as long as the process lives."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """200 where a question would be taken, else 503."""
+        return JSONResponse({"status": "ok"}) if self.engine.open else _refusal(Closed())
+
+    async def list_models(self, request: Request) -> Response:
+        """The model and its adapters."""
+        rows = [{"id": name, "object": "model", "created": _STARTED, "owned_by": "vlchat"} for name in self.models]
+        return JSONResponse({"object": "list", "data": rows})
+
+    async def complete(self, request: Request) -> Response:
+        """An answer, whole or as it comes."""
+        try:
+            asked = await asyncio.to_thread(requests.read, await _body(request))
+            if asked.model not in self.models:
+                known = ", ".join(self.models)
+                raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
+            answer = _Answer(asked)
+            await asyncio.to_thread(self._submit, asked, answer)
+        except VLChatError as error:
+            return _refusal(error)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        if asked.stream:
+            return StreamingResponse(
+                answer.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
+        return await answer.whole(request)
+
+    def _submit(self, asked: ChatRequest, answer: _Answer) -> None:
+        answer.ticket = self.engine.submit(
+            asked.conversation(), asked.options(self.models[asked.model], scope="api"), answer.deliver
+        )
+        if answer.left:  # meanwhile
+            answer.ticket.cancel()
+
+
+class _Answer:
+    """An answer on its way to a client."""
+
+    def __init__(self, asked: ChatRequest) -> None:
+        self.asked, self.until = asked, Until(asked.stops)
+        self.loop = asyncio.get_running_loop()
+        self.came: asyncio.Queue[str | End] = asyncio.Queue()
+        self.ticket: Ticket | None = None
+        self.left = False
+        self.name, self.made = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+
+    def deliver(self, came: str | End) -> None:
+        """Called by the engine's thread."""
+        self.loop.call_soon_threadsafe(self.came.put_nowait, came)
+
+    def leave(self) -> None:
+        """Whatever is still being written is no longer wanted."""
+        self.left = True
+        if self.ticket is not None:
+            self.ticket.cancel()
+
+    async def pieces(self) -> AsyncIterator[str | End]:
+        """Its text up to a stop word, then how it ended."""
+        try:
+            while not isinstance(one := await self.came.get(), End):
+                if text := self.until.add(one):
+                    yield text
+                if self.until.reached:
+                    self.leave()
+            if text := self.until.rest():
+                yield text
+            yield one
+        finally:
+            self.leave()
+
+    async def whole(self, request: Request) -> Response:
+        """All of it at once; ended when the client leaves."""
+
+        async def collected() -> tuple[str, End]:
+            text = ""
+            async for one in self.pieces():
+                if isinstance(one, End):
+                    return text, one
+                text += one
+            raise AssertionError("an answer without an end")
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        work, leaving = asyncio.ensure_future(collected()), asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                return Response(status_code=499)
+            text, end = work.result()
+        finally:
+            self.leave()
+            for task in (work, leaving):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+        if end.error is not None:
+            return _refusal(end.error)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(end)}
+        return JSONResponse({**self._head("chat.completion"), "choices": [choice], "usage": _usage(end)})
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events, a piece each."""
+        head = self._head("chat.completion.chunk")
+        with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
+        pieces = self.pieces()
+        try:
+            yield _event({**head, "choices": [_delta({"role": "assistant", "content": ""})]})
+            async for one in pieces:
+                if not isinstance(one, End):
+                    yield _event({**head, "choices": [_delta({"content": one})]})
+                elif one.error is not None:
+                    yield _event(requests.told(_sentence(one.error))[1])
+                else:
+                    yield _event({**head, "choices": [_delta({}, self._reason(one))]})
+                    if with_usage:
+                        yield _event({**head, "choices": [], "usage": _usage(one)})
+            yield "data: [DONE]\n\n"
+        finally:
+            self.leave()
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.name, "object": kind, "created": self.made, "model": self.asked.model}
+
+    def _reason(self, end: End) -> str:
+        return "stop" if self.until.reached else end.reason
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+        RequestError: it is too large, packed, or comes too slowly.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise RequestError("Send the body as it is: no Content-Encoding is taken.", code="unsupported_encoding")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > LONGEST_BODY:
+        raise _too_long()
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            async for part in request.stream():
+                size += len(part)
+                if size > LONGEST_BODY:
+                    raise _too_long()
+                parts.append(part)
+    except TimeoutError:
+        raise RequestError(f"The body did not arrive within {_PATIENCE:.0f} seconds.", 408, "timeout") from None
+    return b"".join(parts)
+
+
+def _too_long() -> RequestError:
+    return RequestError(
+        f"The body is larger than {LONGEST_BODY // 2**20} MiB. Send smaller pictures.", 413, "too_large"
+    )
+
+
+def _refusal(error: BaseException) -> Response:
+    status, body = requests.told(_sentence(error))
+    return JSONResponse(body, status, headers={"Retry-After": "10"} if status in (429, 503) else None)
+
+
+def _sentence(error: BaseException) -> VLChatError:
+    """What of an error is told: nothing of one that is no sentence."""
+    return error if isinstance(error, VLChatError) else RequestError("The answer failed. Ask again.", 500, "failed")
+
+
+def _event(told: dict[str, Any]) -> str:
+    return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+
+
+def _delta(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+def _usage(end: End) -> dict[str, Any]:
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.new_tokens,
+        "total_tokens": end.prompt_tokens + end.new_tokens,
+        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
+    }

@@ -1,0 +1,214 @@
+"""What a program asks of `/v1/chat/completions` -> messages and options for the engine; errors in OpenAI's words."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.engine import Options
+from vlchat import images
+from vlchat.errors import ImageError, VLChatError
+
+MOST_PICTURES = 16
+MOST_TOKENS = 65_536
+_DATA = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+
+
+class RequestError(VLChatError):
+    """A request that can't be answered.
+
+    Attributes:
+        status: of HTTP.
+        code, param: for programs, as in OpenAI's errors.
+    """
+
+    def __init__(
+        self, message: str, status: int = 400, code: str = "invalid_request", param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Text(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _Url(_Strict):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class _Picture(_Strict):
+    type: Literal["image_url"]
+    image_url: _Url
+
+
+class _Turn(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[_Text | _Picture, Field(discriminator="type")]]
+    name: str | None = None  # of a speaker; not told to the model
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(_Strict):
+    """The body of a request. What would change the answer and is not offered is refused, not passed over.
+
+    Attributes:
+        store, metadata, user, service_tier, safety_identifier, prompt_cache_key: of no meaning here.
+    """
+
+    model: str
+    messages: list[_Turn] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    store: Any = None
+    metadata: Any = None
+    user: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+    @property
+    def stops(self) -> list[str]:
+        """Words at which the answer ends."""
+        return [word for word in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if word]
+
+    def options(self, adapter: str | None, scope: str) -> Options:
+        """For the engine. By default answers are drawn at temperature 1, as OpenAI's are."""
+        return Options(
+            self.max_completion_tokens or self.max_tokens or 256,
+            1.0 if self.temperature is None else self.temperature,
+            1.0 if self.top_p is None else self.top_p,
+            self.seed,
+            adapter,
+            scope,
+        )
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages, their pictures opened.
+
+        Raises:
+            RequestError: too many pictures.
+            ImageError: a picture that is no `data:` URL or can't be used.
+        """
+        count = sum(isinstance(part, _Picture) for turn in self.messages for part in turn.content)
+        if count > MOST_PICTURES:
+            raise RequestError(
+                f"The conversation has {count} pictures; at most {MOST_PICTURES} are taken.", param="messages"
+            )
+        return [{"role": turn.role, "content": _parts(turn.content)} for turn in self.messages]
+
+
+def _parts(content: str | Sequence[_Text | _Picture]) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, _Text)
+        else {"type": "image", "image": _opened(part.image_url.url)}
+        for part in content
+    ]
+
+
+def _opened(url: str) -> Any:
+    found = _DATA.match(url)
+    if found is None:
+        raise ImageError("Send pictures as data: URLs with base64, data:image/jpeg;base64,...; no address is fetched.")
+    try:
+        data = base64.b64decode(url[found.end() :], validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError("A picture's base64 is damaged. Encode its bytes anew.") from None
+    return images.decode(data, mime=found["mime"])
+
+
+def read(body: bytes) -> ChatRequest:
+    """The request in a body.
+
+    Raises:
+        RequestError: it is no JSON, or a field that is missing, unknown or out of range; the field is named.
+    """
+    try:
+        told = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError("The body is not JSON that can be read.", code="invalid_json") from None
+    if not isinstance(told, dict):
+        raise RequestError("The body is not a JSON object.", code="invalid_json")
+    if "chat_template" in told:
+        raise RequestError("A chat template is the model's own and can't be sent.", param="chat_template")
+    try:
+        return ChatRequest.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        field = "".join(character if character.isprintable() else "?" for character in field)[:100]
+        raise RequestError(f"{field}: {first['msg']}.", 422, "invalid_value", field) from None
+
+
+def told(error: VLChatError) -> tuple[int, dict[str, Any]]:
+    """The status and body of an error's answer."""
+    from serve.engine import Busy, Closed
+
+    status, code = 400, "invalid_request"
+    if isinstance(error, (ImageError, RequestError)):
+        status, code = error.status, error.code
+    elif isinstance(error, Busy):
+        status, code = 429, "queue_full"
+    elif isinstance(error, Closed):
+        status, code = 503, "stopping"
+    kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+    param = getattr(error, "param", None)
+    return status, {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+
+
+class Until:
+    """Text up to the first of some words; what may be the beginning of one is held back.
+
+    Attributes:
+        reached: whether one has come.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words, self.reached, self._held = list(words), False, ""
+
+    def add(self, text: str) -> str:
+        """What of the text so far can be told."""
+        if self.reached:
+            return ""
+        text = self._held + text
+        places = [place for word in self.words if (place := text.find(word)) >= 0]
+        if places:
+            self.reached, self._held = True, ""
+            return text[: min(places)]
+        held = max((size for word in self.words for size in range(len(word)) if text.endswith(word[:size])), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def rest(self) -> str:
+        """What was held back, when the answer has ended."""
+        held, self._held = self._held, ""
+        return held
