@@ -30,7 +30,8 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from serve.engine import Engine, Options
+from serve.engine import Engine
+from serve.tickets import Options
 from vlchat import VLChatForConditionalGeneration, VLChatProcessor
 from vlchat.chat import Chat, ask_messages
 from vlchat.towers import clip_image_processor

@@ -18,8 +18,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve import requests
-from serve.engine import Closed, End, Engine, Ticket
+from serve.engine import Engine
 from serve.requests import ChatRequest, RequestError, Until
+from serve.tickets import Closed, End, Ticket
 from vlchat.errors import VLChatError
 
 LONGEST_BODY = 64 * 2**20  # bytes

@@ -16,9 +16,10 @@ from gradio.utils import get_upload_folder  # noqa: E402
 
 import vlchat  # noqa: E402
 from serve.api import Api  # noqa: E402
-from serve.engine import End, Engine, Options, Ticket  # noqa: E402
+from serve.engine import Engine  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
+from serve.tickets import End, Options, Ticket  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 from vlchat.errors import VLChatError  # noqa: E402
 

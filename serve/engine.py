@@ -7,10 +7,9 @@ for its next turn and for whoever begins alike.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Te
 from serve import slots as keys_and_values
 from serve.prefixes import Kept, Pictures, Prefixes, Seen, named
 from serve.slots import Slots
+from serve.tickets import Busy, Closed, End, Options, Ticket
 from vlchat.chat import MEMORY_FULL, Chat
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
@@ -29,109 +29,6 @@ from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
 MIB = 2**20
-
-
-class Busy(VLChatError):
-    """The line is full."""
-
-
-class Closed(VLChatError):
-    """The engine takes no more."""
-
-    def __init__(self) -> None:
-        super().__init__("The server is stopping. Ask again in a minute.")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an answer is to be written, as of `Chat.stream`.
-
-    Attributes:
-        scope: of whose conversations what was computed may be used again; others never see it.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    adapter: str | None = None
-    scope: str = ""
-
-
-@dataclass(frozen=True)
-class End:
-    """How an answer ended.
-
-    Attributes:
-        reason: "stop" (the model ended it), "length" (it was as long as it may be) or "cancelled".
-        prompt_tokens, cached_tokens, new_tokens: of the conversation; of those, known before; of the answer.
-        error: why there is none, or no more of it.
-    """
-
-    reason: str
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    error: BaseException | None = None
-
-
-class Ticket:
-    """An answer that is being waited for. Iterating gives its pieces as they come; leaving the loop cancels it.
-
-    Attributes:
-        end: how it ended; None before.
-    """
-
-    def __init__(self, engine: Engine, deliver: Callable[[str | End], object] | None) -> None:
-        self._engine = engine
-        self._came: queue.SimpleQueue[str | End] = queue.SimpleQueue()
-        self._deliver = deliver or self._came.put
-        self._begun = False
-        self.left = threading.Event()
-        self.end: End | None = None
-
-    @property
-    def place(self) -> int:
-        """How many are before it in the line; 0 once it is being answered."""
-        return self._engine.place_of(self)
-
-    def cancel(self) -> None:
-        """Nobody wants the answer any more: its slot is free before the next step."""
-        self.left.set()
-        self._engine.wake()
-
-    def __iter__(self) -> Iterator[str]:
-        """Its pieces.
-
-        Raises:
-            VLChatError: it can't be answered, or not to its end.
-        """
-        try:
-            while not isinstance(came := self._came.get(), End):
-                yield came
-        finally:
-            self.cancel()
-        if came.error is not None:
-            raise came.error
-
-    def piece(self, text: str) -> None:
-        """Hands on what was written; of an answer's beginning nothing but letters."""
-        text = text if self._begun else text.lstrip()
-        if text:
-            self._begun = True
-            self._hand_on(text)
-
-    def finish(self, end: End) -> None:
-        """The answer has ended. Called once."""
-        if self.end is None:
-            self.end = end
-            self._hand_on(end)
-
-    def _hand_on(self, came: str | End) -> None:
-        try:
-            self._deliver(came)
-        except Exception:  # whoever listened is gone, such as with an event loop; that ends no other's answer
-            self.left.set()
 
 
 class _Writer(TextStreamer):

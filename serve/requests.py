@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.engine import Options
+from serve.tickets import Busy, Closed, Options
 from vlchat import images
 from vlchat.errors import ImageError, VLChatError
 
@@ -171,8 +171,6 @@ def read(body: bytes) -> ChatRequest:
 
 def told(error: VLChatError) -> tuple[int, dict[str, Any]]:
     """The status and body of an error's answer."""
-    from serve.engine import Busy, Closed
-
     status, code = 400, "invalid_request"
     if isinstance(error, (ImageError, RequestError)):
         status, code = error.status, error.code

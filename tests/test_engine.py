@@ -15,9 +15,10 @@ from talkative import Steps, save_talkative
 from tiny_models import LANGUAGES, tiny
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from serve.engine import MIB, Busy, End, Engine, Options
+from serve.engine import MIB, Engine
 from serve.prefixes import Kept, Pictures, Prefixes, common, named
 from serve.slots import fits
+from serve.tickets import Busy, End, Options
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import VLChatError
 from vlchat.towers import clip_image_processor
