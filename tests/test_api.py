@@ -100,11 +100,12 @@ def test_a_client_that_leaves_frees_its_slot(chat: Chat, address: str, stream: b
         while steps.count < 5:
             assert time.monotonic() < end
             time.sleep(0.01)
-    time.sleep(1.0)
+    counted = -1
+    while counted != steps.count:  # until nothing is computed for a while
+        counted = steps.count
+        time.sleep(0.5)
     pace.remove()
-    counted = steps.count
-    time.sleep(0.3)
-    assert steps.count == counted < 2000
+    assert counted < 8000
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_what_cannot_be_asked_is_told(client: Client, chat: Chat) -> None:
 
 def test_two_people_are_answered_at_once(chat: Chat, good: str) -> None:
     expected = chat.ask(Path(good), "two cats", max_new_tokens=4)
-    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.01))
+    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
     with serving(chat) as address:
         patient, quick = Client(address, verbose=False), Client(address, verbose=False)
         long = patient.submit({"text": "tell me", "files": []}, "", 0, 1000, api_name="/chat")
