@@ -158,6 +158,16 @@ class Engine:
             self._changed.notify()
 
     @property
+    def description(self) -> dict[str, Any]:
+        """The model's, see `Chat.description`."""
+        return self.chat.description
+
+    @property
+    def names(self) -> list[str]:
+        """The model and its adapters."""
+        return [str(self.chat.description.get("name") or "vlchat"), *self.chat.adapters]
+
+    @property
     def open(self) -> bool:
         """Whether it takes conversations."""
         return not self._closing

@@ -107,6 +107,7 @@ class ChatRequest(_Strict):
             self.seed,
             adapter,
             scope,
+            tuple(self.stops),
         )
 
     def conversation(self) -> list[dict[str, Any]]:
