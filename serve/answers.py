@@ -140,9 +140,12 @@ async def _beginning(response: httpx.Response) -> bytes:
 def _meaning(status: int, told: Complaint) -> RequestError:
     """What a server's error is to whoever asked it."""
     kind = Passing if status in _ELSEWHERE else RequestError
-    if status in _ABOUT_THE_REQUEST and told.said:
+    if status in _ABOUT_THE_REQUEST and told.shaped:
         said = _ADDRESS.sub("[address]", told.said)
+        said = said if said.endswith((".", "!", "?")) else said + "."
         return kind(said, status, told.code or "backend_refused", told.parameter)
+    if status == 413:
+        return kind("The server behind this one takes no question so large. Send smaller pictures.", 413, "too_large")
     if status == 429:
         return kind("All servers behind this one have too much to do. Ask again in a minute.", 429, "queue_full")
     if status in _ELSEWHERE:

@@ -148,7 +148,7 @@ class Endpoint:
             data = error.read(_MOST_BYTES)
         except (OSError, http.client.HTTPException):
             data = b""
-        said, parameter, code, kind = complaint(data)
+        said, parameter, code, kind, _ = complaint(data)
         for secret in self._secrets:
             said = said.replace(secret, "[key]") if secret and len(secret) > 3 else said
         told = f"{where} answered {error.code}: {said or http.client.responses.get(error.code, 'no reason')}"
@@ -226,12 +226,17 @@ def _lost(where: str, reason: Any) -> Exception:
 
 
 class Complaint(NamedTuple):
-    """What a server says of a request that it does not answer; empty where it does not say."""
+    """What a server says of a request that it does not answer; empty where it does not say.
+
+    Attributes:
+        code, kind, shaped: as OpenAI's errors have them, and whether it is one.
+    """
 
     said: str
     parameter: str | None = None
     code: str = ""
     kind: str = ""
+    shaped: bool = False
 
 
 def complaint(data: bytes) -> Complaint:
@@ -246,7 +251,8 @@ def complaint(data: bytes) -> Complaint:
         said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
         parameter = error.get("param")
         code, kind = (str(error.get(name) or "") for name in ("code", "type"))
-        return Complaint(_short(said), parameter if isinstance(parameter, str) else None, code, kind)
+        shaped = isinstance(found.get("error"), dict) and isinstance(error.get("message"), str)
+        return Complaint(_short(said), parameter if isinstance(parameter, str) else None, code, kind, shaped)
     return Complaint(_short(error))
 
 
