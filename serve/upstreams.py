@@ -78,11 +78,11 @@ class Upstream:
 
     async def _check(self, client: httpx.AsyncClient) -> None:
         health = await client.get(f"{self.url}/health")
+        listed = await client.get(f"{self.url}/v1/models")
+        if {health.status_code, listed.status_code} & {401, 403}:
+            raise _Amiss("it does not accept the key: give the right one in the variable VLCHAT_BACKEND_KEY")
         if not health.is_success and health.status_code not in (404, 405):  # it may have no such page
             raise _Amiss(f"its /health answers {health.status_code}")
-        listed = await client.get(f"{self.url}/v1/models")
-        if listed.status_code in (401, 403):
-            raise _Amiss("it does not accept the key: give the right one in the variable VLCHAT_BACKEND_KEY")
         if listed.status_code == 404 and health.is_success:
             self.models = None
             return
