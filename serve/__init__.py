@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 from vlchat.errors import VLChatError
 
@@ -10,20 +10,19 @@ from vlchat.errors import VLChatError
 def main(
     model: str | None = None,
     *,
+    backend: str = "local",
     host: str = "127.0.0.1",
     port: int = 7860,
-    quantize: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    attn: str | None = None,
-    revision: str | None = None,
-    adapters: Mapping[str, str] | None = None,
     open_browser: bool = False,
+    **options: Any,
 ) -> int:
-    """Loads a model, and adapters to choose from, see `vlchat.chat.Chat.load`, and serves the page until Ctrl-C.
+    """Opens a backend, by default a model that is loaded here, and serves the page until Ctrl-C.
+
+    Args:
+        backend, options: see `serve.backends`; None, "auto" and nothing are options that were not given.
 
     Raises:
-        VLChatError: no such model, gradio is not installed, or the address is none or cannot be listened on.
+        VLChatError: no such model or backend, gradio is not installed, or the address is none or cannot be listened on.
     """
     if not 1 <= port <= 65535:
         raise VLChatError(f"--port is {port}; a port is a number from 1 to 65535.")
@@ -35,10 +34,7 @@ def main(
         if error.name != "gradio":
             raise
         raise VLChatError('The page needs gradio: pip install "vlchat[serve]".') from error
-    from vlchat.chat import Chat
+    from serve.backends import opened
 
-    print("Loading the model ...", flush=True)
-    chat = Chat.load(
-        model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision, adapters=adapters
-    )
-    return run(chat, host=host, port=port, open_browser=open_browser)
+    given = {name: value for name, value in options.items() if value not in (None, "auto", {})}
+    return run(opened(backend, model, given), host=host, port=port, open_browser=open_browser)

@@ -1,6 +1,7 @@
 """Chat completions as OpenAI's clients ask for them, on the page's port and by the page's engine.
 
-`POST /v1/chat/completions`, `GET /v1/models`, `/health` (the process lives) and `/ready` (it takes questions).
+`POST /v1/chat/completions`, `GET /v1/models`, `/health` (the process lives), `/ready` (it takes questions) and
+`/metrics`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve import requests
-from serve.engine import Engine
+from serve.metrics import CONTENT_TYPE
 from serve.requests import ChatRequest, RequestError, Until
-from serve.tickets import Closed, End, Ticket
+from serve.tickets import Backend, End, Ticket
 from vlchat.errors import VLChatError
 
 LONGEST_BODY = 64 * 2**20  # bytes
 _PATIENCE = 60.0  # seconds for a body to arrive
 _STARTED = int(time.time())
+T = TypeVar("T")
 
 
 class Api:
@@ -33,15 +35,16 @@ class Api:
 
     Args:
         engine: the page's.
-
-    Attributes:
-        models: the names that a request may give, and the adapter of each; the first is the model itself.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Backend) -> None:
         self.engine = engine
-        name = str(engine.chat.description.get("name") or "vlchat")
-        self.models: dict[str, str | None] = {name: None, **{one: one for one in engine.chat.adapters}}
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """The names that a request may give, and the adapter of each; the first is the model itself."""
+        first, *others = self.engine.names
+        return {first: None, **{name: name for name in others}}
 
     @property
     def routes(self) -> list[Route]:
@@ -50,6 +53,7 @@ class Api:
             Route("/v1/models", self.list_models, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
         ]
 
     async def health(self, request: Request) -> Response:
@@ -58,7 +62,13 @@ class Api:
 
     async def ready(self, request: Request) -> Response:
         """200 where a question would be taken, else 503."""
-        return JSONResponse({"status": "ok"}) if self.engine.open else _refusal(Closed())
+        if self.engine.open:
+            return JSONResponse({"status": "ok"})
+        return _refusal(RequestError("No question is taken now. Ask again in a minute.", 503, "not_ready"))
+
+    async def metrics(self, request: Request) -> Response:
+        """What was counted and timed, for Prometheus."""
+        return Response(self.engine.metrics.text(), media_type=CONTENT_TYPE)
 
     async def list_models(self, request: Request) -> Response:
         """The model and its adapters."""
@@ -68,26 +78,21 @@ class Api:
     async def complete(self, request: Request) -> Response:
         """An answer, whole or as it comes."""
         try:
-            asked = await asyncio.to_thread(requests.read, await _body(request))
-            if asked.model not in self.models:
-                known = ", ".join(self.models)
+            asked, models = await asyncio.to_thread(requests.read, await _body(request)), self.models
+            if asked.model not in models:
+                known = ", ".join(models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
             answer = _Answer(asked)
-            await asyncio.to_thread(self._submit, asked, answer)
+            await asyncio.to_thread(self._submit, asked, models[asked.model], answer)
         except VLChatError as error:
+            self.engine.metrics.refused(requests.told(error)[1]["error"]["code"])
             return _refusal(error)
         except ClientDisconnect:
             return Response(status_code=499)
-        if asked.stream:
-            return StreamingResponse(
-                answer.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-            )
-        return await answer.whole(request)
+        return await (answer.streamed(request) if asked.stream else answer.whole(request))
 
-    def _submit(self, asked: ChatRequest, answer: _Answer) -> None:
-        answer.ticket = self.engine.submit(
-            asked.conversation(), asked.options(self.models[asked.model], scope="api"), answer.deliver
-        )
+    def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer) -> None:
+        answer.ticket = self.engine.submit(asked.conversation(), asked.options(adapter, scope="api"), answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()
 
@@ -101,6 +106,7 @@ class _Answer:
         self.came: asyncio.Queue[str | End] = asyncio.Queue()
         self.ticket: Ticket | None = None
         self.left = False
+        self._told = self._spelt = 0  # letters of the text that was told, and of the tokens
         self.name, self.made = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
     def deliver(self, came: str | End) -> None:
@@ -118,10 +124,12 @@ class _Answer:
         try:
             while not isinstance(one := await self.came.get(), End):
                 if text := self.until.add(one):
+                    self._told += len(text)
                     yield text
                 if self.until.reached:
                     self.leave()
             if text := self.until.rest():
+                self._told += len(text)
                 yield text
             yield one
         finally:
@@ -138,38 +146,41 @@ class _Answer:
                 text += one
             raise AssertionError("an answer without an end")
 
-        async def gone() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        work, leaving = asyncio.ensure_future(collected()), asyncio.ensure_future(gone())
         try:
-            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=499)
-            text, end = work.result()
+            found = await _unless_left(request, collected())
         finally:
             self.leave()
-            for task in (work, leaving):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+        if found is None:
+            return Response(status_code=499)
+        text, end = found
         if end.error is not None:
             return _refusal(end.error)
         message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._reason(end)}
+        choice = {"index": 0, "message": message, "logprobs": self._logprobs(), "finish_reason": self._reason(end)}
         return JSONResponse({**self._head("chat.completion"), "choices": [choice], "usage": _usage(end)})
 
-    async def events(self) -> AsyncIterator[str]:
+    async def streamed(self, request: Request) -> Response:
+        """It as it comes. What ends it before its first word is told by a status, as of a whole one."""
+        pieces = self.pieces()
+        first = await _unless_left(request, anext(pieces))
+        if first is None:
+            self.leave()
+            return Response(status_code=499)
+        if isinstance(first, End) and first.error is not None:
+            return _refusal(first.error)
+        return StreamingResponse(
+            self.events(first, pieces), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+
+    async def events(self, first: str | End, pieces: AsyncIterator[str | End]) -> AsyncIterator[str]:
         """Server-sent events, a piece each."""
         head = self._head("chat.completion.chunk")
         with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
-        pieces = self.pieces()
         try:
             yield _event({**head, "choices": [_delta({"role": "assistant", "content": ""})]})
-            async for one in pieces:
+            async for one in _chained(first, pieces):
                 if not isinstance(one, End):
-                    yield _event({**head, "choices": [_delta({"content": one})]})
+                    yield _event({**head, "choices": [{**_delta({"content": one}), "logprobs": self._logprobs()}]})
                 elif one.error is not None:
                     yield _event(requests.told(_sentence(one.error))[1])
                 else:
@@ -183,8 +194,46 @@ class _Answer:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.made, "model": self.asked.model}
 
+    def _logprobs(self) -> dict[str, Any] | None:
+        """Of the tokens that came since the last time, where they are asked for; none that a stop word cut off."""
+        if not self.asked.logprobs or self.ticket is None:
+            return None
+        content, likely = [], self.ticket.likely
+        while likely:
+            self._spelt += len(likely[0].text if self._spelt else likely[0].text.lstrip())
+            if self.until.reached and self._spelt > self._told:
+                break
+            one = likely.popleft()
+            others = [_token(text, value) for text, value in one.others]
+            content.append({**_token(one.text, one.logprob), "top_logprobs": others})
+        return {"content": content, "refusal": None}
+
     def _reason(self, end: End) -> str:
         return "stop" if self.until.reached else end.reason
+
+
+async def _unless_left(request: Request, work: Awaitable[T]) -> T | None:
+    """What comes of some work; None, and the work is ended, when the client leaves before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _chained(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
+    yield first
+    async for one in others:
+        yield one
 
 
 async def _body(request: Request) -> bytes:
@@ -233,6 +282,10 @@ def _event(told: dict[str, Any]) -> str:
 
 def _delta(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
 def _usage(end: End) -> dict[str, Any]:

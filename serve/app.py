@@ -1,4 +1,4 @@
-"""The chat page: `build_app` makes it from a `Chat`, `run` serves it."""
+"""The chat page: `build_app` makes it from a `Chat` or a `Backend`, `run` serves it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import html
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from serve.api import Api  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
-from serve.tickets import End, Options, Ticket  # noqa: E402
+from serve.tickets import Backend, End, Options, Ticket  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 from vlchat.errors import VLChatError  # noqa: E402
 
@@ -41,7 +41,7 @@ class Page(gr.ChatInterface):
         engine: answers; it ends with the page.
     """
 
-    engine: Engine
+    engine: Backend
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
@@ -73,20 +73,20 @@ class Page(gr.ChatInterface):
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
 
-def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
-    """The page for one model; not yet listening, see `launch_options`.
+def build_app(chat: Chat | Backend, *, examples: Path = EXAMPLES) -> Page:
+    """The page for one model or backend; not yet listening, see `launch_options`.
 
     Args:
-        chat: answers, see `serve.engine.Engine`.
+        chat: answers; a model by an engine of its own, see `serve.engine.Engine`.
         examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
     """
-    engine = Engine(chat, waiting=WAITING_LIMIT)
+    engine: Backend = Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat
     page = Page(
         _answerer(engine, examples),
         multimodal=True,
         editable=True,
         title="vlchat",
-        description=about(chat.description),
+        description=about(engine.description),
         chatbot=gr.Chatbot(
             show_label=False,
             height=None,
@@ -114,7 +114,7 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
             gr.Textbox("", label="System prompt", info="What the model should know or do in every answer.", lines=2),
             gr.Slider(0, 1.5, 0, step=0.1, label="Temperature", info="0: always the likeliest answer."),
             gr.Slider(1, LONGEST_ANSWER, 256, step=1, label="Longest answer", info="In tokens, each a short word."),
-            *_adapters(chat),
+            *_choice(engine.names),
         ],
         additional_inputs_accordion=gr.Accordion("Settings", open=False),
         examples=_examples(examples) or None,
@@ -128,7 +128,7 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
     return page
 
 
-def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+def _answerer(engine: Backend, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
         message: dict[str, Any],
         history: list[dict[str, Any]],
@@ -174,12 +174,10 @@ def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str
     return answer
 
 
-def _adapters(chat: Chat) -> list[gr.Dropdown]:
+def _choice(names: Sequence[str]) -> list[gr.Dropdown]:
     """Who answers the next question, where there is a choice."""
-    if not chat.adapters:
-        return []
-    base = str(chat.description.get("name") or "The model itself")
-    return [gr.Dropdown([(base, ""), *chat.adapters], value="", label="Who answers next")]
+    first, *others = names
+    return [gr.Dropdown([(first, ""), *others], value="", label="Who answers next")] if others else []
 
 
 def about(description: Mapping[str, Any]) -> str:
@@ -206,13 +204,14 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Page:
+def launch(chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Page:
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
     Raises:
         VLChatError: the address cannot be listened on.
     """
-    chat.warm_up()
+    if isinstance(chat, Chat):
+        chat.warm_up()
     app = build_app(chat)
     app.queue(max_size=None)  # the engine's line is bounded
     options = launch_options()
@@ -226,7 +225,7 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browse
     return app
 
 
-def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
+def run(chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
     """Serves the page until Ctrl-C; see `launch`."""
     app = launch(chat, host=host, port=port, open_browser=open_browser)
     print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)

@@ -85,7 +85,8 @@ class ChatRequest(_Strict):
     n: Literal[1] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     store: Any = None
     metadata: Any = None
     user: Any = None
@@ -107,6 +108,8 @@ class ChatRequest(_Strict):
             self.seed,
             adapter,
             scope,
+            (self.top_logprobs or 0) if self.logprobs else None,
+            tuple(self.stops),
         )
 
     def conversation(self) -> list[dict[str, Any]]:
@@ -161,12 +164,15 @@ def read(body: bytes) -> ChatRequest:
     if "chat_template" in told:
         raise RequestError("A chat template is the model's own and can't be sent.", param="chat_template")
     try:
-        return ChatRequest.model_validate(told)
+        asked = ChatRequest.model_validate(told)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "body"
         field = "".join(character if character.isprintable() else "?" for character in field)[:100]
         raise RequestError(f"{field}: {first['msg']}.", 422, "invalid_value", field) from None
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise RequestError("top_logprobs: set logprobs to true as well.", 422, "invalid_value", "top_logprobs")
+    return asked
 
 
 def told(error: VLChatError) -> tuple[int, dict[str, Any]]:

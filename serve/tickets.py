@@ -6,11 +6,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve.metrics import Metrics
+from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
 
@@ -32,6 +33,7 @@ class Options:
     Attributes:
         logprobs: how many of the likeliest tokens are told beside each one; None tells none, see `Ticket.likely`.
         scope: of whose conversations what was computed may be used again; others never see it.
+        stop: words that end it, for a backend on another machine; here whoever reads the answer cuts it.
     """
 
     max_new_tokens: int = 256
@@ -41,6 +43,7 @@ class Options:
     adapter: str | None = None
     scope: str = ""
     logprobs: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,46 @@ class Ticket:
             self._deliver(came)
         except Exception:  # whoever listened is gone, such as with an event loop; that ends no other's answer
             self.left.set()
+
+
+class Backend(Protocol):
+    """Who answers: all that the page and the API ask of `serve.engine.Engine`, or of a `serve.gateway.Gateway`."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts and times."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What people should know of it, as `vlchat.chat.Chat.description`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The models to choose from. The first answers where `Options.adapter` is None; the others go by their name."""
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes conversations."""
+
+    @property
+    def answering(self) -> int:
+        """Conversations that it is answering."""
+
+    def submit(
+        self, messages: Sequence[Message], options: Options | None = None,
+        deliver: Callable[[str | End], object] | None = None,
+    ) -> Ticket:  # fmt: skip
+        """Begins to answer a conversation, without waiting for a word of it.
+
+        Args:
+            messages: as of `Chat.stream`.
+            options: the defaults, if there are none.
+            deliver: is called by another thread with each piece and at last with an `End`, in place of iterating.
+
+        Raises:
+            Busy, Closed: it takes no more.
+            VLChatError: the conversation can't be answered. What is found out later is the `End`'s error.
+        """
+
+    def close(self, wait: float | None = 10.0) -> None:
+        """Takes no more, ends what is being answered after `wait` seconds (None: not before it is done), and stops."""

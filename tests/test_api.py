@@ -85,6 +85,49 @@ def test_a_seed_repeats_an_answer_and_a_stop_word_ends_it(chat: Chat, client: An
     assert steps.count < 200, "it goes on after the word"
 
 
+def test_how_likely_each_token_was_whole_and_in_pieces(chat: Chat, client: Any) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny", "messages": [{"role": "user", "content": "two cats"}], "max_tokens": 6, "temperature": 0,
+        "logprobs": True, "top_logprobs": 2,
+    }  # fmt: skip
+    whole = client.chat.completions.create(**asked).choices[0]
+    tokens = whole.logprobs.content
+    assert len(tokens) == 6 and "".join(one.token for one in tokens).strip() == whole.message.content
+    for one in tokens:  # without what the model may not say here, the likeliest token is what it says
+        assert len(one.top_logprobs) == 2 and one.logprob <= one.top_logprobs[0].logprob < 0
+        assert bytes(one.bytes).decode() == one.token
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = [one for chunk in chunks if (told := chunk.choices[0].logprobs) for one in told.content]
+    assert [(one.token, round(one.logprob, 3)) for one in streamed] == [
+        (one.token, round(one.logprob, 3)) for one in tokens
+    ]
+    word = whole.message.content.split()[3]
+    cut = client.chat.completions.create(**asked, stop=[word]).choices[0]
+    assert "".join(one.token for one in cut.logprobs.content).strip() == cut.message.content.strip()
+    assert (
+        client.chat.completions.create(**{**asked, "logprobs": False, "top_logprobs": None}).choices[0].logprobs is None
+    )
+
+
+def test_what_is_counted_is_told_to_prometheus(client: Any, address: str) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "two cats"}], max_tokens=5, temperature=0
+    )
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="none", messages=[{"role": "user", "content": "two cats"}])
+    told = httpx.get(f"{address}/metrics")
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(told.text)
+        for sample in family.samples
+    }
+    assert found["vlchat_new_tokens_total",] == 5 and found["vlchat_requests_total", "length"] == 1
+    assert found["vlchat_rejects_total", "model_not_found"] == 1
+    assert found["vlchat_running",] == found["vlchat_waiting",] == 0 < found["vlchat_kept_bytes",]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(chat: Chat, address: str, stream: bool) -> None:
     steps = Steps(chat)

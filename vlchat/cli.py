@@ -83,6 +83,22 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=FOLDER", help="one to choose on the page (repeatable)"
     )
+    serve.add_argument(
+        "--backend",
+        default="local",
+        metavar="NAME",
+        help="who answers: local (default), a model loaded here; openai, other servers with OpenAI's API, for many "
+        "users or GPUs: vLLM, SGLang, other vlchats; --model is then one that they list (default: all of them)",
+    )
+    serve.add_argument(
+        "--base-url", nargs="+", metavar="URL", help="with --backend openai: where they are, as http://gpu-1:8000"
+    )
+    serve.add_argument(
+        "--backend-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="with --backend openai: how long one may be silent (default: 300); more where its line is long",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -228,10 +244,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     return serve(
         arguments.model,
+        backend=arguments.backend,
         host=arguments.host,
         port=arguments.port,
         open_browser=arguments.open,
         adapters=named("--adapter", arguments.adapter),
+        base_url=arguments.base_url,
+        backend_timeout=arguments.backend_timeout,
         **commands.loading(arguments),
     )
 

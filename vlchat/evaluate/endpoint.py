@@ -15,7 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import vlchat
 from vlchat.errors import ConfigError, VLChatError
@@ -66,7 +66,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout: float = 120.0, retries: int = 4) -> None:
-        parts = _parts(url)
+        parts = split_url(url)
         path = re.sub(r"/(chat/completions|completions|models)$", "", parts.path.rstrip("/"))
         host = parts.netloc.rpartition("@")[2]
         self.shown = f"{parts.scheme}://{host}{path or '/v1'}"
@@ -78,9 +78,7 @@ class Endpoint:
             name, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
             self._headers["Authorization"] = "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
         elif key := (key or os.environ.get("OPENAI_API_KEY") or "").strip():
-            if not key.isascii() or not key.isprintable():
-                raise ConfigError("The key has characters that no key has (a line break, perhaps): copy it again.")
-            self._headers["Authorization"] = f"Bearer {key}"
+            self._headers["Authorization"] = bearer(key)
         # What a server repeats in its complaints: the key, and whatever a query or a password may be.
         self._secrets = [key, parts.password, *(value for _, value in urllib.parse.parse_qsl(parts.query))]
         self.timeout, self.retries = timeout, retries
@@ -150,7 +148,7 @@ class Endpoint:
             data = error.read(_MOST_BYTES)
         except (OSError, http.client.HTTPException):
             data = b""
-        said, parameter, code = _complaint(data)
+        said, parameter, code, kind, _ = complaint(data)
         for secret in self._secrets:
             said = said.replace(secret, "[key]") if secret and len(secret) > 3 else said
         told = f"{where} answered {error.code}: {said or http.client.responses.get(error.code, 'no reason')}"
@@ -159,7 +157,7 @@ class Endpoint:
             have = "The key that was given" if "Authorization" in self._headers else "No key was given, so"
             does = "is not accepted: give another" if "Authorization" in self._headers else "give one"
             return ServerError(f"{told} {have} {does} with --api-key or in the variable OPENAI_API_KEY.")
-        if error.code in (402, 429) and _NO_MONEY.search(f"{code} {said}"):
+        if error.code in (402, 429) and _NO_MONEY.search(f"{code} {kind} {said}"):
             return ServerError(f"{told} More asking will not help: look at the account.")
         if 300 <= error.code < 400:
             return ServerError(f"{told} It sends askers to {_place(error)}: give that URL.")
@@ -183,7 +181,23 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _parts(url: str) -> urllib.parse.SplitResult:
+def bearer(key: str) -> str:
+    """The Authorization header of a key.
+
+    Raises:
+        ConfigError: no key looks so.
+    """
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError("The key has characters that no key has (a line break, perhaps): copy it again.")
+    return f"Bearer {key}"
+
+
+def split_url(url: str) -> urllib.parse.SplitResult:
+    """The parts of a server's URL.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if "://" not in url:
         raise ConfigError(f'"{url}" is no URL: it must begin with http:// or https://, as in http://localhost:8000/v1.')
     try:
@@ -192,7 +206,9 @@ def _parts(url: str) -> urllib.parse.SplitResult:
     except ValueError as error:
         raise ConfigError(f"The URL cannot be read: {error}. It should look like http://localhost:8000/v1.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f'A URL with "{parts.scheme}://" cannot be asked: it should look like http://localhost:8000/v1.')
+        raise ConfigError(
+            f'A URL with "{parts.scheme}://" cannot be asked: it should look like http://localhost:8000/v1.'
+        )
     return parts
 
 
@@ -209,20 +225,35 @@ def _lost(where: str, reason: Any) -> Exception:
     return ServerError(f"{where} cannot be reached: {named}. Correct the URL, or look at the network.")
 
 
-def _complaint(data: bytes) -> tuple[str, str | None, str]:
-    """(what the server says, the parameter it names, its code) of an error's body in any of the usual shapes."""
+class Complaint(NamedTuple):
+    """What a server says of a request that it does not answer; empty where it does not say.
+
+    Attributes:
+        code, kind, shaped: as OpenAI's errors have them, and whether it is one.
+    """
+
+    said: str
+    parameter: str | None = None
+    code: str = ""
+    kind: str = ""
+    shaped: bool = False
+
+
+def complaint(data: bytes) -> Complaint:
+    """An error's body in any of the usual shapes."""
     try:
         found = json.loads(data)
     except ValueError:
         text = data.decode("utf-8", "replace").strip()
-        return ("a web page" if text.startswith("<") else _short(text)), None, ""
+        return Complaint("a web page" if text.startswith("<") else _short(text))
     error = found.get("error", found) if isinstance(found, dict) else found
     if isinstance(error, dict):
         said = next((error[name] for name in ("message", "detail", "error") if error.get(name)), error)
         parameter = error.get("param")
-        code = f"{error.get('code')} {error.get('type')}"
-        return _short(said), parameter if isinstance(parameter, str) else None, code
-    return _short(error), None, ""
+        code, kind = (str(error.get(name) or "") for name in ("code", "type"))
+        shaped = isinstance(found.get("error"), dict) and isinstance(error.get("message"), str)
+        return Complaint(_short(said), parameter if isinstance(parameter, str) else None, code, kind, shaped)
+    return Complaint(_short(error))
 
 
 def _short(said: Any) -> str:
