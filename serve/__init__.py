@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vlchat.errors import VLChatError
 
@@ -19,8 +19,11 @@ def main(
     revision: str | None = None,
     adapters: Mapping[str, str] | None = None,
     open_browser: bool = False,
+    allow_images_from: Sequence[str] = (),
 ) -> int:
     """Loads a model, and adapters to choose from, see `vlchat.chat.Chat.load`, and serves the page until Ctrl-C.
+
+    `allow_images_from` are hosts that a program may name in a picture's address, see `serve.fetching.Hosts`.
 
     Raises:
         VLChatError: no such model, gradio is not installed, or the address is none or cannot be listened on.
@@ -31,14 +34,16 @@ def main(
         raise VLChatError(f"--host is {host}: the page is served on IPv4 addresses and names only, such as 0.0.0.0.")
     try:
         from serve.app import run
+        from serve.fetching import Hosts
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise VLChatError('The page needs gradio: pip install "vlchat[serve]".') from error
     from vlchat.chat import Chat
 
+    hosts = Hosts(allow_images_from)
     print("Loading the model ...", flush=True)
     chat = Chat.load(
         model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision, adapters=adapters
     )
-    return run(chat, host=host, port=port, open_browser=open_browser)
+    return run(chat, host=host, port=port, open_browser=open_browser, hosts=hosts)

@@ -18,7 +18,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve import requests
+from serve.decoding import Decoder
 from serve.engine import Engine
+from serve.fetching import Hosts
 from serve.requests import ChatRequest, RequestError, Until
 from serve.tickets import Closed, End, Ticket
 from vlchat.errors import VLChatError
@@ -33,13 +35,15 @@ class Api:
 
     Args:
         engine: the page's.
+        decoder: the page's.
+        hosts: where pictures may be fetched from.
 
     Attributes:
         models: the names that a request may give, and the adapter of each; the first is the model itself.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, decoder: Decoder, hosts: Hosts) -> None:
+        self.engine, self.decoder, self.hosts = engine, decoder, hosts
         name = str(engine.chat.description.get("name") or "vlchat")
         self.models: dict[str, str | None] = {name: None, **{one: one for one in engine.chat.adapters}}
 
@@ -73,7 +77,7 @@ class Api:
                 known = ", ".join(self.models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
             answer = _Answer(asked)
-            await asyncio.to_thread(self._submit, asked, answer)
+            await self.decoder.apart(self._submit, asked, answer)
         except VLChatError as error:
             return _refusal(error)
         except ClientDisconnect:
@@ -86,7 +90,9 @@ class Api:
 
     def _submit(self, asked: ChatRequest, answer: _Answer) -> None:
         answer.ticket = self.engine.submit(
-            asked.conversation(), asked.options(self.models[asked.model], scope="api"), answer.deliver
+            asked.conversation(self.decoder, self.hosts),
+            asked.options(self.models[asked.model], scope="api"),
+            answer.deliver,
         )
         if answer.left:  # meanwhile
             answer.ticket.cancel()
