@@ -89,11 +89,9 @@ class Api:
         return await answer.whole(request)
 
     def _submit(self, asked: ChatRequest, answer: _Answer) -> None:
-        answer.ticket = self.engine.submit(
-            asked.conversation(self.decoder, self.hosts),
-            asked.options(self.models[asked.model], scope="api"),
-            answer.deliver,
-        )
+        messages = asked.conversation(self.decoder, self.hosts)
+        options = asked.options(self.models[asked.model], scope="api")
+        answer.ticket = self.engine.submit(messages, options, answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()
 

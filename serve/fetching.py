@@ -207,7 +207,7 @@ def _address(host: str, port: int, clock: _Clock) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open network: not private, local, reserved or for many, nor a wrapping of one."""
+    """Whether an address is one of the open network, not private, local, reserved or for many."""
     one = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(one, ipaddress.IPv6Address):
         wrapped = one.ipv4_mapped or one.sixtofour or (one.teredo or (None, None))[1]
