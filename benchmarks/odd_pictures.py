@@ -5,7 +5,9 @@
 
 The good pictures are drawn here, in every format and mode that Pillow writes. A mutation flips bits, cuts a file short,
 repeats, drops or swaps pieces of it (of a PNG its chunks), edits the numbers in its header (with a PNG's checksums put
-right), or puts the beginning of one format before the rest of another. Wanted: no crash, at most 2 s and 200 MB for the worst.
+right), or puts the beginning of one format before the rest of another.
+
+Wanted: no crash, and at most 2 s and 200 MB for the worst.
 """
 
 from __future__ import annotations

@@ -230,9 +230,8 @@ def launch(
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
     try:
         app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
-        app.app.router.routes[:0] = Api(
-            app.engine, app.decoder, hosts or Hosts()
-        ).routes  # before Gradio's, which take every name at the root
+        api = Api(app.engine, app.decoder, hosts or Hosts())
+        app.app.router.routes[:0] = api.routes  # before Gradio's, which take every name at the root
     except OSError as error:
         raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
     return app

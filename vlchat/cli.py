@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | init | plan | train | check | eval | compare | export | info | push | ...`.
+"""One command: `vlchat chat | serve | models | init | plan | train | check | eval | compare | export | info | ...`.
 
 What each command does stands in `vlchat.commands`.
 """
