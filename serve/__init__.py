@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from vlchat.errors import VLChatError
@@ -14,12 +15,15 @@ def main(
     host: str = "127.0.0.1",
     port: int = 7860,
     open_browser: bool = False,
+    allow_images_from: Sequence[str] = (),
     **options: Any,
 ) -> int:
     """Opens a backend, by default a model that is loaded here, and serves the page until Ctrl-C.
 
     Args:
         backend, options: see `serve.backends`; None, "auto" and nothing are options that were not given.
+
+    `allow_images_from` are hosts that a program may name in a picture's address, see `serve.fetching.Hosts`.
 
     Raises:
         VLChatError: no such model or backend, gradio is not installed, or the address is none or cannot be listened on.
@@ -30,11 +34,13 @@ def main(
         raise VLChatError(f"--host is {host}: the page is served on IPv4 addresses and names only, such as 0.0.0.0.")
     try:
         from serve.app import run
+        from serve.fetching import Hosts
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise VLChatError('The page needs gradio: pip install "vlchat[serve]".') from error
     from serve.backends import opened
 
+    hosts = Hosts(allow_images_from)
     given = {name: value for name, value in options.items() if value not in (None, "auto", {})}
-    return run(opened(backend, model, given), host=host, port=port, open_browser=open_browser)
+    return run(opened(backend, model, given), host=host, port=port, open_browser=open_browser, hosts=hosts)

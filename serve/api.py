@@ -19,6 +19,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from serve import requests
+from serve.decoding import Decoder
+from serve.fetching import Hosts
 from serve.metrics import CONTENT_TYPE
 from serve.requests import ChatRequest, RequestError, Until
 from serve.tickets import Backend, End, Ticket
@@ -35,10 +37,12 @@ class Api:
 
     Args:
         engine: the page's.
+        decoder: the page's.
+        hosts: where pictures may be fetched from.
     """
 
-    def __init__(self, engine: Backend) -> None:
-        self.engine = engine
+    def __init__(self, engine: Backend, decoder: Decoder, hosts: Hosts) -> None:
+        self.engine, self.decoder, self.hosts = engine, decoder, hosts
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -83,7 +87,7 @@ class Api:
                 known = ", ".join(models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
             answer = _Answer(asked)
-            await asyncio.to_thread(self._submit, asked, models[asked.model], answer)
+            await self.decoder.apart(self._submit, asked, models[asked.model], answer)
         except VLChatError as error:
             self.engine.metrics.refused(requests.told(error)[1]["error"]["code"])
             return _refusal(error)
@@ -92,7 +96,8 @@ class Api:
         return await (answer.streamed(request) if asked.stream else answer.whole(request))
 
     def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer) -> None:
-        answer.ticket = self.engine.submit(asked.conversation(), asked.options(adapter, scope="api"), answer.deliver)
+        messages = asked.conversation(self.decoder, self.hosts)
+        answer.ticket = self.engine.submit(messages, asked.options(adapter, scope="api"), answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()
 

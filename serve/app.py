@@ -16,7 +16,9 @@ from gradio.utils import get_upload_folder  # noqa: E402
 
 import vlchat  # noqa: E402
 from serve.api import Api  # noqa: E402
+from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
+from serve.fetching import Hosts  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from serve.tickets import Backend, End, Options, Ticket  # noqa: E402
@@ -39,12 +41,15 @@ class Page(gr.ChatInterface):
 
     Attributes:
         engine: answers; it ends with the page.
+        decoder: opens pictures; it ends with the page.
     """
 
     engine: Backend
+    decoder: Decoder
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
+        self.decoder.close()
         self.engine.close()
 
     def _message_as_message_dict(self, message: Any, role: Any) -> list[Any]:
@@ -81,8 +86,9 @@ def build_app(chat: Chat | Backend, *, examples: Path = EXAMPLES) -> Page:
         examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
     """
     engine: Backend = Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat
+    decoder = Decoder()
     page = Page(
-        _answerer(engine, examples),
+        _answerer(engine, decoder, examples),
         multimodal=True,
         editable=True,
         title="vlchat",
@@ -124,11 +130,11 @@ def build_app(chat: Chat | Backend, *, examples: Path = EXAMPLES) -> Page:
         delete_cache=(3600, 86400),
         api_name="chat",
     )
-    page.engine = engine
+    page.engine, page.decoder = engine, decoder
     return page
 
 
-def _answerer(engine: Backend, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+def _answerer(engine: Backend, decoder: Decoder, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
         message: dict[str, Any],
         history: list[dict[str, Any]],
@@ -143,7 +149,7 @@ def _answerer(engine: Backend, examples: Path) -> Callable[..., AsyncIterator[st
         loop, left, begun = asyncio.get_running_loop(), threading.Event(), list[Ticket]()
 
         def begin() -> None:
-            messages = conversation(message, history, system, [Path(get_upload_folder()), examples])
+            messages = conversation(message, history, system, [Path(get_upload_folder()), examples], decoder)
             options = Options(
                 int(max_new_tokens),
                 float(temperature),
@@ -155,7 +161,7 @@ def _answerer(engine: Backend, examples: Path) -> Callable[..., AsyncIterator[st
                 begun[0].cancel()
 
         try:
-            await asyncio.to_thread(begin)
+            await decoder.apart(begin)
             text = ""
             while not isinstance(piece := await came.get(), End):
                 text += piece
@@ -204,8 +210,13 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def launch(chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Page:
+def launch(
+    chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
+    hosts: Hosts | None = None,
+) -> Page:  # fmt: skip
     """Begins to serve the page, in a thread of its own; `close()` ends it.
+
+    `hosts` are those from which a program's pictures may be fetched; none by default.
 
     Raises:
         VLChatError: the address cannot be listened on.
@@ -213,21 +224,26 @@ def launch(chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, o
     if isinstance(chat, Chat):
         chat.warm_up()
     app = build_app(chat)
+    app.decoder.warm_up()
     app.queue(max_size=None)  # the engine's line is bounded
     options = launch_options()
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up, not through a proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
     try:
         app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
-        app.app.router.routes[:0] = Api(app.engine).routes  # before Gradio's, which take every name at the root
+        api = Api(app.engine, app.decoder, hosts or Hosts())
+        app.app.router.routes[:0] = api.routes  # before Gradio's, which take every name at the root
     except OSError as error:
         raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
     return app
 
 
-def run(chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
+def run(
+    chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
+    hosts: Hosts | None = None,
+) -> int:  # fmt: skip
     """Serves the page until Ctrl-C; see `launch`."""
-    app = launch(chat, host=host, port=port, open_browser=open_browser)
+    app = launch(chat, host=host, port=port, open_browser=open_browser, hosts=hosts)
     print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)
     try:
         threading.Event().wait()

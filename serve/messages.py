@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from vlchat import images
+from serve.decoding import Decoder
 from vlchat.errors import ImageError, VLChatError
 
 # The title of a reply that is ours, not the model's. Such an exchange is shown and never sent to the model.
@@ -18,7 +16,11 @@ REFUSED = "This could not be answered"
 
 
 def conversation(
-    message: Mapping[str, Any], history: Sequence[Mapping[str, Any]], system: str, roots: Iterable[Path]
+    message: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    system: str,
+    roots: Iterable[Path],
+    decoder: Decoder,
 ) -> list[dict[str, Any]]:
     """The turns so far and the new one, as `Chat.stream` takes them.
 
@@ -27,6 +29,7 @@ def conversation(
         history: Gradio's messages, in any of the shapes that the page and the API send, their texts escaped.
         system: the system prompt; blank for none.
         roots: the folders that pictures may be read from; a path elsewhere is not an upload.
+        decoder: opens them.
 
     Raises:
         ImageError: a picture that cannot be used, called by its file's name alone.
@@ -34,7 +37,7 @@ def conversation(
     """
     allowed = [root.resolve() for root in roots]
     text = str(message.get("text") or "").strip()
-    parts = [_picture(_path_of(file), allowed) for file in message.get("files") or []]
+    parts = [_picture(_path_of(file), allowed, decoder) for file in message.get("files") or []]
     if text:
         parts.append({"type": "text", "text": text})
     if not parts:
@@ -43,7 +46,7 @@ def conversation(
     if system.strip():
         turns.append({"role": "system", "content": [{"type": "text", "text": system.strip()}]})
     for turn in _answered(history):
-        _append(turns, turn["role"], list(_parts(turn["content"], allowed)))
+        _append(turns, turn["role"], list(_parts(turn["content"], allowed, decoder)))
     _append(turns, "user", parts)
     return turns
 
@@ -88,14 +91,14 @@ def _append(turns: list[dict[str, Any]], role: str, parts: list[dict[str, Any]])
         turns.append({"role": role, "content": parts})
 
 
-def _parts(content: Any, allowed: list[Path]) -> Iterator[dict[str, Any]]:
+def _parts(content: Any, allowed: list[Path], decoder: Decoder) -> Iterator[dict[str, Any]]:
     for item in content if isinstance(content, (list, tuple)) else [content]:
         if isinstance(item, str):
             yield {"type": "text", "text": html.unescape(item)}
         elif isinstance(item, Mapping) and item.get("type") == "text":
             yield {"type": "text", "text": html.unescape(str(item["text"]))}
         elif isinstance(item, Mapping) and ("file" in item or "path" in item):
-            yield _picture(_path_of(item.get("file", item)), allowed)
+            yield _picture(_path_of(item.get("file", item)), allowed, decoder)
         else:
             raise VLChatError("The conversation holds something that is neither text nor a picture. Start a new one.")
 
@@ -107,12 +110,11 @@ def _path_of(file: Any) -> Path:
     return Path(path)
 
 
-def _picture(path: Path, allowed: list[Path]) -> dict[str, Any]:
+def _picture(path: Path, allowed: list[Path], decoder: Decoder) -> dict[str, Any]:
     try:
         inside = any(path.resolve().is_relative_to(root) for root in allowed)
     except (OSError, ValueError):  # a path that no file can have
         inside = False
     if not inside:
         raise ImageError("A picture in this conversation was not uploaded here. Add it again.")
-    picture: Image.Image = images.decode(path, name=path.name)
-    return {"type": "image", "image": picture}
+    return {"type": "image", "image": decoder.decode(path, name=path.name)}

@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from serve.decoding import Decoder
+from serve.fetching import Errand, Hosts
 from serve.tickets import Busy, Closed, Options
-from vlchat import images
 from vlchat.errors import ImageError, VLChatError
 
 MOST_PICTURES = 16
@@ -112,41 +114,48 @@ class ChatRequest(_Strict):
             tuple(self.stops),
         )
 
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self, decoder: Decoder, hosts: Hosts) -> list[dict[str, Any]]:
         """The messages, their pictures opened.
+
+        Args:
+            decoder: opens them.
+            hosts: where they may be fetched from.
 
         Raises:
             RequestError: too many pictures.
-            ImageError: a picture that is no `data:` URL or can't be used.
+            ImageError: a picture that can't be fetched or used.
         """
         count = sum(isinstance(part, _Picture) for turn in self.messages for part in turn.content)
         if count > MOST_PICTURES:
             raise RequestError(
                 f"The conversation has {count} pictures; at most {MOST_PICTURES} are taken.", param="messages"
             )
-        return [{"role": turn.role, "content": _parts(turn.content)} for turn in self.messages]
+        errand = Errand(hosts)
+        return [{"role": turn.role, "content": _parts(turn.content, decoder, errand)} for turn in self.messages]
 
 
-def _parts(content: str | Sequence[_Text | _Picture]) -> str | list[dict[str, Any]]:
+def _parts(content: str | Sequence[_Text | _Picture], decoder: Decoder, errand: Errand) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, _Text)
-        else {"type": "image", "image": _opened(part.image_url.url)}
+        else {"type": "image", "image": _opened(part.image_url.url, decoder, errand)}
         for part in content
     ]
 
 
-def _opened(url: str) -> Any:
+def _opened(url: str, decoder: Decoder, errand: Errand) -> Image.Image:
     found = _DATA.match(url)
+    if found is None and errand.hosts and not url[:5].lower() == "data:":
+        return decoder.decode(errand.fetch(url))
     if found is None:
         raise ImageError("Send pictures as data: URLs with base64, data:image/jpeg;base64,...; no address is fetched.")
     try:
         data = base64.b64decode(url[found.end() :], validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("A picture's base64 is damaged. Encode its bytes anew.") from None
-    return images.decode(data, mime=found["mime"])
+    return decoder.decode(data, mime=found["mime"])
 
 
 def read(body: bytes) -> ChatRequest:

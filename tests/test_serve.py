@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,15 @@ pytest.importorskip("gradio_client", reason="gradio_client is not installed")
 
 from gradio_client import Client, handle_file  # noqa: E402
 
+from serve import messages  # noqa: E402
 from serve.app import EXAMPLES, about, build_app, launch_options  # noqa: E402
-from serve.messages import REFUSED, conversation, escaped, refusal  # noqa: E402
+from serve.decoding import Decoder  # noqa: E402
+from serve.messages import REFUSED, escaped, refusal  # noqa: E402
+
+
+def conversation(*told: Any) -> list[dict[str, Any]]:
+    with closing(Decoder()) as decoder:  # starts no worker before it is asked for a picture
+        return messages.conversation(*told, decoder)
 
 
 @pytest.fixture

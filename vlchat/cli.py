@@ -1,4 +1,4 @@
-"""One command: `vlchat chat | serve | models | init | plan | train | check | eval | compare | export | info | push`.
+"""One command: `vlchat chat | serve | models | init | plan | train | check | eval | compare | export | info | ...`.
 
 What each command does stands in `vlchat.commands`.
 """
@@ -102,7 +102,24 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
+    serve.add_argument(
+        "--allow-images-from",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch pictures that a program names by address from this host too; only data: URLs else (repeatable)",
+    )
     serve.set_defaults(run=_serve)
+
+    pictures = known.add_parser(
+        "pictures",
+        help="try odd picture files as the server opens them",
+        description="Open every file of a folder as `vlchat serve` does with uploads, and tell how each went: ok, "
+        "refused, crash, timeout or memory. For files that made trouble. Exit code 1 when any of the last three came.",
+    )
+    pictures.add_argument("folder", type=Path, help="files of any kind, in folders below it too")
+    pictures.add_argument("--json", action="store_true", help="print the result as JSON")
+    pictures.set_defaults(run=_pictures)
 
     models = known.add_parser(
         "models", help="good starting points by short name", description="List models to begin with and what they take."
@@ -248,11 +265,19 @@ def _serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         open_browser=arguments.open,
+        allow_images_from=arguments.allow_images_from,
         adapters=named("--adapter", arguments.adapter),
         base_url=arguments.base_url,
         backend_timeout=arguments.backend_timeout,
         **commands.loading(arguments),
     )
+
+
+def _pictures(arguments: argparse.Namespace) -> int:
+    """As `_serve`: it reaches up."""
+    from serve.odd_pictures import run
+
+    return run(arguments.folder, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -66,6 +67,7 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+_BAND = 2**20  # pixels
 # Pillow's own limit lies above ours, which answers with a sentence; its warning would only name our source file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -288,29 +290,54 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image).convert("RGB")
+        return _from_deep_grey(image)
     if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _by_bands(image, _on_white)
     return image.convert("RGB")
+
+
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An RGB picture whose every band is `convert` of that band: what is made on the way stays small."""
+    result = Image.new("RGB", image.size)
+    for band in _bands(image):
+        result.paste(convert(image.crop(band)), band)
+    return result
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """Grey of 16 bits, 32 bits or floats, scaled to eight bits: `convert` alone would clip it to white."""
-    values = np.asarray(image).astype(np.float64)
+    # "I;16" has its range in its name; for "I" and "F" only the values tell it.
+    deep = image.mode.startswith("I;16")
+    peak = np.inf if deep else max(_numbers(image.crop(band)).max() for band in _bands(image))
     transparent: Any = image.info.get("transparency")
-    shown = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    peak = shown.max()  # "I;16" has its range in its name; for "I" and "F" only the values tell it
-    if image.mode.startswith("I;16") or peak > 255:
-        grey = shown / 257
-    elif image.mode == "F" and peak <= 1:
-        grey = shown * 255
-    else:
-        grey = shown
-    if isinstance(transparent, int):
-        grey = np.where(values == transparent, 255.0, grey)
-    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+
+    def convert(band: Image.Image) -> Image.Image:
+        grey = shown = _numbers(band)
+        if peak > 255:
+            grey = shown / 257
+        elif image.mode == "F" and peak <= 1:
+            grey = shown * 255
+        if isinstance(transparent, int):
+            grey = np.where(np.asarray(band) == transparent, 255.0, grey)
+        return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+
+    return _by_bands(image, convert)
+
+
+def _numbers(band: Image.Image) -> np.ndarray:
+    return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _printable(text: str) -> str:
