@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
 def plain(body: bytes, status: int = 200, **headers: str) -> Answer:
     def answer(to: BaseHTTPRequestHandler) -> None:
         to.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
             to.send_header(name.replace("_", "-"), value)
         to.end_headers()
         to.wfile.write(body)
