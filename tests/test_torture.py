@@ -1,7 +1,7 @@
 """Rows 1 to 46, 49 and 50 of the torture list, each against the real server, which answers a good request after it.
 
-Rows 47 and 48 are in tests/test_keys.py. Row 38 is in a real browser too: tests/test_browser.py. What is behind a row in
-depth: tests/test_images.py, test_decoding.py and test_fetching.py.
+Rows 47 and 48 are in tests/test_keys.py. Row 38 is in a real browser too: tests/test_browser.py. In depth:
+test_images.py, test_decoding.py and test_fetching.py.
 """
 
 from __future__ import annotations
