@@ -45,6 +45,7 @@ def main(seconds: int, memory: int) -> None:
         started = _begin(seconds)
         picture, reply = _opened(data, about)
         _send(going, picture, {**reply, "seconds": time.process_time() - started, "peak": _peak()})
+        del picture, data  # before the next one is begun
 
 
 def _opened(data: bytes, about: dict[str, Any]) -> tuple[Image.Image | None, dict[str, Any]]:

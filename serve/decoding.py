@@ -215,7 +215,7 @@ class _Worker:
             self._to.flush()
             reply = json.loads(self._read(*struct.unpack(">I", self._read(4))))
             picture = self._picture(*reply["size"]) if "size" in reply else None
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):  # ValueError: the server closes, and the pipe with it
             self._to_its_end()
             reply = picture = None
         finally:

@@ -157,6 +157,15 @@ def test_moving_pictures_are_refused_and_single_frames_are_not() -> None:
     assert decode(apng(1)).size == (8, 8)
 
 
+def test_a_jpeg_of_more_pixels_than_its_bytes_can_hold_is_damaged() -> None:
+    at = JPEG.index(b"\xff\xc0") + 5
+    with pytest.raises(ImageError, match="damaged or cut short"):
+        decode(JPEG[:at] + struct.pack(">HH", 7999, 7999) + JPEG[at + 4 :])
+    for mode in ("L", "RGB"):  # the smallest files that there are
+        flat = encoded(Image.new(mode, (1000, 1000)), "JPEG", optimize=True, progressive=True, quality=1)
+        assert decode(flat).size == (1000, 1000)
+
+
 def test_phone_pictures_with_a_second_image_behind_them() -> None:
     first, second = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
     data = encoded(first, "MPO", save_all=True, append_images=[second])

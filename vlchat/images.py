@@ -68,6 +68,8 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 _BAND = 2**20  # pixels
+# Of a JPEG: a bit at least for each block of 8 x 8. libjpeg paints grey what is missing of a larger one, at any size.
+_PIXELS_OF_A_BYTE = 512
 # Pillow's own limit lies above ours, which answers with a sentence; its warning would only name our source file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -108,6 +110,8 @@ def decode(
     _check_mime(mime, expected, called)
     image = _open(io.BytesIO(data), expected, called, limits)
     with image:
+        if expected == "JPEG" and image.width * image.height > _PIXELS_OF_A_BYTE * len(data):
+            raise _damaged(called, "JPEG")
         _check_stills(image, data, called)
         return _pixels(image, called, limits, shorter_side)
 
