@@ -85,15 +85,27 @@ class Server:
 
     def state(self) -> dict[str, int]:
         """Bytes of memory (the kernel's RSS), threads and open files of the process and of those that it started."""
-        assert self._process is not None
-        process = psutil.Process(self._process.pid)
         found = {"resident": 0, "threads": 0, "files": 0}
-        for one in [process, *process.children(recursive=True)]:
+        for one in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found["resident"] += one.memory_info().rss
                 found["threads"] += one.num_threads()
                 found["files"] += one.num_fds()
         return found
+
+    def processor(self) -> float:
+        """Seconds of CPU time that they have taken."""
+        found = 0.0
+        for one in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = one.cpu_times()
+                found += times.user + times.system
+        return found
+
+    def _processes(self) -> list[psutil.Process]:
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        return [process, *process.children(recursive=True)]
 
 
 def vlchat(model: Path, log: Path, kept: int = 512 * MIB, pictures: int = 64 * MIB) -> Server:
