@@ -75,7 +75,7 @@ def conversations(model: Path, count: int, tokens: int, kept: Path) -> list[Conv
     found = [Conversation(canary, questions, known["answers"][canary]) for canary, questions in asked.items()]
     for turn in range(TURNS):
         unlike = len({one.answers[turn] for one in found})
-        if unlike < 0.95 * count:
+        if unlike < 0.9 * count:
             raise SystemExit(f"Only {unlike} of {count} answers of turn {turn + 1} are unlike: a mixed one would pass.")
     return found
 
