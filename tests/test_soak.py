@@ -1,4 +1,4 @@
-"""The soak on the real server, small: every answer is the right one, over a kill -9 too; and it does see a wrong one."""
+"""The soak on the real server, small: every answer is the right one, over a kill -9 too; a wrong one is noticed."""
 
 from __future__ import annotations
 
