@@ -1,13 +1,14 @@
-"""`vlchat serve` against `transformers serve` on the same folder: the same answers, sooner.
+"""`vlchat serve` against `transformers serve` on the same weights: the same answers, sooner.
 
     python benchmarks/against_transformers_serve.py      # a language model of 360M's shape
     python benchmarks/against_transformers_serve.py --layers 2 --width 128 --rounds 1 --tokens 4    # a small one
 
-The folder is in the layout of LLaVA (`vlchat export --layout llava`), which both load; ours alone the other can't. Its
-weights are random, in float32, so that no rounding decides between two words. Both servers are processes of their own,
-up all the while, and asked in turn: questions in words alone and about a picture, by one client and by eight at once.
-Each round asks something new, so that nothing of it is known. Every answer is compared before its time counts.
-`transformers serve` answers a model that sees one request after another (its continuous batching takes text models).
+Ours serves a vlchat folder, theirs what `vlchat export --layout llava` makes of it, for it can't load ours. (Given that
+folder, `vlchat serve` runs transformers' own class and answers one request after another.) The weights are random, in
+float32, so that no rounding decides between two words. Both servers are processes of their own, up all the while, and
+asked in turn: questions in words alone and about a picture, by one client and by eight at once. Each round asks
+something new, so that nothing of it is known. Every answer is compared before its time counts. `transformers serve`
+answers a model that sees one request after another: its continuous batching takes text models.
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         saved = save(work / "saved", Chat.load(), arguments)
-        model = export(str(saved), work / "model", layout="llava", dtype="float32", tell=lambda _: None)
+        exported = export(str(saved), work / "exported", layout="llava", dtype="float32", tell=lambda _: None)
         ours = Server(
-            [sys.executable, "-m", "vlchat.cli", "serve", "--model", str(model), "--port", "{port}",
+            [sys.executable, "-m", "vlchat.cli", "serve", "--model", str(saved), "--port", "{port}",
              "--dtype", "float32"],
             work / "ours.log",
         )  # fmt: skip
         theirs = Server(
-            [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model), "--port", "{port}",
+            [sys.executable, "-m", "transformers.cli.transformers", "serve", str(exported), "--port", "{port}",
              "--host", "127.0.0.1", "--dtype", "float32"],
             work / "theirs.log", ready="/health",
         )  # fmt: skip
         with ours.running(), theirs.running():
-            times = compared({OURS: ours, THEIRS: theirs}, {THEIRS: str(model)}, arguments)
+            times = compared({OURS: ours, THEIRS: theirs}, {THEIRS: str(exported)}, arguments)
     print(told({f"{where}, {server}": found for where, each in times.items() for server, found in each.items()}))
     found = {where: ratios(each, THEIRS, OURS)["median_wall"] for where, each in times.items()}
     for where, ratio in found.items():
