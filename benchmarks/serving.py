@@ -1,7 +1,7 @@
 """The engine against what it replaces: the same words, sooner.
 
     python benchmarks/serving.py                            # all of it, most of ten minutes on two cores
-    python benchmarks/serving.py --layers 2 --width 128 --rounds 1 --tokens 4 --tower 2      # to see that it runs
+    python benchmarks/serving.py --layers 2 --width 192 --rounds 1 --tokens 4 --tower 2      # to see that it runs
 
 - turn: the first token of a second turn whose 664 tokens are known, against one that is computed anew.
 - crowd: eight conversations at once, against one after another and against `generate` on a batch of all eight.
@@ -41,6 +41,7 @@ TARGETS = {
     "bfloat16 generate / nf4": 2.5,
 }  # fmt: skip
 CROWD = 8
+KNOWN, NEW = 664, 40  # tokens of `turn`
 
 
 def main() -> None:
@@ -114,11 +115,20 @@ def answer(engine: Engine, messages: Any, tokens: int, scope: str = "") -> str:
 def turn(chat: Chat, arguments: argparse.Namespace, found: dict[str, float], times: dict[str, Any]) -> None:
     """A second turn, with and without what was computed for the first one."""
     engine = Engine(chat)
-    words = "what is to be seen in this picture and where is it "
-    first = ask_messages(picture_of(0), words * 40)
-    while len(chat.prepare(first)[0]["input_ids"][0]) > 664:
-        first[0]["content"][-1]["text"] = first[0]["content"][-1]["text"][:-8]
-    more = [*first, {"role": "assistant", "content": answer(engine, first, 2)}, {"role": "user", "content": words * 3}]
+
+    def tokens(messages: Any) -> int:
+        return len(chat.prepare(messages)[0]["input_ids"][0])
+
+    def filled(ask: Callable[[str], Any], most: int) -> Any:
+        """The longest question of at most so many tokens, the conversation included."""
+        text = "what is to be seen in this picture and where is it " * 60
+        while tokens(ask(text)) > most:
+            text = text[:-6]
+        return ask(text)
+
+    first = filled(lambda text: ask_messages(picture_of(0), text), KNOWN)
+    told = [*first, {"role": "assistant", "content": answer(engine, first, 2)}]
+    more = filled(lambda text: [*told, {"role": "user", "content": text}], KNOWN + NEW)
 
     def first_token(known: bool) -> str:
         if not known:

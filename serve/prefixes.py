@@ -14,6 +14,9 @@ from serve.slots import KeyValues
 
 _OFFSET = 2**20  # more tokens than a picture has
 
+Scope = tuple[str, str]
+"""An adapter's name, and whose conversations: nothing is shared between two."""
+
 Seen = tuple[int, torch.Tensor]
 """A picture's number, which no other one gets, and its features."""
 
@@ -47,13 +50,12 @@ class Prefixes:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.bytes = budget, 0
-        self._kept: list[tuple[str, Kept]] = []
+        self._kept: list[tuple[Scope, Kept]] = []
 
-    def longest(self, scope: str, names: np.ndarray) -> tuple[int, KeyValues]:
+    def longest(self, scope: Scope, names: np.ndarray) -> tuple[int, KeyValues]:
         """The most tokens that a kept conversation of this scope begins alike with, and its keys and values.
 
         Args:
-            scope: of whose conversations: nothing is shared between two.
             names: of the new conversation.
         """
         best, place = 0, -1
@@ -65,7 +67,7 @@ class Prefixes:
         self._kept.append(self._kept.pop(place))
         return best, self._kept[-1][1].found
 
-    def keep(self, scope: str, kept: Kept) -> None:
+    def keep(self, scope: Scope, kept: Kept) -> None:
         """Keeps a conversation, in place of those that it goes on from."""
         if kept.bytes > self.budget:
             return
@@ -107,17 +109,18 @@ class Pictures:
         self._kept: OrderedDict[str, Seen] = OrderedDict()
 
     @staticmethod
-    def digests(inputs: dict[str, torch.Tensor]) -> list[str]:
+    def digests(inputs: dict[str, torch.Tensor], adapter: str = "") -> list[str]:
         """Of each picture: its pixels and whatever else of it the model is given, as a hash.
 
         Args:
             inputs: of one conversation; whatever begins with a row a picture, token ids apart.
+            adapter: that sees it.
         """
         told = [inputs[name] for name in sorted(inputs) if name not in ("input_ids", "attention_mask")]
         count = len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
         found = []
         for number in range(count):
-            digest = hashlib.blake2b(digest_size=32)
+            digest = hashlib.blake2b(adapter.encode(), digest_size=32)
             for tensor in told:
                 one = tensor[number].contiguous().cpu()
                 digest.update(f"{tuple(one.shape)} {one.dtype} ".encode())

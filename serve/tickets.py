@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve.metrics import Metrics
 from vlchat.errors import VLChatError
 
 
@@ -27,6 +30,7 @@ class Options:
     """How an answer is to be written, as of `Chat.stream`.
 
     Attributes:
+        logprobs: how many of the likeliest tokens are told beside each one; None tells none, see `Ticket.likely`.
         scope: of whose conversations what was computed may be used again; others never see it.
     """
 
@@ -36,6 +40,22 @@ class Options:
     seed: int | None = None
     adapter: str | None = None
     scope: str = ""
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Likely:
+    """How likely a token was.
+
+    Attributes:
+        text: of the token.
+        logprob: by the model itself, before temperature and top-p.
+        others: the likeliest tokens at its place, and their logprobs.
+    """
+
+    text: str
+    logprob: float
+    others: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +78,8 @@ class End:
 class Line(Protocol):
     """What a ticket asks of the engine."""
 
+    metrics: Metrics
+
     def place_of(self, ticket: Ticket) -> int: ...
 
     def wake(self) -> None: ...
@@ -68,6 +90,7 @@ class Ticket:
 
     Attributes:
         end: how it ended; None before.
+        likely: of the tokens that have come, where `Options.logprobs` asks for it; whoever reads takes them out.
     """
 
     def __init__(self, engine: Line, deliver: Callable[[str | End], object] | None) -> None:
@@ -77,6 +100,9 @@ class Ticket:
         self._begun = False
         self.left = threading.Event()
         self.end: End | None = None
+        self.likely: deque[Likely] = deque()
+        self._asked = self._last = time.monotonic()
+        self._tokens = 0
 
     @property
     def place(self) -> int:
@@ -102,6 +128,12 @@ class Ticket:
         if came.error is not None:
             raise came.error
 
+    def token(self) -> None:
+        """A token came."""
+        now = time.monotonic()
+        self._engine.metrics.token(now - self._last, first=not self._tokens)
+        self._last, self._tokens = now, self._tokens + 1
+
     def piece(self, text: str) -> None:
         """Hands on what was written; of an answer's beginning nothing but letters."""
         text = text if self._begun else text.lstrip()
@@ -113,6 +145,10 @@ class Ticket:
         """The answer has ended. Called once."""
         if self.end is None:
             self.end = end
+            reason = "error" if end.error is not None else end.reason
+            self._engine.metrics.ended(
+                reason, end.prompt_tokens, end.cached_tokens, end.new_tokens, time.monotonic() - self._asked
+            )
             self._hand_on(end)
 
     def _hand_on(self, came: str | End) -> None:

@@ -15,9 +15,11 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from talkative import save_talkative
 
+from serve.engine import Engine
+from serve.tickets import Options
 from vlchat import adapters, checkpoint, compare
 from vlchat.arguments import named
-from vlchat.chat import Chat
+from vlchat.chat import Chat, ask_messages
 from vlchat.errors import CheckpointError, UnsafeCheckpointError, VLChatError
 from vlchat.lora import add_lora
 
@@ -108,6 +110,22 @@ def test_two_people_ask_at_once(base: Path, runs: dict[str, Path], picture: Call
     for person in people:
         person.join()
     assert not wrong
+
+
+def test_one_engine_answers_with_all_of_them_at_once(base: Path, runs: dict[str, Path], picture: Callable) -> None:
+    shared = Chat.load(base, adapters=runs)
+    asked = [(name, ask_messages(picture(1), question)) for question in QUESTIONS for name in (None, *runs)]
+    expected = ["".join(shared.stream(messages, max_new_tokens=6, adapter=name)) for name, messages in asked]
+    assert len(set(expected)) > len(QUESTIONS)
+    engine = Engine(shared, most=5)
+    assert engine.joins
+    for _ in range(2):  # the second time each finds what was kept of its own
+        tickets = [engine.submit(messages, Options(6, adapter=name)) for name, messages in asked]
+        assert ["".join(ticket) for ticket in tickets] == expected
+    assert all(ticket.end is not None and ticket.end.cached_tokens > 0 for ticket in tickets)
+    with pytest.raises(VLChatError, match="no adapter"):
+        engine.submit(asked[0][1], Options(adapter="bot"))
+    engine.close()
 
 
 def test_runs_that_stand_on_the_same_base_share_it(

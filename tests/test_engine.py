@@ -33,7 +33,7 @@ def chat(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Chat:
 @pytest.fixture
 def engine(chat: Chat) -> Iterator[Engine]:
     made = Engine(chat, most=3)
-    assert made.batches
+    assert made.joins
     yield made
     made.close()
 
@@ -231,7 +231,7 @@ def test_other_makers_models_answer_one_after_another(
     )  # fmt: skip
     chat = Chat(LlavaForConditionalGeneration(config), processor)
     engine = Engine(chat)
-    assert not engine.batches
+    assert not engine.joins
     conversations = [ask_messages(picture(1), "two cats"), ask_messages(picture(2), "a red circle")]
     tickets = [engine.submit(one, Options(5)) for one in conversations]
     assert ["".join(one) for one in tickets] == ["".join(chat.stream(one, max_new_tokens=5)) for one in conversations]
@@ -244,6 +244,51 @@ def test_which_language_models_answer_several_at_once(language: str) -> None:
     assert fits(tiny(language=language).get_decoder()) is not windows
 
 
+def test_how_likely_each_token_was_is_told(chat: Chat, engine: Engine, picture: Callable) -> None:
+    messages = ask_messages(picture(1), "two cats")
+    ticket = engine.submit(messages, Options(4, logprobs=3))
+    answer = "".join(ticket)
+    inputs, _ = chat.prepare(messages)
+    likely = list(ticket.likely)
+    assert "".join(one.text for one in likely).strip() == answer and len(likely) == 4
+    written = chat.tokenizer(" " + answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    ids = torch.cat([inputs["input_ids"], written], dim=1)
+    with torch.no_grad():
+        logits = chat.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -5:-1]
+    for one, row, token in zip(likely, logits.log_softmax(dim=-1), ids[0, -4:], strict=True):
+        assert one.logprob == pytest.approx(float(row[token]), abs=1e-4)
+        values, tokens = row.topk(3)
+        assert [text for text, _ in one.others] == [chat.tokenizer.decode([each]) for each in tokens.tolist()]
+        assert [value for _, value in one.others] == pytest.approx(values.tolist(), abs=1e-4)
+    assert not engine.submit(messages, Options(4)).likely
+
+
+def test_what_happens_is_counted(engine: Engine, picture: Callable) -> None:
+    def value(name: str, **labels: str) -> float:
+        return engine.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    messages = ask_messages(picture(1), "two cats")
+    ends = []
+    for _ in range(2):
+        ticket = engine.submit(messages, Options(5))
+        "".join(ticket)
+        ends.append(ticket.end)
+    first, second = ends
+    assert value("vlchat_requests_total", reason="length") == 2
+    assert value("vlchat_new_tokens_total") == 10 == value("vlchat_inter_token_seconds_count") + 2
+    assert value("vlchat_first_token_seconds_count") == value("vlchat_answer_seconds_count") == 2
+    assert value("vlchat_prompt_tokens_total") == first.prompt_tokens + second.prompt_tokens
+    assert value("vlchat_cached_tokens_total") == second.cached_tokens > 0 == first.cached_tokens
+    assert value("vlchat_kept_bytes") == engine.prefixes.bytes > 0 < value("vlchat_pictures_bytes")
+    until(lambda: value("vlchat_running") == 0)
+    ticket = engine.submit(messages, Options(4000))
+    next(iter(ticket))
+    assert value("vlchat_running") == 1
+    ticket.cancel()
+    until(lambda: value("vlchat_requests_total", reason="cancelled") == 1)
+    assert b"vlchat_running 0.0" in engine.metrics.text()
+
+
 def kept(names: list[int]) -> Kept:
     return Kept(np.array(names), [(torch.zeros(1, 1, len(names), 4), torch.zeros(1, 1, len(names), 4))])
 
@@ -251,15 +296,16 @@ def kept(names: list[int]) -> Kept:
 def test_what_is_kept_stays_within_its_budget_and_the_longest_unused_goes_first() -> None:
     token = kept([1]).bytes
     prefixes = Prefixes(10 * token)
-    prefixes.keep("", kept([1, 2, 3]))
-    prefixes.keep("", kept([1, 2, 3, 4, 5]))  # goes on from it
+    prefixes.keep(("", ""), kept([1, 2, 3]))
+    prefixes.keep(("", ""), kept([1, 2, 3, 4, 5]))  # goes on from it
     assert prefixes.bytes == 5 * token
-    prefixes.keep("", kept([9, 8, 7, 6]))
-    assert prefixes.longest("", np.array([1, 2, 3, 7]))[0] == 3
-    prefixes.keep("", kept([4, 4, 4]))  # too much with both: the one that was just used stays
-    assert prefixes.bytes == 8 * token and prefixes.longest("", np.array([9, 8]))[0] == 0
-    assert prefixes.longest("other", np.array([1, 2])) == (0, [])
-    prefixes.keep("", kept(list(range(11))))  # more than all of it
+    prefixes.keep(("", ""), kept([9, 8, 7, 6]))
+    assert prefixes.longest(("", ""), np.array([1, 2, 3, 7]))[0] == 3
+    prefixes.keep(("", ""), kept([4, 4, 4]))  # too much with both: the one that was just used stays
+    assert prefixes.bytes == 8 * token and prefixes.longest(("", ""), np.array([9, 8]))[0] == 0
+    assert prefixes.longest(("", "other"), np.array([1, 2])) == (0, [])
+    assert prefixes.longest(("adapter", ""), np.array([1, 2])) == (0, [])
+    prefixes.keep(("", ""), kept(list(range(11))))  # more than all of it
     assert prefixes.bytes == 8 * token
 
 
