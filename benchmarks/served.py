@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--kept", type=int, default=512 * MIB, help="bytes for what is kept of conversations")
     parser.add_argument("--pictures", type=int, default=64 * MIB, help="bytes for what is kept of pictures")
     arguments = parser.parse_args()
+    from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
 
@@ -158,9 +159,12 @@ def main() -> None:
     page = launch(chat, port=arguments.port)
     engine = page.engine
     engine.prefixes.budget, engine.pictures.budget = arguments.kept, arguments.pictures
+
+    async def metrics(request: Request) -> Response:
+        return Response(engine.metrics.text())
+
     if not any(getattr(route, "path", None) == "/metrics" for route in page.app.router.routes):
-        routes = [Route("/metrics", lambda request: Response(engine.metrics.text()))]
-        page.app.router.routes[:0] = routes  # before Gradio's, which take every name at the root
+        page.app.router.routes[:0] = [Route("/metrics", metrics)]  # before Gradio's, which take every name at the root
     threading.Event().wait()
 
 
