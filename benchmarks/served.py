@@ -114,7 +114,7 @@ def vlchat(model: Path, log: Path, kept: int = 512 * MIB, pictures: int = 64 * M
         kept, pictures: bytes for what is kept of conversations and of pictures.
     """
     options = ["--kept", str(kept), "--pictures", str(pictures)]
-    return Server([sys.executable, str(Path(__file__).resolve()), str(model), "{port}", *options], log)
+    return Server([sys.executable, str(Path(__file__).resolve()), str(model), "{port}", *options], log, "/metrics")
 
 
 def gauges(text: str) -> dict[str, float]:

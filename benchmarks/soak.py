@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import sys
 import time
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from interleaved import surroundings, write
 from served import MIB, Server, gauges, save_tiny, vlchat
 from soak_clients import Load, Settings
@@ -100,6 +102,8 @@ async def soak(server: Server, pool: list[Conversation], settings: Settings, say
         seconds = time.monotonic() - began
         await killing
         watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
     # 3. The server at rest again.
     after = await rest(server, like=before)
     left = {name: (before[name], after[name]) for name in before if name != "resident" and after[name] > before[name]}
@@ -159,7 +163,7 @@ class Watch:
                 try:
                     seen = gauges((await reader.get("/metrics")).text)
                     state = self.server.state()
-                except (httpx.TransportError, OSError, KeyError):  # killed, and not up again
+                except (httpx.TransportError, psutil.NoSuchProcess, ValueError, KeyError):  # killed, and not up again
                     await asyncio.sleep(0.5)
                     continue
                 now = time.monotonic()
