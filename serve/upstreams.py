@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Collection, Sequence
@@ -55,7 +56,8 @@ class Upstream:
     async def check(self, client: httpx.AsyncClient) -> None:
         """Asks it how it is, and for its models."""
         try:
-            await asyncio.wait_for(self._check(client), _CHECK_TIMEOUT)
+            async with asyncio.timeout(_CHECK_TIMEOUT):  # wait_for of Python 3.11 may pass over being cancelled
+                await self._check(client)
         except TimeoutError:
             self._turn(False, f"it said nothing for {_CHECK_TIMEOUT:.0f} seconds")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -68,10 +70,9 @@ class Upstream:
     async def watch(self, client: httpx.AsyncClient, every: float) -> None:
         """Checks it every so many seconds, and whenever it is doubted."""
         while True:
-            try:
-                await asyncio.wait_for(self._doubt.wait(), every)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await self._doubt.wait()
             self._doubt.clear()
             await self.check(client)
             await asyncio.sleep(_PAUSE)
