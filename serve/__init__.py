@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from vlchat.errors import VLChatError
+
+if TYPE_CHECKING:
+    from serve.policy import Policy
 
 
 def main(
@@ -19,8 +23,11 @@ def main(
     revision: str | None = None,
     adapters: Mapping[str, str] | None = None,
     open_browser: bool = False,
+    policy: Policy | None = None,
 ) -> int:
     """Loads a model, and adapters to choose from, see `vlchat.chat.Chat.load`, and serves the page until Ctrl-C.
+
+    `policy` says who may ask how often, see `serve.policy`.
 
     Raises:
         VLChatError: no such model, gradio is not installed, or the address is none or cannot be listened on.
@@ -41,4 +48,4 @@ def main(
     chat = Chat.load(
         model, quantize=quantize, dtype=dtype, device=device, attn=attn, revision=revision, adapters=adapters
     )
-    return run(chat, host=host, port=port, open_browser=open_browser)
+    return run(chat, host=host, port=port, open_browser=open_browser, policy=policy)

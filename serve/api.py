@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -19,12 +20,13 @@ from starlette.routing import Route
 
 from serve import requests
 from serve.engine import Engine
+from serve.guard import refusal
+from serve.rates import Rates
 from serve.requests import ChatRequest, RequestError, Until
 from serve.tickets import Closed, End, Ticket
+from serve.visits import Visit
 from vlchat.errors import VLChatError
 
-LONGEST_BODY = 64 * 2**20  # bytes
-_PATIENCE = 60.0  # seconds for a body to arrive
 _STARTED = int(time.time())
 
 
@@ -33,13 +35,14 @@ class Api:
 
     Args:
         engine: the page's.
+        rates: what a caller may ask, here and on the page.
 
     Attributes:
         models: the names that a request may give, and the adapter of each; the first is the model itself.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, rates: Rates) -> None:
+        self.engine, self.rates = engine, rates
         name = str(engine.chat.description.get("name") or "vlchat")
         self.models: dict[str, str | None] = {name: None, **{one: one for one in engine.chat.adapters}}
 
@@ -68,26 +71,34 @@ class Api:
     async def complete(self, request: Request) -> Response:
         """An answer, whole or as it comes."""
         try:
+            visit = Visit(self.rates, request.state.caller, request.state.line)
+        except VLChatError as error:
+            return _refusal(error)
+        answer = None
+        try:
             asked = await asyncio.to_thread(requests.read, await _body(request))
+            request.state.line.words(asked.words)
             if asked.model not in self.models:
                 known = ", ".join(self.models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
-            answer = _Answer(asked)
-            await asyncio.to_thread(self._submit, asked, answer)
+            answer = _Answer(asked, visit)
+            await asyncio.to_thread(self._submit, asked, answer, request.state.tenant)
         except VLChatError as error:
             return _refusal(error)
         except ClientDisconnect:
             return Response(status_code=499)
+        finally:
+            if answer is None or answer.ticket is None:
+                visit.refused()
         if asked.stream:
             return StreamingResponse(
                 answer.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
             )
         return await answer.whole(request)
 
-    def _submit(self, asked: ChatRequest, answer: _Answer) -> None:
-        answer.ticket = self.engine.submit(
-            asked.conversation(), asked.options(self.models[asked.model], scope="api"), answer.deliver
-        )
+    def _submit(self, asked: ChatRequest, answer: _Answer, tenant: str) -> None:
+        options = asked.options(self.models[asked.model], scope=f"api/{tenant}")
+        answer.ticket = self.engine.submit(asked.conversation(), options, answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()
 
@@ -95,8 +106,8 @@ class Api:
 class _Answer:
     """An answer on its way to a client."""
 
-    def __init__(self, asked: ChatRequest) -> None:
-        self.asked, self.until = asked, Until(asked.stops)
+    def __init__(self, asked: ChatRequest, visit: Visit) -> None:
+        self.asked, self.until, self.visit = asked, Until(asked.stops), visit
         self.loop = asyncio.get_running_loop()
         self.came: asyncio.Queue[str | End] = asyncio.Queue()
         self.ticket: Ticket | None = None
@@ -105,7 +116,11 @@ class _Answer:
 
     def deliver(self, came: str | End) -> None:
         """Called by the engine's thread."""
-        self.loop.call_soon_threadsafe(self.came.put_nowait, came)
+        self.loop.call_soon_threadsafe(self._take, came)
+
+    def _take(self, came: str | End) -> None:
+        self.visit.came(came)
+        self.came.put_nowait(came)
 
     def leave(self) -> None:
         """Whatever is still being written is no longer wanted."""
@@ -123,7 +138,8 @@ class _Answer:
                     self.leave()
             if text := self.until.rest():
                 yield text
-            yield one
+            # Not by the client: the server stops.
+            yield replace(one, error=Closed()) if one.reason == "cancelled" and not self.left else one
         finally:
             self.leave()
 
@@ -188,38 +204,18 @@ class _Answer:
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request.
+    """The body of a request, whose size and time are `serve.guard`'s matter.
 
     Raises:
-        RequestError: it is too large, packed, or comes too slowly.
+        RequestError: it is packed.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError("Send the body as it is: no Content-Encoding is taken.", code="unsupported_encoding")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > LONGEST_BODY:
-        raise _too_long()
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            async for part in request.stream():
-                size += len(part)
-                if size > LONGEST_BODY:
-                    raise _too_long()
-                parts.append(part)
-    except TimeoutError:
-        raise RequestError(f"The body did not arrive within {_PATIENCE:.0f} seconds.", 408, "timeout") from None
-    return b"".join(parts)
-
-
-def _too_long() -> RequestError:
-    return RequestError(
-        f"The body is larger than {LONGEST_BODY // 2**20} MiB. Send smaller pictures.", 413, "too_large"
-    )
+    return await request.body()
 
 
 def _refusal(error: BaseException) -> Response:
-    status, body = requests.told(_sentence(error))
-    return JSONResponse(body, status, headers={"Retry-After": "10"} if status in (429, 503) else None)
+    return refusal(_sentence(error))
 
 
 def _sentence(error: BaseException) -> VLChatError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import html
 import os
+import signal
 import threading
+import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,19 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of it is decided while gradio is imported
 import gradio as gr  # noqa: E402
 from gradio.utils import get_upload_folder  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
 
 import vlchat  # noqa: E402
 from serve.api import Api  # noqa: E402
 from serve.engine import Engine  # noqa: E402
+from serve.logs import Line, Log  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
+from serve.policy import Policy  # noqa: E402
+from serve.rates import Rates  # noqa: E402
+from serve.server import Server  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
-from serve.tickets import End, Options, Ticket  # noqa: E402
+from serve.tickets import Closed, End, Options, Ticket  # noqa: E402
+from serve.visits import Visit  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 from vlchat.errors import VLChatError  # noqa: E402
 
@@ -39,9 +47,11 @@ class Page(gr.ChatInterface):
 
     Attributes:
         engine: answers; it ends with the page.
+        server: where it is listened for questions, once it is.
     """
 
     engine: Engine
+    server: Server
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
@@ -73,16 +83,18 @@ class Page(gr.ChatInterface):
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
 
-def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
-    """The page for one model; not yet listening, see `launch_options`.
+def build_app(chat: Chat, *, examples: Path = EXAMPLES, rates: Rates | None = None, log: Log | None = None) -> Page:
+    """The page for one model; not yet listening, see `launch`.
 
     Args:
         chat: answers, see `serve.engine.Engine`.
         examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
+        rates: what a visitor may ask; all they like, by default.
+        log: where it is told what they asked.
     """
     engine = Engine(chat, waiting=WAITING_LIMIT)
     page = Page(
-        _answerer(engine, examples),
+        _answerer(engine, examples, rates or Rates(), log or Log()),
         multimodal=True,
         editable=True,
         title="vlchat",
@@ -128,7 +140,9 @@ def build_app(chat: Chat, *, examples: Path = EXAMPLES) -> Page:
     return page
 
 
-def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+def _answerer(
+    engine: Engine, examples: Path, rates: Rates, log: Log
+) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
         message: dict[str, Any],
         history: list[dict[str, Any]],
@@ -141,6 +155,18 @@ def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str
         # Async, so that Stop reaches `finally` at once and not when the next word is ready.
         came: asyncio.Queue[str | End] = asyncio.Queue()
         loop, left, begun = asyncio.get_running_loop(), threading.Event(), list[Ticket]()
+        visitor = request.state if request is not None else None
+        tenant, caller = getattr(visitor, "tenant", ""), getattr(visitor, "caller", "")
+        line = Line(log, route="page", key=tenant or None)
+        visit: Visit | None = None
+
+        def deliver(one: str | End) -> None:
+            loop.call_soon_threadsafe(take, one)
+
+        def take(one: str | End) -> None:
+            assert visit is not None
+            visit.came(one)
+            came.put_nowait(one)
 
         def begin() -> None:
             messages = conversation(message, history, system, [Path(get_upload_folder()), examples])
@@ -148,18 +174,22 @@ def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str
                 int(max_new_tokens),
                 float(temperature),
                 adapter=adapter or None,
-                scope=str(request.session_hash) if request is not None else "",
+                scope=f"page/{tenant}/{request.session_hash}" if request is not None else "",
             )
-            begun.append(engine.submit(messages, options, lambda one: loop.call_soon_threadsafe(came.put_nowait, one)))
+            begun.append(engine.submit(messages, options, deliver))
             if left.is_set():  # meanwhile
                 begun[0].cancel()
 
         try:
+            line.words(str(message.get("text") or ""))
+            visit = Visit(rates, caller, line)
             await asyncio.to_thread(begin)
             text = ""
             while not isinstance(piece := await came.get(), End):
                 text += piece
                 yield text
+            if piece.reason == "cancelled":
+                raise Closed
             if piece.error is not None:
                 raise piece.error
             if not text:
@@ -170,6 +200,9 @@ def _answerer(engine: Engine, examples: Path) -> Callable[..., AsyncIterator[str
             left.set()
             for ticket in begun:
                 ticket.cancel()
+            if visit is not None and not begun:
+                visit.refused()
+            line.done()
 
     return answer
 
@@ -192,50 +225,71 @@ def about(description: Mapping[str, Any]) -> str:
     return f"<div id='about'>{' · '.join(facts)}</div>"
 
 
-def launch_options() -> dict[str, Any]:
-    """What `launch` needs for this page: its looks, its limits, and nothing that leaves this machine."""
+def mount_options() -> dict[str, Any]:
+    """What `gr.mount_gradio_app` needs for this page: its looks, its limits, and nothing that leaves this machine."""
     return {
         "theme": theme(),
         "css": CSS,
         "footer_links": [],
-        "share": False,
         "show_error": False,
         "max_file_size": UPLOAD_LIMIT,
         "ssr_mode": False,
-        "quiet": True,
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
     }
 
 
-def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> Page:
+def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, policy: Policy | None = None) -> Page:
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
     Raises:
         VLChatError: the address cannot be listened on.
     """
     chat.warm_up()
-    app = build_app(chat)
-    app.queue(max_size=None)  # the engine's line is bounded
-    options = launch_options()
-    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up, not through a proxy
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
-    try:
-        app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
-        app.app.router.routes[:0] = Api(app.engine).routes  # before Gradio's, which take every name at the root
-    except OSError as error:
-        raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
-    return app
+    policy = policy or Policy()
+    rates = Rates(policy.questions, policy.tokens)
+    log = Log(policy.log_format, policy.log_prompts)
+    page = build_app(chat, rates=rates, log=log)
+    page.queue(max_size=None)  # the engine's line is bounded
+    app = Starlette(routes=Api(page.engine, rates).routes)
+    gr.mount_gradio_app(app, page, "/", **mount_options())
+    page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
+    page.server = Server(app, policy, log, host, port)
+    page.server.start()
+    return page
 
 
-def run(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False) -> int:
-    """Serves the page until Ctrl-C; see `launch`."""
-    app = launch(chat, host=host, port=port, open_browser=open_browser)
-    print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)
+def run(
+    chat: Chat,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = False,
+    policy: Policy | None = None,
+) -> int:
+    """Serves the page until SIGTERM or Ctrl-C, lets running answers end, and returns; see `launch`.
+
+    A second signal ends the process at once.
+    """
+    policy = policy or Policy()
+    app = launch(chat, host=host, port=port, policy=policy)
+    address = f"http://{host}:{port}"
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(f"{chat.description.get('name', 'The model')} is ready: {address} (Ctrl-C ends)", flush=True)
+        if open_browser:
+            webbrowser.open(address)
         threading.Event().wait()
     except KeyboardInterrupt:
+        pass
+    try:
         print("Stopping.", flush=True)
-    finally:
+        app.server.drain(app.engine, policy.grace)
         app.close(verbose=False)
+    except KeyboardInterrupt:
+        print("Stopped.", flush=True)
+        os._exit(130)  # no thread is waited for
     return 0
 
 

@@ -98,6 +98,12 @@ class ChatRequest(_Strict):
         """Words at which the answer ends."""
         return [word for word in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if word]
 
+    @property
+    def words(self) -> str:
+        """Of the last turn."""
+        content = self.messages[-1].content
+        return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, _Text))
+
     def options(self, adapter: str | None, scope: str) -> Options:
         """For the engine. By default answers are drawn at temperature 1, as OpenAI's are."""
         return Options(
