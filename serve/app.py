@@ -24,6 +24,7 @@ from serve.logs import Line, Log  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.rates import Rates  # noqa: E402
+from serve.schema import complete_routes  # noqa: E402
 from serve.server import Server  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from serve.tickets import Closed, End, Options, Ticket  # noqa: E402
@@ -252,7 +253,8 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, policy: Pol
     log = Log(policy.log_format, policy.log_prompts)
     page = build_app(chat, rates=rates, log=log)
     page.queue(max_size=None)  # the engine's line is bounded
-    app = Starlette(routes=Api(page.engine, rates).routes)
+    api = Api(page.engine, rates)
+    app = Starlette(routes=complete_routes(api.routes, list(api.models)))
     gr.mount_gradio_app(app, page, "/", **mount_options())
     page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
     page.server = Server(app, policy, log, host, port)
