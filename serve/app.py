@@ -48,14 +48,16 @@ class Page(gr.ChatInterface):
 
     Attributes:
         engine: answers; it ends with the page.
-        server: where it is listened for questions, once it is.
+        listening: takes questions, once the page is launched.
     """
 
     engine: Engine
-    server: Server
+    listening: Server | None = None
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
+        if self.listening is not None:
+            self.listening.close()
         self.engine.close()
 
     def _message_as_message_dict(self, message: Any, role: Any) -> list[Any]:
@@ -257,8 +259,8 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, policy: Pol
     app = Starlette(routes=complete_routes(api.routes, list(api.models)))
     gr.mount_gradio_app(app, page, "/", **mount_options())
     page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
-    page.server = Server(app, policy, log, host, port)
-    page.server.start()
+    page.listening = Server(app, policy, log, host, port)
+    page.listening.start()
     return page
 
 
@@ -287,7 +289,8 @@ def run(
         pass
     try:
         print("Stopping.", flush=True)
-        app.server.drain(app.engine, policy.grace)
+        if app.listening is not None:
+            app.listening.drain(app.engine, policy.grace)
         app.close(verbose=False)
     except KeyboardInterrupt:
         print("Stopped.", flush=True)

@@ -117,7 +117,7 @@ def described(routes: Sequence[Route], models: Sequence[str]) -> dict[str, Any]:
         routes: of `serve.api.Api`.
         models: the names that a request may give.
     """
-    shown = [*_ANSWERS.values(), Error, ChatRequest]
+    shown: list[type[BaseModel]] = [*_ANSWERS.values(), Error, ChatRequest]
     _, together = models_json_schema([(one, "validation") for one in dict.fromkeys(shown)], ref_template=_REFERENCE)
     schemas = together["$defs"]
     schemas["ChatRequest"]["properties"]["model"]["enum"] = list(models)

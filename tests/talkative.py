@@ -54,14 +54,14 @@ def save_talkative(folder: Path, tower: CLIPVisionModel, tokenizer: PreTrainedTo
 
 
 @contextmanager
-def serving(chat: Any) -> Iterator[str]:
-    """The address of the real page, served by this process."""
+def serving(chat: Any, policy: Any = None) -> Iterator[str]:
+    """The address of the real page, served by this process as `policy` says."""
     from serve.app import launch
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = launch(chat, port=port)
+    app = launch(chat, port=port, policy=policy)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -1,0 +1,80 @@
+"""The real server against its own description: whatever schemathesis thinks of, each answer is one that it promises."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from talkative import save_talkative, serving
+
+from vlchat.chat import Chat
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+from schemathesis.checks import CHECKS, load_all_checks  # noqa: E402
+
+# `make schema` asks for more.
+EXAMPLES = int(os.environ.get("VLCHAT_SCHEMA_EXAMPLES", "25"))
+# A question of the right shape may still be refused: its picture is none, its words are too many.
+LEFT_OUT = ("positive_data_acceptance",)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from tiny_models import clip
+    from tiny_tokenizers import byte_level
+
+    folder = save_talkative(tmp_path_factory.mktemp("served") / "model", clip(), byte_level())
+    chat = Chat.load(folder)
+    chat.description.update(name="tiny")
+    with serving(chat) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def description(address: str) -> Any:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("description")
+
+
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_as_described(case: Any) -> None:
+    if isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), int):
+        case.body["max_tokens"] = min(case.body["max_tokens"], 4)
+    load_all_checks()
+    answer = case.call(timeout=120)
+    case.validate_response(answer, excluded_checks=CHECKS.get_by_names(list(LEFT_OUT)))
+    assert answer.status_code < 500 or answer.status_code == 503
+
+
+def test_every_route_is_described_and_none_of_gradios(address: str) -> None:
+    told = httpx.get(f"{address}/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/models", "/health", "/ready"} <= set(told["paths"])
+    assert not [path for path in told["paths"] if "gradio" in path]
+    request = told["components"]["schemas"]["ChatRequest"]
+    assert request["properties"]["model"]["enum"] == ["tiny"]
+    assert request["properties"]["max_tokens"]["anyOf"][0] == {"maximum": 65536, "minimum": 1, "type": "integer"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/health", "/ready", "/openapi.json"])
+def test_another_method_is_405_and_names_those_there_are(address: str, path: str) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+        if method == ("POST" if "completions" in path else "GET"):
+            continue
+        answer = httpx.request(method, f"{address}{path}", timeout=60)
+        assert answer.status_code == 405 and method not in answer.headers["allow"].split(", ")
+        assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+def test_what_is_not_there_is_told_as_openais_clients_expect(address: str) -> None:
+    answer = httpx.post(f"{address}/v1/embeddings", json={}, timeout=60)
+    assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
