@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from talkative import save_talkative, serving
+from tiny_tokenizers import byte_level
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlchat.chat import Chat
 
@@ -27,10 +28,9 @@ LEFT_OUT = ("positive_data_acceptance",)
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from tiny_models import clip
-    from tiny_tokenizers import byte_level
-
-    folder = save_talkative(tmp_path_factory.mktemp("served") / "model", clip(), byte_level())
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tower = CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=12, **small)).eval()
+    folder = save_talkative(tmp_path_factory.mktemp("served") / "model", tower, byte_level())
     chat = Chat.load(folder)
     chat.description.update(name="tiny")
     with serving(chat) as address:
