@@ -20,6 +20,7 @@ from starlette.applications import Starlette  # noqa: E402
 import vlchat  # noqa: E402
 from serve.api import Api  # noqa: E402
 from serve.engine import Engine  # noqa: E402
+from serve.guard import failure  # noqa: E402
 from serve.logs import Line, Log  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
 from serve.policy import Policy  # noqa: E402
@@ -256,7 +257,7 @@ def launch(chat: Chat, *, host: str = "127.0.0.1", port: int = 7860, policy: Pol
     page = build_app(chat, rates=rates, log=log)
     page.queue(max_size=None)  # the engine's line is bounded
     api = Api(page.engine, rates)
-    app = Starlette(routes=complete_routes(api.routes, list(api.models)))
+    app = Starlette(routes=complete_routes(api.routes, list(api.models)), exception_handlers={Exception: failure})
     gr.mount_gradio_app(app, page, "/", **mount_options())
     page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
     page.listening = Server(app, policy, log, host, port)

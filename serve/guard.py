@@ -12,7 +12,8 @@ import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import requests
@@ -186,6 +187,11 @@ def refusal(error: VLChatError, path: str = "/v1/") -> JSONResponse:
         invalid = ', error="invalid_token"' if error.shown else ""
         headers["WWW-Authenticate"] = _BEARER + invalid if path.startswith("/v1/") else _BASIC
     return JSONResponse(body, status, headers)
+
+
+async def failure(request: Request, error: Exception) -> Response:
+    """The answer to what nobody foresaw; `serve.logs` tells the operator of it."""
+    return refusal(RequestError("The server failed at this. Ask again.", 500, "failed"))
 
 
 def _security_headers(embedders: Sequence[str]) -> dict[str, str]:

@@ -145,6 +145,7 @@ def test_a_body_of_500_mb_is_refused_and_not_kept(open_address: str, path: str) 
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
 
     def body() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         piece = b"x" * 2**16
         for _ in range(500 * 2**4):
             yield piece
