@@ -199,6 +199,7 @@ def _answerer(
             if not text:
                 yield refusal("The model ended its answer before the first word. Try other words or another setting.")
         except VLChatError as error:
+            line.fields.setdefault("end", "refused")
             yield refusal(str(error))
         finally:
             left.set()

@@ -124,8 +124,8 @@ class Logged:
 
 def _route(path: str) -> str:
     """A path without what people put into it: names of files, sessions and events."""
-    path = path.partition("=")[0]
-    parts = [":" if re.fullmatch(r"[0-9a-f]{32,}|[a-z0-9]{10,12}", part) else part for part in path.split("/")]
+    path = re.split("=|/file/", path)[0]
+    parts = [":" if len(part) > 7 and re.search("[0-9]", part) else part for part in path.split("/")]
     return "/".join(parts)[:_LONGEST_PATH]
 
 

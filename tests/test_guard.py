@@ -224,7 +224,7 @@ def test_the_log_has_a_line_for_each_request_and_never_words_pictures_or_keys(
 def test_words_are_logged_where_the_operator_asks_for_it(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(chat, Policy(log_prompts=True)) as address:
         httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=120)
-        httpx.get(f"{address}/no\nwhere status=200", timeout=120)
+        httpx.get(f"{address}/no%0Awhere status=200", timeout=120)
     lines = capsys.readouterr().err.splitlines()
     assert any(f'prompt="{WORDS}"' in line and "end=length" in line for line in lines)
     assert sum("status=" in line for line in lines) == 2 == sum(line.startswith("time=") for line in lines)
