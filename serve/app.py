@@ -6,6 +6,7 @@ import asyncio
 import html
 import os
 import signal
+import sys
 import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -284,6 +285,8 @@ def run(
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"{chat.description.get('name', 'The model')} is ready: {address} (Ctrl-C ends)", flush=True)
+        if not policy.keys and host not in ("127.0.0.1", "localhost"):
+            print("Whoever reaches this port may ask; --api-keys FILE asks them for a key.", file=sys.stderr)
         if open_browser:
             webbrowser.open(address)
         threading.Event().wait()
