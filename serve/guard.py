@@ -203,6 +203,7 @@ def _security_headers(embedders: Sequence[str]) -> dict[str, str]:
         "style-src": "'self' 'unsafe-inline'",
         "img-src": "'self' data: blob:",
         "media-src": "'self' data: blob:",
+        "connect-src": "'self' data: blob:",
         "font-src": "'self' data:",
         "worker-src": "'self' blob:",
         "object-src": "'none'",

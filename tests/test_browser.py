@@ -267,9 +267,8 @@ def test_a_key_is_the_password_of_the_browsers_own_dialog(browser: Any, chat: Ch
 
     picture = min(EXAMPLES.glob("*.png"))
     with serving(chat, Policy(keys=Keys(["anna: a-key-that-is-long-enough"]))) as address:
-        strange = browser.new_page()
-        assert strange.goto(address).status == 401
-        strange.close()
+        with pytest.raises(playwright.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            opened(browser, address)
         page = opened(
             browser, address, http_credentials={"username": "anybody", "password": "a-key-that-is-long-enough"}
         )
