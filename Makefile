@@ -1,4 +1,5 @@
 # make demo: the chat page on the embedded model.   make test: the test suite.   make mini: trains the embedded model.
+# make schema: a long look for answers of the API that its description does not promise.
 # All set up the environment first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,13 +7,17 @@ BIN := $(VENV)/bin
 PORT ?= 7860
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint mini setup setup-demo fonts clean
+.PHONY: demo test schema lint mini setup setup-demo fonts clean
 
 demo: setup-demo
 	$(BIN)/vlchat serve --port $(PORT)
 
 test: setup fonts
 	$(BIN)/python -m pytest
+
+# The API against its own description, with many more examples than `make test` takes.
+schema: setup
+	VLCHAT_SCHEMA_EXAMPLES=$${VLCHAT_SCHEMA_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_schema.py
 
 lint: setup
 	$(BIN)/ruff check .

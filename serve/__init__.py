@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlchat.errors import VLChatError
+
+if TYPE_CHECKING:
+    from serve.policy import Policy
 
 
 def main(
@@ -16,6 +19,7 @@ def main(
     port: int = 7860,
     open_browser: bool = False,
     allow_images_from: Sequence[str] = (),
+    policy: Policy | None = None,
     **options: Any,
 ) -> int:
     """Opens a backend, by default a model that is loaded here, and serves the page until Ctrl-C.
@@ -24,6 +28,8 @@ def main(
         backend, options: see `serve.backends`; None, "auto" and nothing are options that were not given.
 
     `allow_images_from` are hosts that a program may name in a picture's address, see `serve.fetching.Hosts`.
+
+    `policy` says who may ask how often, see `serve.policy`.
 
     Raises:
         VLChatError: no such model or backend, gradio is not installed, or the address is none or cannot be listened on.
@@ -43,4 +49,5 @@ def main(
 
     hosts = Hosts(allow_images_from)
     given = {name: value for name, value in options.items() if value not in (None, "auto", {})}
-    return run(opened(backend, model, given), host=host, port=port, open_browser=open_browser, hosts=hosts)
+    chat = opened(backend, model, given)
+    return run(chat, host=host, port=port, open_browser=open_browser, hosts=hosts, policy=policy)

@@ -12,6 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,13 +22,14 @@ from starlette.routing import Route
 from serve import requests
 from serve.decoding import Decoder
 from serve.fetching import Hosts
+from serve.guard import refusal
 from serve.metrics import CONTENT_TYPE
+from serve.rates import Rates
 from serve.requests import ChatRequest, RequestError, Until
-from serve.tickets import Backend, End, Ticket
+from serve.tickets import Backend, Closed, End, Ticket
+from serve.visits import Visit
 from vlchat.errors import VLChatError
 
-LONGEST_BODY = 64 * 2**20  # bytes
-_PATIENCE = 60.0  # seconds for a body to arrive
 _STARTED = int(time.time())
 T = TypeVar("T")
 
@@ -38,11 +40,12 @@ class Api:
     Args:
         engine: the page's.
         decoder: the page's.
+        rates: what a caller may ask, here and on the page.
         hosts: where pictures may be fetched from.
     """
 
-    def __init__(self, engine: Backend, decoder: Decoder, hosts: Hosts) -> None:
-        self.engine, self.decoder, self.hosts = engine, decoder, hosts
+    def __init__(self, engine: Backend, decoder: Decoder, rates: Rates, hosts: Hosts) -> None:
+        self.engine, self.decoder, self.rates, self.hosts = engine, decoder, rates, hosts
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -82,22 +85,35 @@ class Api:
     async def complete(self, request: Request) -> Response:
         """An answer, whole or as it comes."""
         try:
+            visit = Visit(self.rates, request.state.caller, request.state.line)
+        except VLChatError as error:
+            return self._refused(error)
+        answer = None
+        try:
             asked, models = await asyncio.to_thread(requests.read, await _body(request)), self.models
+            request.state.line.words(asked.words)
             if asked.model not in models:
                 known = ", ".join(models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
-            answer = _Answer(asked)
-            await self.decoder.apart(self._submit, asked, models[asked.model], answer)
+            answer = _Answer(asked, visit)
+            await self.decoder.apart(self._submit, asked, models[asked.model], answer, request.state.tenant)
         except VLChatError as error:
-            self.engine.metrics.refused(requests.told(error)[1]["error"]["code"])
-            return _refusal(error)
+            return self._refused(error)
         except ClientDisconnect:
             return Response(status_code=499)
+        finally:
+            if answer is None or answer.ticket is None:
+                visit.refused()
         return await (answer.streamed(request) if asked.stream else answer.whole(request))
 
-    def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer) -> None:
+    def _refused(self, error: VLChatError) -> Response:
+        self.engine.metrics.refused(requests.told(error)[1]["error"]["code"])
+        return _refusal(error)
+
+    def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer, tenant: str) -> None:
         messages = asked.conversation(self.decoder, self.hosts)
-        answer.ticket = self.engine.submit(messages, asked.options(adapter, scope="api"), answer.deliver)
+        options = asked.options(adapter, scope=f"api/{tenant}")
+        answer.ticket = self.engine.submit(messages, options, answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()
 
@@ -105,8 +121,8 @@ class Api:
 class _Answer:
     """An answer on its way to a client."""
 
-    def __init__(self, asked: ChatRequest) -> None:
-        self.asked, self.until = asked, Until(asked.stops)
+    def __init__(self, asked: ChatRequest, visit: Visit) -> None:
+        self.asked, self.until, self.visit = asked, Until(asked.stops), visit
         self.loop = asyncio.get_running_loop()
         self.came: asyncio.Queue[str | End] = asyncio.Queue()
         self.ticket: Ticket | None = None
@@ -116,7 +132,11 @@ class _Answer:
 
     def deliver(self, came: str | End) -> None:
         """Called by the engine's thread."""
-        self.loop.call_soon_threadsafe(self.came.put_nowait, came)
+        self.loop.call_soon_threadsafe(self._take, came)
+
+    def _take(self, came: str | End) -> None:
+        self.visit.came(came)
+        self.came.put_nowait(came)
 
     def leave(self) -> None:
         """Whatever is still being written is no longer wanted."""
@@ -136,7 +156,8 @@ class _Answer:
             if text := self.until.rest():
                 self._told += len(text)
                 yield text
-            yield one
+            # Not by the client: the server stops.
+            yield replace(one, error=Closed()) if one.reason == "cancelled" and not self.left else one
         finally:
             self.leave()
 
@@ -242,38 +263,18 @@ async def _chained(first: T, others: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request.
+    """The body of a request, whose size and time are `serve.guard`'s matter.
 
     Raises:
-        RequestError: it is too large, packed, or comes too slowly.
+        RequestError: it is packed.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError("Send the body as it is: no Content-Encoding is taken.", code="unsupported_encoding")
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > LONGEST_BODY:
-        raise _too_long()
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            async for part in request.stream():
-                size += len(part)
-                if size > LONGEST_BODY:
-                    raise _too_long()
-                parts.append(part)
-    except TimeoutError:
-        raise RequestError(f"The body did not arrive within {_PATIENCE:.0f} seconds.", 408, "timeout") from None
-    return b"".join(parts)
-
-
-def _too_long() -> RequestError:
-    return RequestError(
-        f"The body is larger than {LONGEST_BODY // 2**20} MiB. Send smaller pictures.", 413, "too_large"
-    )
+    return await request.body()
 
 
 def _refusal(error: BaseException) -> Response:
-    status, body = requests.told(_sentence(error))
-    return JSONResponse(body, status, headers={"Retry-After": "10"} if status in (429, 503) else None)
+    return refusal(_sentence(error))
 
 
 def _sentence(error: BaseException) -> VLChatError:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import html
 import os
+import signal
+import sys
 import threading
+import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,23 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # some of it is decided while gradio is imported
 import gradio as gr  # noqa: E402
 from gradio.utils import get_upload_folder  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
 
 import vlchat  # noqa: E402
 from serve.api import Api  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.fetching import Hosts  # noqa: E402
+from serve.guard import failure  # noqa: E402
+from serve.logs import Line, Log  # noqa: E402
 from serve.messages import conversation, escaped, refusal  # noqa: E402
+from serve.policy import Policy  # noqa: E402
+from serve.rates import Rates  # noqa: E402
+from serve.schema import complete_routes  # noqa: E402
+from serve.server import Server  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
-from serve.tickets import Backend, End, Options, Ticket  # noqa: E402
+from serve.tickets import Backend, Closed, End, Options, Ticket  # noqa: E402
+from serve.visits import Visit  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 from vlchat.errors import VLChatError  # noqa: E402
 
@@ -42,13 +53,17 @@ class Page(gr.ChatInterface):
     Attributes:
         engine: answers; it ends with the page.
         decoder: opens pictures; it ends with the page.
+        listening: takes questions, once the page is launched.
     """
 
     engine: Backend
     decoder: Decoder
+    listening: Server | None = None
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
+        if self.listening is not None:
+            self.listening.close()
         self.decoder.close()
         self.engine.close()
 
@@ -78,17 +93,21 @@ class Page(gr.ChatInterface):
         return gr.MultimodalTextbox("", interactive=False, placeholder=PLACEHOLDER), message
 
 
-def build_app(chat: Chat | Backend, *, examples: Path = EXAMPLES) -> Page:
-    """The page for one model or backend; not yet listening, see `launch_options`.
+def build_app(
+    chat: Chat | Backend, *, examples: Path = EXAMPLES, rates: Rates | None = None, log: Log | None = None
+) -> Page:
+    """The page for one model or backend; not yet listening, see `launch`.
 
     Args:
         chat: answers; a model by an engine of its own, see `serve.engine.Engine`.
         examples: a folder of pictures to try, each with its question in a `.txt` file of the same name.
+        rates: what a visitor may ask; all they like, by default.
+        log: where it is told what they asked.
     """
     engine: Backend = Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat
     decoder = Decoder()
     page = Page(
-        _answerer(engine, decoder, examples),
+        _answerer(engine, decoder, examples, rates or Rates(), log or Log()),
         multimodal=True,
         editable=True,
         title="vlchat",
@@ -134,7 +153,9 @@ def build_app(chat: Chat | Backend, *, examples: Path = EXAMPLES) -> Page:
     return page
 
 
-def _answerer(engine: Backend, decoder: Decoder, examples: Path) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
+def _answerer(
+    engine: Backend, decoder: Decoder, examples: Path, rates: Rates, log: Log
+) -> Callable[..., AsyncIterator[str | dict[str, Any]]]:
     async def answer(
         message: dict[str, Any],
         history: list[dict[str, Any]],
@@ -147,6 +168,18 @@ def _answerer(engine: Backend, decoder: Decoder, examples: Path) -> Callable[...
         # Async, so that Stop reaches `finally` at once and not when the next word is ready.
         came: asyncio.Queue[str | End] = asyncio.Queue()
         loop, left, begun = asyncio.get_running_loop(), threading.Event(), list[Ticket]()
+        visitor = request.state if request is not None else None
+        tenant, caller = getattr(visitor, "tenant", ""), getattr(visitor, "caller", "")
+        line = Line(log, route="page", key=tenant or None)
+        visit: Visit | None = None
+
+        def deliver(one: str | End) -> None:
+            loop.call_soon_threadsafe(take, one)
+
+        def take(one: str | End) -> None:
+            assert visit is not None
+            visit.came(one)
+            came.put_nowait(one)
 
         def begin() -> None:
             messages = conversation(message, history, system, [Path(get_upload_folder()), examples], decoder)
@@ -154,28 +187,36 @@ def _answerer(engine: Backend, decoder: Decoder, examples: Path) -> Callable[...
                 int(max_new_tokens),
                 float(temperature),
                 adapter=adapter or None,
-                scope=str(request.session_hash) if request is not None else "",
+                scope=f"page/{tenant}/{request.session_hash}" if request is not None else "",
             )
-            begun.append(engine.submit(messages, options, lambda one: loop.call_soon_threadsafe(came.put_nowait, one)))
+            begun.append(engine.submit(messages, options, deliver))
             if left.is_set():  # meanwhile
                 begun[0].cancel()
 
         try:
+            line.words(str(message.get("text") or ""))
+            visit = Visit(rates, caller, line)
             await decoder.apart(begin)
             text = ""
             while not isinstance(piece := await came.get(), End):
                 text += piece
                 yield text
+            if piece.reason == "cancelled":
+                raise Closed
             if piece.error is not None:
                 raise piece.error
             if not text:
                 yield refusal("The model ended its answer before the first word. Try other words or another setting.")
         except VLChatError as error:
+            line.fields.setdefault("end", "refused")
             yield refusal(str(error))
         finally:
             left.set()
             for ticket in begun:
                 ticket.cancel()
+            if visit is not None and not begun:
+                visit.refused()
+            line.done()
 
     return answer
 
@@ -196,23 +237,24 @@ def about(description: Mapping[str, Any]) -> str:
     return f"<div id='about'>{' · '.join(facts)}</div>"
 
 
-def launch_options() -> dict[str, Any]:
-    """What `launch` needs for this page: its looks, its limits, and nothing that leaves this machine."""
+def mount_options() -> dict[str, Any]:
+    """What `gr.mount_gradio_app` needs for this page: its looks, its limits, and nothing that leaves this machine."""
     return {
         "theme": theme(),
         "css": CSS,
         "footer_links": [],
-        "share": False,
         "show_error": False,
         "max_file_size": UPLOAD_LIMIT,
         "ssr_mode": False,
-        "quiet": True,
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
     }
 
 
 def launch(
-    chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-    hosts: Hosts | None = None,
+    chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, hosts: Hosts | None = None,
+    policy: Policy | None = None,
 ) -> Page:  # fmt: skip
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
@@ -223,34 +265,50 @@ def launch(
     """
     if isinstance(chat, Chat):
         chat.warm_up()
-    app = build_app(chat)
-    app.decoder.warm_up()
-    app.queue(max_size=None)  # the engine's line is bounded
-    options = launch_options()
-    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up, not through a proxy
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost", host]))
-    try:
-        app.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, **options)
-        api = Api(app.engine, app.decoder, hosts or Hosts())
-        app.app.router.routes[:0] = api.routes  # before Gradio's, which take every name at the root
-    except OSError as error:
-        raise VLChatError(f"Cannot listen on {host}, port {port}. Choose another with --host and --port.") from error
-    return app
+    policy = policy or Policy()
+    rates = Rates(policy.questions, policy.tokens)
+    log = Log(policy.log_format, policy.log_prompts)
+    page = build_app(chat, rates=rates, log=log)
+    page.decoder.warm_up()
+    page.queue(max_size=None)  # the engine's line is bounded
+    api = Api(page.engine, page.decoder, rates, hosts or Hosts())
+    app = Starlette(routes=complete_routes(api.routes, list(api.models)), exception_handlers={Exception: failure})
+    gr.mount_gradio_app(app, page, "/", **mount_options())
+    page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
+    page.listening = Server(app, policy, log, host, port)
+    page.listening.start()
+    return page
 
 
 def run(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-    hosts: Hosts | None = None,
+    hosts: Hosts | None = None, policy: Policy | None = None,
 ) -> int:  # fmt: skip
-    """Serves the page until Ctrl-C; see `launch`."""
-    app = launch(chat, host=host, port=port, open_browser=open_browser, hosts=hosts)
-    print(f"{chat.description.get('name', 'The model')} is ready: http://{host}:{port} (Ctrl-C ends)", flush=True)
+    """Serves the page until SIGTERM or Ctrl-C, lets running answers end, and returns; see `launch`.
+
+    A second signal ends the process at once.
+    """
+    policy = policy or Policy()
+    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy)
+    address = f"http://{host}:{port}"
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(f"{chat.description.get('name', 'The model')} is ready: {address} (Ctrl-C ends)", flush=True)
+        if not policy.keys and host not in ("127.0.0.1", "localhost"):
+            print("Whoever reaches this port may ask; --api-keys FILE asks them for a key.", file=sys.stderr)
+        if open_browser:
+            webbrowser.open(address)
         threading.Event().wait()
     except KeyboardInterrupt:
+        pass
+    try:
         print("Stopping.", flush=True)
-    finally:
+        if app.listening is not None:
+            app.listening.drain(app.engine, policy.grace)
         app.close(verbose=False)
+    except KeyboardInterrupt:
+        print("Stopped.", flush=True)
+        os._exit(130)  # no thread is waited for
     return 0
 
 

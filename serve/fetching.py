@@ -25,7 +25,7 @@ _REDIRECTS = 3
 _PORTS = {"http": 80, "https": 443}
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind a translator, RFC 6052
 _RESOLVERS = ThreadPoolExecutor(8, "vlchat-names")  # getaddrinfo knows no time limit
-_HEADERS = {
+_HEADERS: dict[bytes | str, bytes | str] = {
     "User-Agent": "vlchat", "Accept": "image/jpeg, image/png, image/webp, image/gif", "Accept-Encoding": "identity",
     "Connection": "close",
 }  # fmt: skip

@@ -25,7 +25,7 @@ import httpx
 
 import vlchat
 from serve.answers import Answer, Lost, Passing
-from serve.api import LONGEST_BODY
+from serve.guard import LONGEST_BODY
 from serve.metrics import Metrics
 from serve.requests import RequestError
 from serve.tickets import Busy, Closed, End, Options, Ticket

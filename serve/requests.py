@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve.decoding import Decoder
 from serve.fetching import Errand, Hosts
@@ -38,7 +38,18 @@ class RequestError(VLChatError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is as whole as 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_whole)]
+_Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
+_One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
+_Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class _Text(_Strict):
@@ -76,17 +87,17 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[_Turn] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: _Seed | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    n: _One | None = None
+    presence_penalty: _Zero | None = None
+    frequency_penalty: _Zero | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     store: Any = None
@@ -100,6 +111,12 @@ class ChatRequest(_Strict):
     def stops(self) -> list[str]:
         """Words at which the answer ends."""
         return [word for word in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if word]
+
+    @property
+    def words(self) -> str:
+        """Of the last turn."""
+        content = self.messages[-1].content
+        return content if isinstance(content, str) else " ".join(p.text for p in content if isinstance(p, _Text))
 
     def options(self, adapter: str | None, scope: str) -> Options:
         """For the engine. By default answers are drawn at temperature 1, as OpenAI's are."""

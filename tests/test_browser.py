@@ -259,3 +259,24 @@ def test_the_embedded_model_answers_about_an_uploaded_picture(
             page.screenshot(path=target)
         assert str(chat.description["name"]) in page.locator("#about").inner_text()
         page.close()
+
+
+def test_a_key_is_the_password_of_the_browsers_own_dialog(browser: Any, chat: Chat) -> None:
+    from serve.keys import Keys
+    from serve.policy import Policy
+
+    picture = min(EXAMPLES.glob("*.png"))
+    with serving(chat, Policy(keys=Keys(["anna: a-key-that-is-long-enough"]))) as address:
+        with pytest.raises(playwright.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+            opened(browser, address)
+        page = opened(
+            browser, address, http_credentials={"username": "anybody", "password": "a-key-that-is-long-enough"}
+        )
+        blocked: list[str] = []
+        page.on("console", lambda one: blocked.append(one.text) if "Content Security Policy" in one.text else None)
+        longest_answer(page, 8)
+        send(page, "two cats", picture)
+        assert answered(page) == chat.ask(picture, "two cats", max_new_tokens=8)
+        assert page.locator("#conversation .user-row img").first.evaluate("image => image.naturalWidth") > 0
+        assert not page.complaints and not blocked, blocked
+        page.context.close()

@@ -29,7 +29,7 @@ pytest.importorskip("gradio_client", reason="gradio_client is not installed")
 from gradio_client import Client, handle_file  # noqa: E402
 
 from serve import messages  # noqa: E402
-from serve.app import EXAMPLES, about, build_app, launch_options  # noqa: E402
+from serve.app import EXAMPLES, about, build_app, mount_options  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.messages import REFUSED, escaped, refusal  # noqa: E402
 
@@ -209,8 +209,8 @@ def test_the_page_has_examples_each_with_its_question(chat: Chat) -> None:
 
 
 def test_nothing_is_fetched_from_or_sent_to_elsewhere(chat: Chat) -> None:
-    options, app = launch_options(), build_app(chat)
-    assert options["share"] is False and app.analytics_enabled is False
+    options, app = mount_options(), build_app(chat)
+    assert not options["run_history"] and not options["enable_monitoring"] and app.analytics_enabled is False
     assert options["theme"]._stylesheets == []
 
 

@@ -78,7 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--seed", type=int, help="makes answers with a temperature repeatable")
     chat.set_defaults(run=commands.chat)
 
-    serve = known.add_parser("serve", help="the chat page in a browser", description="Serve the chat page.")
+    serve = known.add_parser(
+        "serve",
+        help="the chat page in a browser, and an API",
+        description="Serve the chat page and an API for programs.",
+    )
     _add_model(serve, "--model")
     serve.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=FOLDER", help="one to choose on the page (repeatable)"
@@ -109,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST",
         help="fetch pictures that a program names by address from this host too; only data: URLs else (repeatable)",
     )
+    _add_policy(serve)
     serve.set_defaults(run=_serve)
 
     pictures = known.add_parser(
@@ -254,10 +259,17 @@ def _add_model(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the Hub")
 
 
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    from serve.policy import add_policy
+
+    add_policy(parser)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     """The chat page. It stands here because no other file of `vlchat` may reach up to `serve`."""
     commands.quiet()
     from serve import main as serve
+    from serve.policy import read_policy
 
     return serve(
         arguments.model,
@@ -269,6 +281,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         adapters=named("--adapter", arguments.adapter),
         base_url=arguments.base_url,
         backend_timeout=arguments.backend_timeout,
+        policy=read_policy(arguments),
         **commands.loading(arguments),
     )
 

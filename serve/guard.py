@@ -1,0 +1,252 @@
+"""What stands before the page and the API: who may come in, with how much, from where, and until when.
+
+Everything is decided from a request's head and the bytes that come, before anything reads them as JSON or as a form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve import requests
+from serve.policy import Policy
+from serve.requests import RequestError
+from serve.tickets import Closed
+from vlchat.errors import VLChatError
+
+MIB = 2**20
+LONGEST_BODY = 64 * MIB  # of pictures: a question of a program, or what the page uploads
+LONGEST_WORDS = 4 * MIB  # of everything else
+LONGEST_UNTOLD = 8 * MIB  # of a body that comes without Content-Length
+PATIENCE = 60.0  # seconds in which a body must come, and
+SLOWEST = 64 * 2**10  # bytes a second that it may take longer for its size
+_PICTURES = ("/v1/", "/gradio_api/upload")
+_OPEN = ("/health", "/ready")  # for probes, which have no key
+_BASIC = 'Basic realm="vlchat", charset="UTF-8"'
+_BEARER = 'Bearer realm="vlchat"'
+
+
+class Guard:
+    """ASGI. For those behind it, `scope["state"]` has
+
+    - `tenant`: the key's name, "" where there are no keys; what is kept for one is not for another;
+    - `caller`: whose questions are counted together.
+
+    Args:
+        app: what answers.
+        policy: see there.
+
+    Attributes:
+        stopping: no more questions are taken.
+        answering: questions on their way.
+    """
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self.app, self.policy, self.stopping, self.answering = app, policy, False, 0
+        self._headers = _security_headers(policy.embedders)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def safe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(raw=message.setdefault("headers", [])).update(self._headers)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        try:
+            limit = self._enter(scope, headers)
+        except VLChatError as error:
+            await refusal(error, scope["path"])(scope, receive, safe)
+            return
+        # Gradio's own middleware would let pages of other sites read its answers; without an origin it does nothing.
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"origin"]
+        asks = scope["method"] == "POST"
+        self.answering += asks
+        try:
+            await _Body(receive, limit, told="content-length" in headers).answered(self.app, scope, safe)
+        finally:
+            self.answering -= asks
+
+    def _enter(self, scope: Scope, headers: Headers) -> int:
+        """Bytes that the body may have.
+
+        Raises:
+            VLChatError: this request is not taken.
+        """
+        path, method, state = scope["path"], scope["method"], scope["state"]
+        name = self._name(headers)
+        if self.policy.keys:
+            state["line"].fields["key"] = name
+            if name is None and path not in _OPEN:
+                raise _Unauthorized("authorization" in headers)
+        state["tenant"], state["caller"] = name or "", name or _address(scope)
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            _same_site(headers)
+            if self.stopping and path != "/gradio_api/cancel":
+                raise Closed()
+        limit = LONGEST_BODY if path.startswith(_PICTURES) else LONGEST_WORDS
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise _too_long(limit)
+        return limit
+
+    def _name(self, headers: Headers) -> str | None:
+        """Of the key that a request shows: as a token, or as the password of a browser's own dialog."""
+        kind, _, told = headers.get("authorization", "").partition(" ")
+        told = told.strip()
+        if kind.lower() == "basic":
+            try:
+                told = base64.b64decode(told, validate=True).decode().partition(":")[2]
+            except (binascii.Error, ValueError):
+                told = ""
+        elif kind.lower() != "bearer":
+            told = ""
+        return self.policy.keys.name_of(told)
+
+
+class _Unauthorized(RequestError):
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        told = "This API key is not known here." if shown else "An API key is needed: Authorization: Bearer KEY."
+        super().__init__(told, 401, "invalid_api_key")
+
+
+class _Body:
+    """The body of a request on its way in, up to its limits; the answer on its way out.
+
+    Whoever reads a body that breaks a limit sees its sender leave, and what they answer to that is replaced by the
+    reason. Nothing of the body is kept here.
+    """
+
+    def __init__(self, receive: Receive, limit: int, told: bool) -> None:
+        self._receive, self._limit, self._told = receive, limit if told else min(limit, LONGEST_UNTOLD), told
+        self._size, self._whole = 0, False
+        self._began = asyncio.get_running_loop().time()
+        self._error: RequestError | None = None
+        self._started = False
+
+    async def answered(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        async def checked(message: Message) -> None:
+            if self._error is None or self._started:
+                self._started = True
+                await send(message)
+
+        try:
+            await app(scope, self._checked, checked)
+        except Exception:
+            if self._error is None:
+                raise
+        if self._error is not None and not self._started:
+            await refusal(self._error, scope["path"])(scope, self._receive, send)
+
+    async def _checked(self) -> Message:
+        if self._error is not None:
+            return {"type": "http.disconnect"}
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._began + PATIENCE + self._size / SLOWEST):
+                message = await self._receive()
+        except TimeoutError:
+            return self._broken(RequestError("The body came too slowly. Ask again.", 408, "timeout"))
+        self._size += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._size > self._limit:
+            return self._broken(_too_long(self._limit, self._told))
+        return message
+
+    def _broken(self, error: RequestError) -> Message:
+        self._error = error
+        return {"type": "http.disconnect"}
+
+
+def refusal(error: VLChatError, path: str = "/v1/") -> JSONResponse:
+    """The answer that tells an error, in OpenAI's shape.
+
+    Args:
+        error: a sentence.
+        path: of the request; programs are asked for a key as a token, browsers by their own dialog.
+    """
+    status, body = requests.told(error)
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(getattr(error, "retry_after", 10))
+    elif status == 408:
+        headers["Connection"] = "close"
+    elif isinstance(error, _Unauthorized):
+        invalid = ', error="invalid_token"' if error.shown else ""
+        headers["WWW-Authenticate"] = _BEARER + invalid if path.startswith("/v1/") else _BASIC
+    return JSONResponse(body, status, headers)
+
+
+async def failure(request: Request, error: Exception) -> Response:
+    """The answer to what nobody foresaw; `serve.logs` tells the operator of it."""
+    return refusal(RequestError("The server failed at this. Ask again.", 500, "failed"))
+
+
+def _security_headers(embedders: Sequence[str]) -> dict[str, str]:
+    # Gradio's page has scripts and styles of its own in it, and builds some on the way; nothing comes from elsewhere,
+    # and nothing goes there, whatever an answer holds.
+    policy = {
+        "default-src": "'self'",
+        "script-src": "'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data: blob:",
+        "media-src": "'self' data: blob:",
+        "connect-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "worker-src": "'self' blob:",
+        "object-src": "'none'",
+        "base-uri": "'self'",
+        "form-action": "'self'",
+        "frame-ancestors": " ".join(["'self'", *embedders]),
+    }
+    headers = {
+        "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-resource-policy": "same-origin",
+    }
+    # It knows no list of origins, and browsers that know frame-ancestors pass it over.
+    return headers if embedders else headers | {"x-frame-options": "SAMEORIGIN"}
+
+
+def _same_site(headers: Headers) -> None:
+    """As Go's `net/http.CrossOriginProtection` decides: by what the browser says, else by the origin's host.
+
+    Raises:
+        RequestError: the page of another site has a visitor's browser ask.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        same = site in ("same-origin", "none")
+    else:
+        origin = headers.get("origin")
+        same = origin is None or origin.partition("://")[2] == headers.get("host")
+    if not same:
+        raise RequestError("Pages of other sites may not ask here.", 403, "cross_origin")
+
+
+def _address(scope: Scope) -> str:
+    """Whose questions are counted together: an address, or the network of 64 bits that one caller of IPv6 has."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return str(host)
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _too_long(limit: int, told: bool = True) -> RequestError:
+    untold = "" if told else " without Content-Length"
+    return RequestError(f"The body is larger than {limit // MIB} MiB{untold}. Send less at once.", 413, "too_large")
