@@ -91,7 +91,7 @@ def test_an_option_that_cannot_be_is_one_sentence(
 
 
 def test_a_bucket_never_gives_more_than_its_rate_and_its_wait_is_true() -> None:
-    """However callers come: never more than a full bucket and what flowed in; after the wait there is one."""
+    """However they come: over any time no more than a full bucket and what flowed in; after the wait there is one."""
     for seed in range(20):
         draw, now = random.Random(seed), 0.0
         rate = Rate(draw.randint(1, 40), draw.choice(["second", "minute", "hour"]))
