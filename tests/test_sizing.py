@@ -18,8 +18,8 @@ def test_the_bytes_of_keys_and_values_are_those_of_a_cache() -> None:
         layers, heads, size, kib, mib, fits = (int(cell.replace(",", "")) for cell in row.split("|")[2:8])
         # One layer of the true shape: all others hold as much.
         config = LlamaConfig(
-            hidden_size=32 * size, num_attention_heads=32, num_key_value_heads=heads, head_dim=size, num_hidden_layers=1,
-            intermediate_size=8, vocab_size=8, dtype="bfloat16",
+            hidden_size=32 * size, num_attention_heads=32, num_key_value_heads=heads, head_dim=size,
+            num_hidden_layers=1, intermediate_size=8, vocab_size=8,
         )  # fmt: skip
         with torch.device("meta"):
             model, words = LlamaModel(config).bfloat16(), torch.zeros(1, 3, 32 * size, dtype=torch.bfloat16)
