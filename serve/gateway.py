@@ -228,7 +228,7 @@ class _Asked:
         deliver: Callable[[str | End], object] | None,
     ) -> None:  # fmt: skip
         self.gateway, self.model, self.told = gateway, model, ""
-        turns = wire(Request([dict(message) for message in messages]))
+        turns = wire(Request([dict(one) for one in messages]))
         payload: dict[str, Any] = {
             "model": model, "messages": turns, "max_tokens": options.max_new_tokens, "temperature": options.temperature,
             "top_p": options.top_p, "stream": True, "stream_options": {"include_usage": True},
