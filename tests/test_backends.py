@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +87,7 @@ class Process:
         self.launched = Launched(self.command, {"OMP_NUM_THREADS": "1"})
 
     def kill(self) -> None:
-        self.launched.send_signal(signal.SIGKILL)
+        self.launched.kill()
         wait_for(lambda: self.launched.returncode is not None)
 
 
