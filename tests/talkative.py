@@ -54,14 +54,14 @@ def save_talkative(folder: Path, tower: CLIPVisionModel, tokenizer: PreTrainedTo
 
 
 @contextmanager
-def serving(chat: Any, **options: Any) -> Iterator[str]:
-    """The address of the real page, served by this process; options as of `serve.app.launch`."""
+def serving(chat: Any, policy: Any = None, **options: Any) -> Iterator[str]:
+    """The address of the real page, served by this process; arguments as of `serve.app.launch`."""
     from serve.app import launch
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = launch(chat, port=port, **options)
+    app = launch(chat, port=port, policy=policy, **options)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

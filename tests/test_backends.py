@@ -164,6 +164,7 @@ def test_one_of_two_servers_is_killed_and_no_conversation_is_lost(chat: Chat, ph
 
             def back(server: Process) -> None:
                 server.start()
+                wait_for(lambda: up(server.url))
                 wait_for(lambda: all(one.alive for one in gateway.upstreams))
 
             # A conversation's turns reach the server that keeps what it computed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -201,7 +202,7 @@ def test_a_key_goes_to_the_server_and_into_no_message(
         assert main(["serve", "--backend", "openai", "--base-url", server.url]) == 2
     told = capsys.readouterr().err
     assert "does not accept the key" in told and "VLCHAT_BACKEND_KEY" in told
-    assert "sk-" not in told + caplog.text
+    assert not {"sk-right", "sk-wrong"} & set(re.split(r"[^\w-]", told + caplog.text))
     with pytest.raises(ConfigError, match="no key has"):
         Gateway([server.url], key="two\nlines")
 

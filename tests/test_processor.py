@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,31 @@ def test_mask_decodes_to_exactly_the_assistants_words(
     assert masked_runs(batch, tiny_tokenizer) == expected
     assert batch["pixel_values"].shape[0] == [2, 2, 3, 3][count - 1]
     assert (batch["input_ids"] == processor.image_token_id).sum() == 4 * batch["pixel_values"].shape[0]
+
+
+def test_conversations_are_rendered_in_many_threads_at_once(tiny_tokenizer: Any) -> None:
+    processor = VLChatProcessor.from_backbones(clip_image_processor(24), tiny_tokenizer, 4, "chatml")
+    conversations = [
+        [
+            {"role": role, "content": f"two cats {number} " * turn}
+            for turn, role in enumerate(["user", "assistant"] * 12, 1)
+        ]
+        for number in range(4)
+    ]
+
+    def rendered(conversation: Any) -> Any:
+        return processor.apply_chat_template(
+            conversation, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True
+        )["assistant_masks"].tolist()
+
+    expected = [rendered(one) for one in conversations]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(rendered, conversations * 6)) == expected * 6
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_captions_leave_the_question_out(tiny_tokenizer: Any, picture: Any) -> None:

@@ -83,9 +83,9 @@ def test_running_answers_end_and_a_second_signal_ends_all(folder: Path) -> None:
         while (ready := httpx.get(f"{address}/ready", timeout=60)).status_code == 200:  # the signal is on its way
             pass
         refused = httpx.post(f"{address}/v1/chat/completions", json={}, timeout=60)
-        for answer in (ready, refused):
+        for answer, code in ((ready, "not_ready"), (refused, "stopping")):
             assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
-            assert answer.json()["error"]["code"] == "stopping"
+            assert answer.json()["error"]["code"] == code
         assert httpx.get(f"{address}/health", timeout=60).is_success
         short.join(120)
         assert short.events[-1] == "data: [DONE]" and short.events[-2]["choices"][0]["finish_reason"] == "length"

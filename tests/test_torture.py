@@ -29,7 +29,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
-from serve import api  # noqa: E402
+from serve import guard  # noqa: E402
 from serve.app import launch  # noqa: E402
 from serve.fetching import Hosts  # noqa: E402
 from serve.messages import escaped  # noqa: E402
@@ -290,7 +290,7 @@ def test_a_typed_placeholder_is_no_place_for_a_picture(server: SimpleNamespace, 
     """Places come from the pictures, so the two counts can't differ; rows of a dataset: tests/test_cli.py."""
     said(ask(server, about(PHOTO, "<image> <image> What is it?")))
     inputs, _ = server.chat.prepare(ask_messages(PHOTO, "<image> <image>"), max_new_tokens=1)
-    assert int((inputs["input_ids"] == server.app.engine.model.config.image_token_id).sum()) == 4
+    assert int((inputs["input_ids"] == server.chat.model.config.image_token_id).sum()) == 4
 
 
 @torture(35)
@@ -392,18 +392,22 @@ def test_a_full_line(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, r
 def test_a_client_that_leaves_frees_its_slot(server: SimpleNamespace, stream: bool, row: int) -> None:
     engine = server.app.engine
     pace = server.chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.005))
+
+    def counted(name: str) -> float:
+        return engine.metrics.registry.get_sample_value(name) or 0.0
+
+    tokens, written = counted("vlchat_inter_token_seconds_count"), counted("vlchat_new_tokens_total")
     connection = long_answer(server, stream)
-    until(lambda: engine.answering == 1 and len(engine._rows[0].written) > 3 if engine._rows else False)
-    written = engine._rows[0].written
+    until(lambda: counted("vlchat_inter_token_seconds_count") > tokens + 3)
     connection.close()
     until(lambda: engine.answering == 0)
     pace.remove()
-    assert len(written) < 7000
+    assert counted("vlchat_new_tokens_total") - written < 7000
 
 
 @torture(50)
 def test_a_body_that_comes_too_slowly(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    monkeypatch.setattr(api, "_PATIENCE", 0.3)
+    monkeypatch.setattr(guard, "PATIENCE", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{")
         assert connection.recv(4096).split(b"\r\n")[0].split()[1] == b"408"

@@ -9,6 +9,7 @@ plain characters they are. Text without any goes through the tokenizer in one ca
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,8 @@ from vlchat.errors import VLChatError
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Two code points that Unicode reserves for such internal use; text that has them all the same gets U+FFFD instead.
 _START, _END = "\ufdd0", "\ufdd1"
+# transformers compiles a template once for all threads; rendering in two at a time, it fails or mixes up their spans.
+RENDERING = threading.RLock()
 
 
 def validate(conversation: Any) -> list[dict]:
@@ -133,12 +136,13 @@ def render(
     # Templates write the tokenizer's tokens by name; one that is missing (Qwen has no BOS) is simply not written.
     names = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     try:
-        result: Any = render_jinja_template(  # annotated as a string, it is a pair
-            conversations=protected,
-            chat_template=template,
-            return_assistant_tokens_mask=tells and not options.get("continue_final_message"),
-            **{**tokenizer.special_tokens_map, **names, **options},
-        )
+        with RENDERING:
+            result: Any = render_jinja_template(  # annotated as a string, it is a pair
+                conversations=protected,
+                chat_template=template,
+                return_assistant_tokens_mask=tells and not options.get("continue_final_message"),
+                **{**tokenizer.special_tokens_map, **names, **options},
+            )
     except jinja2.TemplateError as error:
         raise VLChatError(f"The chat template refuses this conversation: {error}") from error
     rendered, spans = result

@@ -224,7 +224,10 @@ def _render(
 ) -> list[str]:
     require_template(processor)
     try:
-        return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=add_generation_prompt)
+        with prompt.RENDERING:
+            return processor.apply_chat_template(
+                conversations, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise VLChatError(f"The model's chat template refuses this conversation: {error}") from error
 
@@ -256,14 +259,15 @@ def _tensors(
         for some, text in zip(pictures, texts, strict=True)
     ]
     try:
-        found = processor.apply_chat_template(
-            messages,
-            chat_template=_AS_IT_IS,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": side, **more},
-        )
+        with prompt.RENDERING:
+            found = processor.apply_chat_template(
+                messages,
+                chat_template=_AS_IT_IS,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True, "padding_side": side, **more},
+            )
     except VLChatError:
         raise
     except (TypeError, ValueError) as error:
