@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from serve import requests
 from serve.decoding import Decoder
@@ -194,28 +195,23 @@ class _Answer:
             return Response(status_code=499)
         if isinstance(first, End) and first.error is not None:
             return _refusal(first.error)
-        return StreamingResponse(
-            self.events(first, pieces), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-        )
+        return _Events(self, first, pieces)
 
     async def events(self, first: str | End, pieces: AsyncIterator[str | End]) -> AsyncIterator[str]:
         """Server-sent events, a piece each."""
         head = self._head("chat.completion.chunk")
         with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
-        try:
-            yield _event({**head, "choices": [_delta({"role": "assistant", "content": ""})]})
-            async for one in _chained(first, pieces):
-                if not isinstance(one, End):
-                    yield _event({**head, "choices": [{**_delta({"content": one}), "logprobs": self._logprobs()}]})
-                elif one.error is not None:
-                    yield _event(requests.told(_sentence(one.error))[1])
-                else:
-                    yield _event({**head, "choices": [_delta({}, self._reason(one))]})
-                    if with_usage:
-                        yield _event({**head, "choices": [], "usage": _usage(one)})
-            yield "data: [DONE]\n\n"
-        finally:
-            self.leave()
+        yield _event({**head, "choices": [_delta({"role": "assistant", "content": ""})]})
+        async for one in _chained(first, pieces):
+            if not isinstance(one, End):
+                yield _event({**head, "choices": [{**_delta({"content": one}), "logprobs": self._logprobs()}]})
+            elif one.error is not None:
+                yield _event(requests.told(_sentence(one.error))[1])
+            else:
+                yield _event({**head, "choices": [_delta({}, self._reason(one))]})
+                if with_usage:
+                    yield _event({**head, "choices": [], "usage": _usage(one)})
+        yield "data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.made, "model": self.asked.model}
@@ -236,6 +232,22 @@ class _Answer:
 
     def _reason(self, end: End) -> str:
         return "stop" if self.until.reached else end.reason
+
+
+class _Events(StreamingResponse):
+    """An answer as server-sent events. However it ends, and if it never begins, the answer is no longer wanted then."""
+
+    def __init__(self, answer: _Answer, first: str | End, pieces: AsyncIterator[str | End]) -> None:
+        super().__init__(
+            answer.events(first, pieces), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.leave()
 
 
 async def _unless_left(request: Request, work: Awaitable[T]) -> T | None:

@@ -25,7 +25,7 @@ from serve.engine import Engine  # noqa: E402
 from serve.fetching import Hosts  # noqa: E402
 from serve.guard import failure  # noqa: E402
 from serve.logs import Line, Log  # noqa: E402
-from serve.messages import conversation, escaped, refusal  # noqa: E402
+from serve.messages import conversation, escaped, in_line, refusal  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.rates import Rates  # noqa: E402
 from serve.schema import complete_routes  # noqa: E402
@@ -42,6 +42,7 @@ PLACEHOLDER = "Ask about pictures"
 UPLOAD_LIMIT = "32mb"  # the size at which vlchat.images refuses a file
 LONGEST_ANSWER = 1024
 WAITING_LIMIT = 64
+_LOOK = 0.5  # seconds between two looks at who is before one in the line
 
 
 class Page(gr.ChatInterface):
@@ -198,7 +199,11 @@ def _answerer(
             visit = Visit(rates, caller, line)
             await decoder.apart(begin)
             text = ""
-            while not isinstance(piece := await came.get(), End):
+            while not isinstance(piece := await _next(came, None if text else _LOOK), End):
+                if piece is None:
+                    if place := begun[0].place:
+                        yield in_line(place)
+                    continue
                 text += piece
                 yield text
             if piece.reason == "cancelled":
@@ -219,6 +224,15 @@ def _answerer(
             line.done()
 
     return answer
+
+
+async def _next(came: asyncio.Queue[str | End], seconds: float | None) -> str | End | None:
+    """What comes next; None where nothing did for so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await came.get()
+    except TimeoutError:
+        return None
 
 
 def _choice(names: Sequence[str]) -> list[gr.Dropdown]:

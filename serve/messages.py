@@ -13,6 +13,7 @@ from vlchat.errors import ImageError, VLChatError
 
 # The title of a reply that is ours, not the model's. Such an exchange is shown and never sent to the model.
 REFUSED = "This could not be answered"
+IN_LINE = "In line"
 
 
 def conversation(
@@ -56,6 +57,11 @@ def refusal(reason: str) -> dict[str, Any]:
     return {"role": "assistant", "content": reason, "metadata": {"title": REFUSED}}
 
 
+def in_line(place: int) -> dict[str, Any]:
+    """What a person sees until the answer begins, where others are before them; marked as `refusal` is."""
+    return {"role": "assistant", "content": "", "metadata": {"title": f"{IN_LINE}, place {place}", "status": "pending"}}
+
+
 def escaped(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn with its texts safe to stand in HTML; `html.unescape` gives them back exactly."""
     content = turn["content"]
@@ -74,9 +80,12 @@ def _answered(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The history without our own replies and the questions they refused."""
     kept: list[Mapping[str, Any]] = []
     for turn in history:
-        if (turn.get("metadata") or {}).get("title") == REFUSED:
+        title = (turn.get("metadata") or {}).get("title") or ""
+        if title == REFUSED:
             while kept and kept[-1]["role"] == "user":
                 kept.pop()
+        elif title.startswith(IN_LINE):  # stopped before its turn came
+            continue
         elif turn.get("role") in ("user", "assistant"):
             kept.append(turn)
     return kept

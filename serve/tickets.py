@@ -109,7 +109,7 @@ class Ticket:
 
     @property
     def place(self) -> int:
-        """How many are before it in the line; 0 once it is being answered."""
+        """Its place in the line, from 1; 0 once it is being answered."""
         return self._engine.place_of(self)
 
     def cancel(self) -> None:

@@ -31,7 +31,8 @@ from gradio_client import Client, handle_file  # noqa: E402
 from serve import messages  # noqa: E402
 from serve.app import EXAMPLES, about, build_app, mount_options  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
-from serve.messages import REFUSED, escaped, refusal  # noqa: E402
+from serve.engine import Engine  # noqa: E402
+from serve.messages import REFUSED, escaped, in_line, refusal  # noqa: E402
 
 
 def conversation(*told: Any) -> list[dict[str, Any]]:
@@ -115,6 +116,31 @@ def test_two_people_are_answered_at_once(chat: Chat, good: str) -> None:
         pace.remove()
         patient.close()
         quick.close()
+
+
+def test_who_waits_sees_how_many_are_before(chat: Chat) -> None:
+    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
+    with serving(Engine(chat, most=1)) as address:
+        people = [Client(address, verbose=False) for _ in range(3)]
+        first = people[0].submit({"text": "tell me", "files": []}, "", 0, 1000, api_name="/chat")
+        assert next(iter(first))
+        second = people[1].submit({"text": "tell me", "files": []}, "", 0, 1000, api_name="/chat")
+        assert next(iter(second))["metadata"]["title"] == "In line, place 1"
+        third = people[2].submit({"text": "two cats", "files": []}, "", 0, 4, api_name="/chat")
+        assert next(iter(third))["metadata"]["title"] == "In line, place 2"
+        first.cancel()
+        second.cancel()
+        pace.remove()
+        assert third.result().strip() == chat.ask(None, "two cats", max_new_tokens=4)
+        for one in people:
+            one.close()
+
+
+def test_a_place_in_the_line_is_no_answer() -> None:
+    history = [{"role": "user", "content": "two cats"}, in_line(2)]
+    turns = conversation({"text": "and now?", "files": []}, history, "", [])
+    assert [turn["role"] for turn in turns] == ["user"]
+    assert [part["text"] for part in turns[0]["content"]] == ["two cats", "\n", "and now?"]
 
 
 def test_only_the_chat_is_open_to_programs(client: Client) -> None:
