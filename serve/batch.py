@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Te
 
 from serve import slots as keys_and_values
 from serve.prefixes import Kept, Pictures, Prefixes, Seen, named
+from serve.products import rearrange
 from serve.slots import Slots
 from serve.tickets import End, Likely, Options, Ticket
 from vlchat.chat import MEMORY_FULL, Chat
@@ -83,6 +84,7 @@ class Batch:
     def __init__(self, chat: Chat, name: str, most: int, prefixes: Prefixes, pictures: Pictures) -> None:
         self.chat, self.name, self.prefixes, self.pictures = chat, name, prefixes, pictures
         self.model: Any = bare(chat.model)
+        rearrange(self.model)
         with chat.turn:
             self.joins = isinstance(self.model, VLChatForConditionalGeneration) and keys_and_values.fits(
                 self.model.get_decoder()

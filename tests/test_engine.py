@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from serve.engine import MIB, Engine
 from serve.prefixes import Kept, Pictures, Prefixes, common, named
+from serve.products import FEW, rearrange
 from serve.slots import fits
 from serve.tickets import Busy, End, Options
 from vlchat.chat import Chat, ask_messages
@@ -242,6 +244,25 @@ def test_other_makers_models_answer_one_after_another(
 def test_which_language_models_answer_several_at_once(language: str) -> None:
     windows = language in ("mistral", "gemma3_text")
     assert fits(tiny(language=language).get_decoder()) is not windows
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_compute_the_same_for_few_rows(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(96, 64, bias=bias), torch.nn.Linear(64, 200, bias=bias))
+    double = copy.deepcopy(model).double()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rearrange(model)
+    for rows in (1, FEW[0] - 1, *FEW, FEW[-1] + 1):
+        for shape in ((rows, 96), (1, rows, 96), (rows, 1, 96)):
+            states = torch.randn(shape)
+            found, expected = model(states), double(states.double())
+            assert found.shape == expected.shape and found.is_contiguous()
+            torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    half = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
+    rearrange(half)
+    assert type(half) is torch.nn.Linear
 
 
 def test_how_likely_each_token_was_is_told(chat: Chat, engine: Engine, picture: Callable) -> None:
