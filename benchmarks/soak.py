@@ -59,7 +59,7 @@ def main() -> int:
     write(arguments.out, result)
     if arguments.plot is not None:
         draw(result, arguments.plot)
-    missed = [name for name, target in TARGETS.items() if result[name] is not None and result[name] > target]
+    missed = [name for name, target in TARGETS.items() if result[name] is None or result[name] > target]
     return int(bool(missed or result["not_given_back"]))
 
 

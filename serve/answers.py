@@ -108,6 +108,8 @@ class Answer:
     def _take(self, chunk: dict[str, Any]) -> None:
         if chunk.get("error"):
             told = complaint(json.dumps(chunk).encode())
+            if told.code == "stopping":  # as if it had broken off: another one may go on
+                raise _gone()
             number = int(told.code) if told.code.isdigit() else _KINDS.get(told.kind, 500)
             error = _meaning(number, told)
             raise RequestError(str(error), error.status, error.code, error.param)  # its work was begun: not elsewhere

@@ -97,7 +97,7 @@ class Api:
                 known = ", ".join(models)
                 raise RequestError(f"There is no such model here; known: {known}.", 404, "model_not_found", "model")
             answer = _Answer(asked, visit)
-            await self.decoder.apart(self._submit, asked, models[asked.model], answer, request.state.tenant)
+            await self.decoder.apart(self._submit, asked, models[asked.model], answer, request.state.caller)
         except VLChatError as error:
             return self._refused(error)
         except ClientDisconnect:
@@ -111,9 +111,9 @@ class Api:
         self.engine.metrics.refused(requests.told(error)[1]["error"]["code"])
         return _refusal(error)
 
-    def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer, tenant: str) -> None:
+    def _submit(self, asked: ChatRequest, adapter: str | None, answer: _Answer, caller: str) -> None:
         messages = asked.conversation(self.decoder, self.hosts)
-        options = asked.options(adapter, scope=f"api/{tenant}")
+        options = asked.options(adapter, scope=f"api/{caller}")
         answer.ticket = self.engine.submit(messages, options, answer.deliver)
         if answer.left:  # meanwhile
             answer.ticket.cancel()

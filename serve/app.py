@@ -19,6 +19,7 @@ from gradio.utils import get_upload_folder  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 
 import vlchat  # noqa: E402
+from serve import gradio_mended  # noqa: E402
 from serve.api import Api  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
@@ -36,6 +37,7 @@ from serve.visits import Visit  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 from vlchat.errors import VLChatError  # noqa: E402
 
+gradio_mended.mend()
 EXAMPLES = Path(vlchat.__file__).parent / "assets" / "examples"
 WELCOME = "<div id='welcome'><b>Ask about a picture</b><br>Drop one below, or start from an example.</div>"
 PLACEHOLDER = "Ask about pictures"

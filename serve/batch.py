@@ -14,8 +14,8 @@ from serve import slots as keys_and_values
 from serve.prefixes import Kept, Pictures, Prefixes, Seen, named
 from serve.products import rearrange
 from serve.slots import Slots
-from serve.tickets import End, Likely, Options, Ticket
-from vlchat.chat import MEMORY_FULL, Chat
+from serve.tickets import End, Failed, Likely, Options, Ticket
+from vlchat.chat import Chat
 from vlchat.errors import VLChatError
 from vlchat.logits import finish_logits
 from vlchat.lora import bare
@@ -99,7 +99,7 @@ class Batch:
 
     def alone(self, row: Row) -> None:
         """Answers one conversation to its end, as any model can."""
-        error = None
+        error: VLChatError | None = None
         text = ""
         try:
             for piece in self.chat.written(row.inputs, row.config, row.options.seed, row.ticket.left):
@@ -107,7 +107,9 @@ class Batch:
                 row.ticket.piece(piece)
                 text += piece
         except Exception as failed:
-            error = failed
+            cause = failed.__cause__  # what is no sentence has become one on its way
+            told = failed if cause is None and isinstance(failed, VLChatError) else None
+            error = told or Failed(cause or failed, isinstance(failed, torch.OutOfMemoryError))
         row.written = self.chat.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         full = len(row.written) >= int(row.config.max_new_tokens or 1)
         row.finish("cancelled" if row.ticket.left.is_set() else "length" if full else "stop", error)
@@ -162,7 +164,8 @@ class Batch:
 
     def fail(self, rows: Iterable[Row], error: BaseException) -> None:
         """Ends some answers with an error; they may be in the batch or on their way."""
-        told = VLChatError(MEMORY_FULL) if isinstance(error, torch.OutOfMemoryError) else self.chat.failed(error)
+        full = isinstance(error, torch.OutOfMemoryError)
+        told = error if isinstance(error, VLChatError) else Failed(error, full)
         for row in rows:
             if row in self.rows:
                 self._remove(row, keep=False)
@@ -177,12 +180,14 @@ class Batch:
             names = np.concatenate([row.names, written])[:length]
             try:
                 self.prefixes.keep(self._scope(row), Kept(names, self._slots.taken(slot)))
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is one; a CPU's allocator raises others
                 self.prefixes.clear()
         self._slots.leave(slot)
         last = self.rows.pop()
         if last is not row:
             self.rows[slot] = last
+        if not keep or not self.rows:
+            self._slots.trim()
 
     def _scope(self, row: Row) -> tuple[str, str]:
         return self.name, row.options.scope
@@ -208,15 +213,16 @@ class Batch:
     def _seen(self, inputs: dict[str, torch.Tensor]) -> list[Seen]:
         """The conversation's pictures as the language model sees them."""
         digests = self.pictures.digests(inputs, self.name)  # an adapter may bring a connector of its own
-        found = [self.pictures.get(digest) for digest in digests]
-        new = [number for number, one in enumerate(found) if one is None]
+        found = {digest: self.pictures.get(digest) for digest in digests}
+        new = [number for number, digest in enumerate(digests) if found[digest] is None]
+        new = [number for number in new if digests.index(digests[number]) == number]  # each once
         if new:
             shown = {
                 name: tensor[new] for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")
             }
             for number, features in zip(new, self.model.get_image_features(**shown).pooler_output, strict=True):
-                found[number] = self.pictures.keep(digests[number], features)
-        return [one for one in found if one is not None]
+                found[digests[number]] = self.pictures.keep(digests[number], features)
+        return [seen for digest in digests if (seen := found[digest]) is not None]
 
     def _prepare_choice(self, row: Row) -> None:
         """How the next token is chosen: by transformers' own processors of logits, as `generate` chooses."""

@@ -37,6 +37,8 @@ _BY_THE_CLOCK = 30.0
 _MEMORY = 1280 * 2**20
 _PATIENCE = 30.0  # seconds until a worker is free
 _WAITING = 64  # requests that may wait for one at once
+MOST_PICTURES = 16  # of a conversation
+MOST_PIXELS = 128_000_000  # of all its pictures; three bytes each
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -84,6 +86,7 @@ class Decoder:
         self._all: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._closed = False
+        self._asking = 0
         self._threads = ThreadPoolExecutor(_WAITING, "vlchat-pictures")
 
     def decode(self, source: bytes | Path, *, name: str | None = None, mime: str | None = None) -> Image.Image:
@@ -106,7 +109,13 @@ class Decoder:
         """Some work that opens pictures, in a thread of the decoder's: those who wait here hold up nobody else."""
         if self._closed:
             raise Closed
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments, **more))
+        if self._asking >= _WAITING:
+            raise Busy("Too many pictures are being opened. Ask again in a minute.")
+        self._asking += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments, **more))
+        finally:
+            self._asking -= 1
 
     def open(self, source: bytes | Path, *, name: str | None = None, mime: str | None = None) -> Opened:
         """How it went, whatever it was; arguments as of `decode`."""
@@ -174,6 +183,35 @@ class Decoder:
         return worker
 
 
+class Album:
+    """The pictures of one conversation, opened one after another: so many, and so large together."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._count = self._pixels = 0
+
+    def add(self, source: bytes | Path, *, name: str | None = None, mime: str | None = None) -> Image.Image:
+        """As `Decoder.decode`.
+
+        Raises:
+            ImageError: as there; 400 for one picture too many, 413 for too many pixels together.
+        """
+        self._count += 1
+        if self._count > MOST_PICTURES:
+            raise ImageError(f"A conversation has at most {MOST_PICTURES} pictures. Start a new one.", kind="pictures")
+        picture = self._decoder.decode(source, name=name, mime=mime)
+        self._pixels += picture.width * picture.height
+        if self._pixels > MOST_PIXELS:
+            raise ImageError(
+                f"The pictures of this conversation have more than {MOST_PIXELS // 10**6} million pixels together. "
+                "Make them smaller, or start a new one.",
+                code="image_too_large",
+                status=413,
+                kind="too_many_pixels",
+            )
+        return picture
+
+
 class _Worker:
     """A process of `serve.decode_worker`, and the server's end of its pipes."""
 
@@ -186,7 +224,8 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {program}({seconds}, {memory})"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's threads would only take memory
+            # No secret of ours; and numpy's threads would only take memory.
+            env={"PATH": os.environ.get("PATH", ""), "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self._to, self._from = self.process.stdin, self.process.stdout

@@ -8,6 +8,7 @@ for its next turn and for whoever begins alike.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from serve.prefixes import Pictures, Prefixes
 from serve.tickets import Busy, Closed, End, Options, Ticket
 from vlchat.chat import Chat
 from vlchat.conversation import Message
+from vlchat.errors import VLChatError
 
 MIB = 2**20
 
@@ -59,7 +61,7 @@ class Engine:
             running=lambda: self.answering, waiting=lambda: len(self._line), kept=lambda: self.prefixes.bytes,
             pictures=lambda: self.pictures.bytes,
         )  # fmt: skip
-        self._thread = threading.Thread(target=torch.inference_mode()(self._run), name="vlchat-engine", daemon=True)
+        self._thread = threading.Thread(target=torch.inference_mode()(self._live), name="vlchat-engine", daemon=True)
         self._thread.start()
 
     def submit(
@@ -81,12 +83,15 @@ class Engine:
         if options.adapter is not None:
             self.chat.with_adapter(options.adapter)  # or it is told that there is none
         batch = self._batches[options.adapter or ""]
+        if options.logprobs is not None and not batch.joins:
+            raise VLChatError("This model does not tell how likely its tokens are. Leave logprobs out.")
+        asked = time.monotonic()
         with self._changed:
             self._refuse()
         inputs, config = batch.chat.prepare(
             messages, max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p
         )
-        ticket = Ticket(self, deliver)
+        ticket = Ticket(self, deliver, asked)
         row = batch.row(ticket, options, inputs, config)
         with self._changed:
             self._refuse()
@@ -107,9 +112,14 @@ class Engine:
         return before.index(ticket) + 1 if ticket in before else 0
 
     def wake(self) -> None:
-        """Has the engine look at its tickets now."""
+        """Has the engine look at its tickets now. Who left the line gives the place back at once."""
         with self._changed:
+            gone = [row for row in self._line if row.ticket.left.is_set()]
+            for row in gone:
+                self._line.remove(row)
             self._changed.notify()
+        for row in gone:
+            row.finish("cancelled")
 
     @property
     def description(self) -> dict[str, Any]:
@@ -154,6 +164,20 @@ class Engine:
             one.ticket.cancel()
         self._thread.join(None if wait is None else 10.0)
 
+    def _live(self) -> None:
+        try:
+            self._run()
+        finally:  # also where it broke, so that nobody waits for what does not come
+            with self._changed:
+                self._closing = True
+                left, self._line = [*self._line, *([self._coming] if self._coming else [])], deque()
+                self._coming = None
+                for batch in self._batches.values():
+                    left += batch.rows
+                    batch.rows = []
+            for row in left:
+                row.finish("cancelled", Closed())
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -170,11 +194,8 @@ class Engine:
                     self._guarded(batch, batch.rows[-1:], batch.rows, batch.step)
 
     def _next(self) -> Row | None:
-        """The conversation that is coming; the first in the line is, if there is room. Who left is gone from it."""
+        """The conversation that is coming; the first in the line is, if there is room."""
         with self._changed:
-            for row in [row for row in self._line if row.ticket.left.is_set()]:
-                self._line.remove(row)
-                row.finish("cancelled")
             if self._line and self._coming is None and self._running < self.most:
                 self._coming = self._line.popleft()
             if self._coming is not None and self._coming.ticket.left.is_set():

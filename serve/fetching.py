@@ -23,6 +23,7 @@ from vlchat.errors import ImageError, VLChatError
 _SECONDS, _BYTES = 10.0, 64 * 2**20  # for all pictures of a request
 _REDIRECTS = 3
 _PORTS = {"http": 80, "https": 443}
+_NOT_GLOBAL = [ipaddress.ip_network(one) for one in ("192.0.0.0/24", "3fff::/20")]  # newer than Python 3.11
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind a translator, RFC 6052
 _RESOLVERS = ThreadPoolExecutor(8, "vlchat-names")  # getaddrinfo knows no time limit
 _HEADERS: dict[bytes | str, bytes | str] = {
@@ -215,6 +216,8 @@ def is_public(address: str) -> bool:
             wrapped = ipaddress.IPv4Address(int(one) & 0xFFFFFFFF)
         if wrapped is not None:
             return is_public(str(wrapped))
+    if getattr(one, "is_site_local", False) or any(one in network for network in _NOT_GLOBAL):
+        return False
     return one.is_global and not (one.is_multicast or one.is_reserved or one.is_unspecified)
 
 

@@ -255,6 +255,9 @@ class _Asked:
 
     def begin(self) -> None:
         """In the gateway's thread, as all that follows."""
+        if self.gateway._closing:  # and does not wait for it any more
+            self.ticket.finish(End("cancelled", error=Closed()))
+            return
         self.gateway._asked.add(self)
         self.task = asyncio.ensure_future(self._answer())
         self.task.add_done_callback(self._done)

@@ -94,6 +94,8 @@ class Guard:
             _same_site(headers)
             if self.stopping and path != "/gradio_api/cancel":
                 raise Closed()
+        if path.startswith("/gradio_api/") and "://" in path:  # Gradio would fetch it
+            raise RequestError("No address is fetched.", 403, "not_allowed")
         limit = LONGEST_BODY if path.startswith(_PICTURES) else LONGEST_WORDS
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > limit:
@@ -244,6 +246,7 @@ def _address(scope: Scope) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return str(host)
+    address = getattr(address, "ipv4_mapped", None) or address
     return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 

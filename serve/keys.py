@@ -73,9 +73,12 @@ def read_keys(file: Path | None) -> Keys:
     Raises:
         VLChatError: the file can't be read or has no key; or as `Keys`.
     """
-    told = os.environ.pop(VARIABLE, "")  # no process that is started from here needs to know
+    told = os.environ.pop(VARIABLE, None)  # no process that is started from here needs to know
     if file is None:
-        return Keys(told.replace(",", "\n").splitlines(), VARIABLE)
+        given = Keys((told or "").replace(",", "\n").splitlines(), VARIABLE)
+        if told is not None and not given:
+            raise VLChatError(f"{VARIABLE} is set and has no key. Write NAME: KEY, or leave it out.")
+        return given
     try:
         keys = Keys(file.read_text(encoding="utf-8").splitlines(), f"--api-keys {file}")
     except (OSError, UnicodeDecodeError) as error:

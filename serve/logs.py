@@ -76,6 +76,7 @@ class Line:
 
     def failed(self, error: BaseException) -> None:
         """What went wrong: its kind and its place. Its message may quote what was asked."""
+        error = error.__cause__ or error
         places = traceback.extract_tb(error.__traceback__)
         at = f"{places[-1].name}:{places[-1].lineno}" if places else "?"
         self.fields["error"] = f"{type(error).__name__} in {at}" + (f": {error}" if self._log.prompts else "")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.decoding import Decoder
+from serve.decoding import Album, Decoder
 from vlchat.errors import ImageError, VLChatError
 
 # The title of a reply that is ours, not the model's. Such an exchange is shown and never sent to the model.
@@ -38,7 +38,8 @@ def conversation(
     """
     allowed = [root.resolve() for root in roots]
     text = str(message.get("text") or "").strip()
-    parts = [_picture(_path_of(file), allowed, decoder) for file in message.get("files") or []]
+    album = Album(decoder)
+    parts = [_picture(_path_of(file), allowed, album) for file in message.get("files") or []]
     if text:
         parts.append({"type": "text", "text": text})
     if not parts:
@@ -47,7 +48,7 @@ def conversation(
     if system.strip():
         turns.append({"role": "system", "content": [{"type": "text", "text": system.strip()}]})
     for turn in _answered(history):
-        _append(turns, turn["role"], list(_parts(turn["content"], allowed, decoder)))
+        _append(turns, turn["role"], list(_parts(turn["content"], allowed, album)))
     _append(turns, "user", parts)
     return turns
 
@@ -100,14 +101,14 @@ def _append(turns: list[dict[str, Any]], role: str, parts: list[dict[str, Any]])
         turns.append({"role": role, "content": parts})
 
 
-def _parts(content: Any, allowed: list[Path], decoder: Decoder) -> Iterator[dict[str, Any]]:
+def _parts(content: Any, allowed: list[Path], album: Album) -> Iterator[dict[str, Any]]:
     for item in content if isinstance(content, (list, tuple)) else [content]:
         if isinstance(item, str):
             yield {"type": "text", "text": html.unescape(item)}
         elif isinstance(item, Mapping) and item.get("type") == "text":
             yield {"type": "text", "text": html.unescape(str(item["text"]))}
         elif isinstance(item, Mapping) and ("file" in item or "path" in item):
-            yield _picture(_path_of(item.get("file", item)), allowed, decoder)
+            yield _picture(_path_of(item.get("file", item)), allowed, album)
         else:
             raise VLChatError("The conversation holds something that is neither text nor a picture. Start a new one.")
 
@@ -119,11 +120,11 @@ def _path_of(file: Any) -> Path:
     return Path(path)
 
 
-def _picture(path: Path, allowed: list[Path], decoder: Decoder) -> dict[str, Any]:
+def _picture(path: Path, allowed: list[Path], album: Album) -> dict[str, Any]:
     try:
         inside = any(path.resolve().is_relative_to(root) for root in allowed)
     except (OSError, ValueError):  # a path that no file can have
         inside = False
     if not inside:
         raise ImageError("A picture in this conversation was not uploaded here. Add it again.")
-    return {"type": "image", "image": decoder.decode(path, name=path.name)}
+    return {"type": "image", "image": album.add(path, name=path.name)}

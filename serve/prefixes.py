@@ -137,6 +137,8 @@ class Pictures:
 
     def keep(self, digest: str, features: torch.Tensor) -> Seen:
         """Keeps a picture's features, (image tokens, hidden); those not used for the longest time go first."""
+        if (known := self._kept.pop(digest, None)) is not None:
+            self.bytes -= known[1].nbytes
         self._numbers += 1
         seen = self._kept[digest] = (self._numbers, features)
         self.bytes += features.nbytes

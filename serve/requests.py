@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from serve.decoding import Decoder
+from serve.decoding import MOST_PICTURES, Album, Decoder
 from serve.fetching import Errand, Hosts
-from serve.tickets import Busy, Closed, Options
+from serve.tickets import Busy, Closed, Failed, Options
 from vlchat.errors import ImageError, VLChatError
 
-MOST_PICTURES = 16
 MOST_TOKENS = 65_536
+_MOST_MESSAGES = 1024
+_MOST_FIELDS = 64
+_MOST_PARTS = 200_000  # of a body: lists, objects and what they hold take a hundred times their bytes
 _DATA = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 
 
@@ -40,6 +42,14 @@ class RequestError(VLChatError):
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, told: Any) -> Any:
+        """Each field that is not known would be an error of its own."""
+        if isinstance(told, dict) and len(told) > _MOST_FIELDS:
+            raise ValueError(f"more than {_MOST_FIELDS} fields")
+        return told
+
 
 def _whole(value: Any) -> Any:
     """JSON has one kind of number: 5.0 is as whole as 5."""
@@ -50,6 +60,9 @@ _Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_whole)]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
 _One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
 _Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+_Stop = Annotated[str, Field(max_length=1000)]
 
 
 class _Text(_Strict):
@@ -67,9 +80,12 @@ class _Picture(_Strict):
     image_url: _Url
 
 
+_Part = Annotated[_Text | _Picture, Field(discriminator="type")]
+
+
 class _Turn(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[_Text | _Picture, Field(discriminator="type")]]
+    content: str | Annotated[list[_Part], Field(max_length=_MOST_MESSAGES, fail_fast=True)]
     name: str | None = None  # of a speaker; not told to the model
 
 
@@ -86,13 +102,13 @@ class ChatRequest(_Strict):
     """
 
     model: str
-    messages: list[_Turn] = Field(min_length=1)
+    messages: Annotated[list[_Turn], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)]
     max_tokens: _Tokens | None = None
     max_completion_tokens: _Tokens | None = None
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     seed: _Seed | None = None
-    stop: str | list[str] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     n: _One | None = None
@@ -147,32 +163,32 @@ class ChatRequest(_Strict):
             raise RequestError(
                 f"The conversation has {count} pictures; at most {MOST_PICTURES} are taken.", param="messages"
             )
-        errand = Errand(hosts)
-        return [{"role": turn.role, "content": _parts(turn.content, decoder, errand)} for turn in self.messages]
+        errand, album = Errand(hosts), Album(decoder)
+        return [{"role": turn.role, "content": _parts(turn.content, album, errand)} for turn in self.messages]
 
 
-def _parts(content: str | Sequence[_Text | _Picture], decoder: Decoder, errand: Errand) -> str | list[dict[str, Any]]:
+def _parts(content: str | Sequence[_Text | _Picture], album: Album, errand: Errand) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, _Text)
-        else {"type": "image", "image": _opened(part.image_url.url, decoder, errand)}
+        else {"type": "image", "image": _opened(part.image_url.url, album, errand)}
         for part in content
     ]
 
 
-def _opened(url: str, decoder: Decoder, errand: Errand) -> Image.Image:
+def _opened(url: str, album: Album, errand: Errand) -> Image.Image:
     found = _DATA.match(url)
     if found is None and errand.hosts and not url[:5].lower() == "data:":
-        return decoder.decode(errand.fetch(url))
+        return album.add(errand.fetch(url))
     if found is None:
         raise ImageError("Send pictures as data: URLs with base64, data:image/jpeg;base64,...; no address is fetched.")
     try:
         data = base64.b64decode(url[found.end() :], validate=True)
     except (binascii.Error, ValueError):
         raise ImageError("A picture's base64 is damaged. Encode its bytes anew.") from None
-    return decoder.decode(data, mime=found["mime"])
+    return album.add(data, mime=found["mime"])
 
 
 def read(body: bytes) -> ChatRequest:
@@ -181,6 +197,8 @@ def read(body: bytes) -> ChatRequest:
     Raises:
         RequestError: it is no JSON, or a field that is missing, unknown or out of range; the field is named.
     """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MOST_PARTS:
+        raise RequestError("The body has too many parts. Send less at once.", 413, "too_large")
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):
@@ -208,6 +226,8 @@ def told(error: VLChatError) -> tuple[int, dict[str, Any]]:
         status, code = error.status, error.code
     elif isinstance(error, Busy):
         status, code = 429, "queue_full"
+    elif isinstance(error, Failed):
+        status, code = error.status, error.code
     elif isinstance(error, Closed):
         status, code = 503, "stopping"
     kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"

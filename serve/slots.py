@@ -12,6 +12,7 @@ KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 """By layer, keys and values of one conversation, (1, heads, tokens, head_dim)."""
 
 _ROOM = 256  # tokens that a slot has room for at first; doubled when they are full
+_MUCH = 2048  # tokens that a slot's room is given back from
 _TRIED = (5, 9)  # tokens of the conversations that `fits` tries
 _APART = 2e-2  # share by which a conversation in a slot may differ from the conversation alone: bfloat16's rounding
 
@@ -46,10 +47,19 @@ class _Layer(CacheLayerMixin):
             larger[:, :, : before.shape[2]] = before
             setattr(self, name, larger)
 
+    def shrink(self, room: int) -> None:
+        """No more room a slot than this."""
+        for name in ("keys", "values"):
+            before = getattr(self, name)
+            if before.shape[2] > room:
+                setattr(self, name, before[:, :, :room].clone())
+
     def put(self, slot: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """A conversation's tokens so far, each (1 or none, heads, tokens, head_dim), into a slot."""
-        self.keys[slot, :, : keys.shape[-2]] = keys
-        self.values[slot, :, : values.shape[-2]] = values
+        length, used = keys.shape[-2], self.slots.used[slot]
+        for room, states in ((self.keys, keys), (self.values, values)):
+            room[slot, :, :length] = states
+            room[slot, :, length:used] = 0  # masked; but nothing times another's NaN is NaN
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -83,6 +93,7 @@ class Slots(Cache):
         self.layers: list[_Layer]  # type: ignore[assignment]  # none but ours
         self.most, self.room = most, _ROOM
         self.lengths: list[int] = []
+        self.used = [0] * most  # tokens of each slot that something was written to
         self.rows = self.places = torch.empty(0, dtype=torch.long)
 
     @property
@@ -103,18 +114,28 @@ class Slots(Cache):
         slot = self.count
         for layer, one in zip(self.layers, found, strict=True):
             layer.put(slot, *one)
+        self.used[slot] = length
         self.lengths.append(length)
         return slot
 
     def leave(self, slot: int) -> None:
         """Frees a slot; the last conversation moves into it."""
         last = self.count - 1
+        for each in {slot, last}:
+            self.used[each] = self.lengths[each]
         if slot != last:
             for layer in self.layers:
                 length = self.lengths[last]
                 layer.put(slot, layer.keys[last, :, :length], layer.values[last, :, :length])
-            self.lengths[slot] = self.lengths[last]
+            self.lengths[slot] = self.used[slot] = self.lengths[last]
         self.lengths.pop()
+
+    def trim(self) -> None:
+        """Gives back what a growth that failed took, and much room where nobody is answered."""
+        if not self.lengths and self.room > _MUCH:
+            self.layers, self.room, self.used = [], _ROOM, [0] * self.most
+        for layer in self.layers:
+            layer.shrink(self.room)
 
     def taken(self, slot: int) -> KeyValues:
         """Copies of a conversation's keys and values."""

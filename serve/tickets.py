@@ -26,6 +26,20 @@ class Closed(VLChatError):
         super().__init__("The server is stopping. Ask again in a minute.")
 
 
+class Failed(VLChatError):
+    """The model failed at an answer. Why is its cause, for whoever runs the server, not for whoever asks.
+
+    Attributes:
+        status, code: as of `serve.requests.RequestError`.
+    """
+
+    def __init__(self, cause: BaseException, memory: bool = False) -> None:
+        told = "The server's memory is full. Send fewer pictures or less text, or ask again in a minute."
+        super().__init__(told if memory else "The model failed at this answer. Ask again, or ask something else.")
+        self.status, self.code = (503, "memory_full") if memory else (500, "failed")
+        self.__cause__ = cause
+
+
 @dataclass(frozen=True)
 class Options:
     """How an answer is to be written, as of `Chat.stream`.
@@ -91,12 +105,15 @@ class Line(Protocol):
 class Ticket:
     """An answer that is being waited for. Iterating gives its pieces as they come; leaving the loop cancels it.
 
+    Args:
+        asked: when, by `time.monotonic`; now by default.
+
     Attributes:
         end: how it ended; None before.
         likely: of the tokens that have come, where `Options.logprobs` asks for it; whoever reads takes them out.
     """
 
-    def __init__(self, engine: Line, deliver: Callable[[str | End], object] | None) -> None:
+    def __init__(self, engine: Line, deliver: Callable[[str | End], object] | None, asked: float | None = None) -> None:
         self._engine = engine
         self._came: queue.SimpleQueue[str | End] = queue.SimpleQueue()
         self._deliver = deliver or self._came.put
@@ -104,7 +121,7 @@ class Ticket:
         self.left = threading.Event()
         self.end: End | None = None
         self.likely: deque[Likely] = deque()
-        self._asked = self._last = time.monotonic()
+        self._asked = self._last = time.monotonic() if asked is None else asked
         self._tokens = 0
 
     @property

@@ -62,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         for word in answer:
             if word is None:
                 return
+            if isinstance(word, dict):
+                return self._event(word)
             self._event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": len(answer)}})

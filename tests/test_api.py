@@ -109,6 +109,36 @@ def test_how_likely_each_token_was_whole_and_in_pieces(chat: Chat, client: Any) 
     )
 
 
+def test_a_fault_of_the_model_is_a_500_that_tells_nothing_of_it(chat: Chat, address: str) -> None:
+    def torn(*_: Any) -> None:
+        raise RuntimeError("no weights at /srv/secret <Thing at 0x7f00>")
+
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "two cats"}], "max_tokens": 3}
+    hook = chat.model.lm_head.register_forward_hook(torn)
+    answer = httpx.post(f"{address}/v1/chat/completions", json=asked)
+    hook.remove()
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "failed"
+    assert "secret" not in answer.text and "0x" not in answer.text
+    assert httpx.post(f"{address}/v1/chat/completions", json=asked).is_success
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"messages": [0] * 1500}, 422),
+        ({"messages": [{"role": "user", "content": [0] * 1500}]}, 422),
+        ({f"key{number}": 1 for number in range(5000)}, 422),
+        ({"metadata": [{} for _ in range(150_000)]}, 413),
+        ({"stop": "a" * 1001}, 422),
+        ({"stop": ["a"] * 17}, 422),
+    ],
+)
+def test_a_body_of_many_parts_is_one_error(address: str, body: dict[str, Any], status: int) -> None:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "two cats"}], **body}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=asked)
+    assert answer.status_code == status and len(answer.text) < 1000
+
+
 def test_what_is_counted_is_told_to_prometheus(client: Any, address: str) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from PIL import Image
 from test_images import JPEG, PNG, REFUSED, apng, chunk, encoded, noise, png, sixteen_bit_png
 
-from serve.decoding import Decoder
-from serve.tickets import Closed
+from serve.decoding import MOST_PICTURES, Album, Decoder
+from serve.tickets import Busy, Closed
 from vlchat import images
 from vlchat.cli import main
 from vlchat.errors import ImageError
@@ -183,6 +184,35 @@ def test_a_worker_that_died_idle_is_replaced(decoder: Decoder) -> None:
     worker.kill()
     worker.wait()
     assert decoder.decode(PNG).size == (64, 48)
+
+
+def test_the_pictures_of_a_conversation_are_so_many_and_so_large_together(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (100, 100)).save(file, "PNG")
+    album = Album(decoder)
+    for _ in range(MOST_PICTURES):
+        album.add(file.getvalue())
+    with pytest.raises(ImageError, match=f"at most {MOST_PICTURES}"):
+        album.add(file.getvalue())
+    monkeypatch.setattr("serve.decoding.MOST_PIXELS", 25_000)
+    album = Album(decoder)
+    album.add(file.getvalue())
+    album.add(file.getvalue())
+    with pytest.raises(ImageError, match="million pixels together") as told:
+        album.add(file.getvalue())
+    assert told.value.status == 413
+
+
+def test_requests_that_wait_for_pictures_are_so_many(decoder: Decoder) -> None:
+    async def ask() -> list[Any]:
+        waiting = [decoder.apart(time.sleep, 0.3) for _ in range(80)]
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [type(one) for one in found if one is not None] == [Busy] * 16
+    assert asyncio.run(decoder.apart(lambda: 5)) == 5
 
 
 def test_a_closed_decoder_leaves_no_process_and_takes_nothing(decoder: Decoder) -> None:

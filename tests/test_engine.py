@@ -20,7 +20,7 @@ from serve.engine import MIB, Engine
 from serve.prefixes import Kept, Pictures, Prefixes, common, named
 from serve.products import FEW, rearrange
 from serve.slots import fits
-from serve.tickets import Busy, End, Options
+from serve.tickets import Busy, Closed, End, Options
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import VLChatError
 from vlchat.towers import clip_image_processor
@@ -179,7 +179,8 @@ def test_the_line_is_bounded_and_tells_each_its_place(chat: Chat, picture: Calla
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"), [(RuntimeError("torn weights"), "torn weights"), (torch.OutOfMemoryError("22 GiB"), "memory")]
+    ("failure", "told"),
+    [(RuntimeError("torn weights"), "failed at this answer"), (torch.OutOfMemoryError("22 GiB"), "memory is full")],
 )
 def test_a_failure_ends_one_answer_and_not_the_service(
     chat: Chat, engine: Engine, picture: Callable, failure: Exception, told: str
@@ -263,6 +264,64 @@ def test_linear_layers_compute_the_same_for_few_rows(bias: bool) -> None:
     half = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
     rearrange(half)
     assert type(half) is torch.nn.Linear
+
+
+def test_a_picture_shown_twice_is_kept_once(chat: Chat, picture: Callable) -> None:
+    room = sum(one.nbytes for one in [torch.zeros(4, chat.model.config.get_text_config().hidden_size)])
+    engine = Engine(chat, pictures=2 * room)
+    twice = ask_messages([picture(1), picture(1)], "two cats")
+    expected = chat.ask([picture(1), picture(1)], "two cats", max_new_tokens=4)
+    for _ in range(4):
+        assert "".join(engine.submit(twice, Options(4))) == expected
+        assert engine.pictures.bytes == room
+    ticket = engine.submit(twice, Options(4))
+    "".join(ticket)
+    assert ticket.end is not None and ticket.end.cached_tokens == ticket.end.prompt_tokens - 1
+    engine.close()
+
+
+def test_what_an_overflow_leaves_in_a_slot_reaches_nobody(chat: Chat, engine: Engine, picture: Callable) -> None:
+    short, long = ask_messages(None, "two cats"), ask_messages(picture(1), "is it green? " * 20)
+    expected = ["".join(chat.stream(one, max_new_tokens=8)) for one in (short, long)]
+    "".join(engine.submit(ask_messages(picture(2), "three cats " * 60), Options(8)))
+    slots = engine._batches[""]._slots
+    until(lambda: engine.answering == 0)
+    for layer in slots.layers:  # as a conversation leaves them whose states were beyond float16
+        with torch.inference_mode():
+            layer.keys[0, :, : slots.used[0]] = float("nan")
+            layer.values[0, :, : slots.used[0]] = float("nan")
+    engine.prefixes.clear()
+    tickets = [engine.submit(one, Options(8)) for one in (short, long)]
+    assert ["".join(one) for one in tickets] == expected
+
+
+def test_much_room_is_given_back_where_nobody_is_answered(chat: Chat, engine: Engine) -> None:
+    slots = engine._batches[""]._slots
+    "".join(engine.submit(ask_messages(None, "two cats " * 1100), Options(4)))
+    assert slots.room == 256 and not slots.layers
+    "".join(engine.submit(ask_messages(None, "two cats"), Options(4)))
+    assert slots.layers[0].keys.shape[2] == 256
+
+
+def test_an_engine_that_broke_says_so(chat: Chat, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise SystemError("nobody foresaw this")
+
+    ticket = engine.submit(ask_messages(None, "Is it green?"), Options(4000))
+    next(iter(ticket))
+    monkeypatch.setattr(threading, "excepthook", lambda *_: None)
+    monkeypatch.setattr(engine._batches[""], "drop_left", broken)
+    until(lambda: ticket.end is not None)
+    assert isinstance(ticket.end.error, Closed) and not engine.open
+    with pytest.raises(Closed):
+        engine.submit(ask_messages(None, "Is it green?"))
+
+
+def test_hardly_any_temperature_is_none(chat: Chat, engine: Engine) -> None:
+    messages = ask_messages(None, "two cats")
+    assert "".join(engine.submit(messages, Options(6, temperature=1e-40))) == chat.ask(
+        None, "two cats", max_new_tokens=6
+    )
 
 
 def test_how_likely_each_token_was_is_told(chat: Chat, engine: Engine, picture: Callable) -> None:

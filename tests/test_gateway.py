@@ -19,6 +19,7 @@ from scripted_server import MODEL, scripted
 from serve.events import EventStream
 from serve.gateway import Gateway
 from serve.requests import RequestError
+from serve.requests import told as told_error
 from serve.tickets import Closed, Options
 from serve.upstreams import ALWAYS, Upstream, chosen, parsed
 from vlchat.chat import ask_messages
@@ -138,8 +139,9 @@ def test_a_servers_trouble_is_a_sentence_with_a_status(trouble: Any, status: int
         assert not any(word in str(told.value) for word in ("127.0.0.1", "10.0.0.1", "secret", "0x7f", "<html"))
 
 
-def test_an_answer_that_breaks_off_is_gone_on_with_only_where_the_other_one_begins_alike() -> None:
-    cut = [*WORDS[:3], None]
+@pytest.mark.parametrize("how", [None, told_error(Closed())[1]], ids=["cut", "stopping"])
+def test_an_answer_that_breaks_off_is_gone_on_with_only_where_the_other_one_begins_alike(how: Any) -> None:
+    cut = [*WORDS[:3], how]
     for other, options, whole in (
         (WORDS, Options(), True),
         (["a gr", "een cat on", " it"], Options(temperature=1.0, seed=3), True),

@@ -221,6 +221,31 @@ def test_the_log_has_a_line_for_each_request_and_never_words_pictures_or_keys(
     assert question["key"] == "bert" and question["new_tokens"] == 4 and question["end"] == "length"
 
 
+def test_gradio_fetches_no_address_and_prints_no_words(
+    chat: Chat, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up, real = [], socket.getaddrinfo
+
+    def watched(host: Any, *more: Any, **named: Any) -> Any:
+        looked_up.append(str(host))
+        return real(host, *more, **named)
+
+    with serving(chat) as address:
+        monkeypatch.setattr(socket, "getaddrinfo", watched)
+        for name in ("file=http://canary-one.invalid/x.png", "file=HTTPS://canary-one.invalid/x.png"):
+            assert httpx.get(f"{address}/gradio_api/{name}", timeout=60).status_code == 403
+        file = {"path": "http://canary-two.invalid/x.png", "meta": {"_type": "gradio.FileData"}}
+        for data in (
+            [{"text": "hi", "files": [file]}, None, "", 0, 8],
+            [{"text": ["canary-words"], "files": []}, None, "", 0, 8],
+            [{"text": ["canary-words"], "files": []}, "", 0, 8],
+        ):
+            assert not httpx.post(f"{address}/gradio_api/run/chat", json={"data": data}, timeout=60).is_success
+        assert httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=120).is_success
+    assert not [host for host in looked_up if "canary" in host]
+    assert "canary-words" not in capsys.readouterr().err
+
+
 def test_words_are_logged_where_the_operator_asks_for_it(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(chat, Policy(log_prompts=True)) as address:
         httpx.post(f"{address}/v1/chat/completions", json=ASKED, timeout=120)

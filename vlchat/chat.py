@@ -27,6 +27,7 @@ from vlchat.errors import VLChatError, nearest
 from vlchat.generation import Answer, Stop, TokenLogprobs, last_run, lengths, seeded
 from vlchat.processor import VLChatProcessor
 
+_COLDEST = 1e-4  # below it the likeliest token is taken: logits divided by less would overflow
 MEMORY_FULL = "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
 
 
@@ -314,7 +315,7 @@ class Chat:
                 )
             max_new_tokens = min(max_new_tokens, limit - prompt_length)
         config = copy.deepcopy(self.generation_config)
-        drawing = temperature > 0
+        drawing = temperature > _COLDEST
         # The neutral values otherwise: a checkpoint's own sampling settings would only cause warnings.
         config.update(do_sample=drawing, temperature=temperature if drawing else 1.0, top_p=top_p if drawing else 1.0)
         config.update(top_k=0 if drawing else 50)
