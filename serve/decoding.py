@@ -139,9 +139,10 @@ class Decoder:
             self._places.release()
 
     def warm_up(self) -> None:
-        """Starts a worker, which gets ready by itself."""
+        """Starts a worker, which gets ready by itself, and the threads."""
         with self._worker():
             pass
+        list(self._threads.map(time.sleep, [0.01] * _WAITING))
 
     def close(self) -> None:
         """Ends every worker, whatever it does."""
