@@ -142,7 +142,8 @@ class Decoder:
         """Starts a worker, which gets ready by itself, and the threads."""
         with self._worker():
             pass
-        list(self._threads.map(time.sleep, [0.01] * _WAITING))
+        together = threading.Barrier(_WAITING)
+        list(self._threads.map(lambda _: together.wait(10), range(_WAITING)))
 
     def close(self) -> None:
         """Ends every worker, whatever it does."""
