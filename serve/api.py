@@ -152,13 +152,13 @@ class _Answer:
                 if text := self.until.add(one):
                     self._told += len(text)
                     yield text
-                if self.until.reached:
-                    self.leave()
+                if self.until.reached and self.ticket is not None:
+                    self.ticket.enough()
             if text := self.until.rest():
                 self._told += len(text)
                 yield text
-            # Not by the client: the server stops.
-            yield replace(one, error=Closed()) if one.reason == "cancelled" and not self.left else one
+            stopping = one.reason == "cancelled" and not self.left and not self.until.reached
+            yield replace(one, error=Closed()) if stopping else one
         finally:
             self.leave()
 

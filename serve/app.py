@@ -29,6 +29,7 @@ from serve.logs import Line, Log  # noqa: E402
 from serve.messages import conversation, escaped, in_line, refusal  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.rates import Rates  # noqa: E402
+from serve.requests import told  # noqa: E402
 from serve.schema import complete_routes  # noqa: E402
 from serve.server import Server  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
@@ -215,6 +216,8 @@ def _answerer(
             if not text:
                 yield refusal("The model ended its answer before the first word. Try other words or another setting.")
         except VLChatError as error:
+            if not begun:
+                engine.metrics.refused(told(error)[1]["error"]["code"])
             line.fields.setdefault("end", "refused")
             yield refusal(str(error))
         finally:

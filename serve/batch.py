@@ -112,7 +112,7 @@ class Batch:
             error = told or Failed(cause or failed, isinstance(failed, torch.OutOfMemoryError))
         row.written = self.chat.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         full = len(row.written) >= int(row.config.max_new_tokens or 1)
-        row.finish("cancelled" if row.ticket.left.is_set() else "length" if full else "stop", error)
+        row.finish(row.ticket.ending if row.ticket.left.is_set() else "length" if full else "stop", error)
 
     def take_in(self, row: Row, tokens: int) -> int:
         """Computes a piece of a prompt; after the last one the conversation has joined.
@@ -160,7 +160,7 @@ class Batch:
         """Takes those out whose answer nobody wants any more."""
         for row in [row for row in self.rows if row.ticket.left.is_set()]:
             self._remove(row)
-            row.finish("cancelled")
+            row.finish(row.ticket.ending)
 
     def fail(self, rows: Iterable[Row], error: BaseException) -> None:
         """Ends some answers with an error; they may be in the batch or on their way."""

@@ -119,6 +119,7 @@ class Ticket:
         self._deliver = deliver or self._came.put
         self._begun = False
         self.left = threading.Event()
+        self.ending = "cancelled"  # an `End.reason`, where it is left
         self.end: End | None = None
         self.likely: deque[Likely] = deque()
         self._asked = self._last = time.monotonic() if asked is None else asked
@@ -133,6 +134,11 @@ class Ticket:
         """Nobody wants the answer any more: its slot is free before the next step."""
         self.left.set()
         self._engine.wake()
+
+    def enough(self) -> None:
+        """As `cancel`, for an answer that has come to its stop word: it counts as ended by itself."""
+        self.ending = "stop"
+        self.cancel()
 
     def __iter__(self) -> Iterator[str]:
         """Its pieces.

@@ -70,7 +70,7 @@ def test_openais_client_gets_the_models_own_answer_whole_and_in_pieces(chat: Cha
     assert [model.id for model in client.models.list()] == ["tiny"]
 
 
-def test_a_seed_repeats_an_answer_and_a_stop_word_ends_it(chat: Chat, client: Any) -> None:
+def test_a_seed_repeats_an_answer_and_a_stop_word_ends_it(chat: Chat, client: Any, address: str) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "two cats"}], "max_tokens": 12}
     one, again, other = (
         client.chat.completions.create(**asked, seed=seed).choices[0].message.content for seed in (1, 1, 2)
@@ -83,6 +83,7 @@ def test_a_seed_repeats_an_answer_and_a_stop_word_ends_it(chat: Chat, client: An
     assert found.message.content == plain[: plain.index(word)] and found.finish_reason == "stop"
     time.sleep(0.3)
     assert steps.count < 200, "it goes on after the word"
+    assert 'vlchat_requests_total{reason="stop"} 1.0' in httpx.get(f"{address}/metrics").text
 
 
 def test_how_likely_each_token_was_whole_and_in_pieces(chat: Chat, client: Any) -> None:
