@@ -28,7 +28,7 @@ from vlchat.generation import Answer, Stop, TokenLogprobs, last_run, lengths, se
 from vlchat.processor import VLChatProcessor
 
 _COLDEST = 1e-4  # below it the likeliest token is taken: logits divided by less would overflow
-MEMORY_FULL = "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
+_MEMORY_FULL = "The GPU's memory is full. Send fewer pictures or less text, or load the model quantized (nf4 or int8)."
 
 
 class Chat:
@@ -370,7 +370,7 @@ class Chat:
             left.set()
             worker.join()
         if failures and isinstance(failures[0], torch.OutOfMemoryError):
-            raise VLChatError(MEMORY_FULL) from failures[0]
+            raise VLChatError(_MEMORY_FULL) from failures[0]
         if failures:
             raise self.failed(failures[0])
 
