@@ -1,0 +1,1 @@
+"""The chat page, a file a part of it."""
