@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlchat.errors import VLChatError
+from vlchat.texts import joined
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Two code points that Unicode reserves for such internal use; text that has them all the same gets U+FFFD instead.
@@ -70,7 +71,7 @@ def validate(conversation: Any) -> list[dict]:
 
 def clean(text: str) -> str:
     """Text every tokenizer takes: surrogate pairs joined, lone ones and our own markers replaced by U+FFFD."""
-    return _joined(text).replace(_START, "\ufffd").replace(_END, "\ufffd")
+    return joined(text).replace(_START, "\ufffd").replace(_END, "\ufffd")
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
@@ -123,7 +124,7 @@ def render(
             {
                 **message,
                 "content": [
-                    {**part, "text": protect(part["text"], control) if mark else _joined(part["text"])}
+                    {**part, "text": protect(part["text"], control) if mark else joined(part["text"])}
                     if part["type"] == "text"
                     else {"type": "image"}
                     for part in message["content"]
@@ -263,10 +264,6 @@ def _encode_plain(
         return ids, [(0, 0)] * len(ids)
     encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
     return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
-
-
-def _joined(text: str) -> str:
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _broken(text: str, added: re.Pattern[str]) -> list[tuple[int, str]]:
