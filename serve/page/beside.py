@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.page.asking import Answer
-from serve.page.view import inert
+from serve.page.markdown import as_html
 from serve.page.words import told
 from serve.store import Turn
 
 
-def as_markdown(answer: Answer, language: str) -> str:
-    """An answer as it stands."""
+def said(answer: Answer, language: str) -> str:
+    """An answer as it stands, as HTML."""
     if answer.place and not answer.text:
-        return told("chat.in-line", language, place=answer.place)
-    return _markdown(answer.text, answer.refused)
+        return f"<p>{told('chat.in-line', language, place=answer.place)}</p>"
+    return _html(answer.text, answer.refused)
 
 
 def paired(answers: Sequence[Answer], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -25,12 +26,12 @@ def paired(answers: Sequence[Answer], facts: Sequence[Mapping[str, Any]]) -> dic
     return {**facts[0], "beside": {"text": answers[1].text.strip(), "facts": dict(facts[1])}}
 
 
-def pair_of(turn: Turn, language: str) -> tuple[str, str] | None:
-    """Both answers of a turn as Markdown, while nobody has chosen."""
+def pair_of(turn: Turn) -> tuple[str, str] | None:
+    """Both answers of a turn as HTML, while nobody has chosen."""
     other = turn.facts.get("beside")
     if other is None or "chosen" in turn.facts:
         return None
-    return _markdown(turn.text, turn.facts.get("refused")), _markdown(other["text"], other["facts"].get("refused"))
+    return _html(turn.text, turn.facts.get("refused")), _html(other["text"], other["facts"].get("refused"))
 
 
 def settled_pair(turn: Turn, chosen: str, names: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, str]]:
@@ -55,5 +56,5 @@ def settled_pair(turn: Turn, chosen: str, names: Sequence[str]) -> tuple[str, di
     return turn.text, {**left, "beside": other, "chosen": chosen}, said
 
 
-def _markdown(text: str, refused: str | None) -> str:
-    return "\n\n".join(filter(None, [inert(text), refused and f"**{inert(refused)}**"]))
+def _html(text: str, refused: str | None) -> str:
+    return as_html(text) + (f"<p><b>{html.escape(refused)}</b></p>" if refused else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from serve.page.beside import pair_of
 from serve.page.listing import listed, listing
 from serve.page.settings import Choices, choose_how, choose_who
 from serve.page.talk import Talk, Visitor
-from serve.page.view import MATH
+from serve.page.view import conversation_view, examples_shown, shown
 from serve.page.words import label, told
 from serve.store import Turn
 from vlchat.errors import VLChatError
@@ -44,7 +44,7 @@ class ChatTab:
 
     talk: Talk
     conversation: gr.Textbox
-    chatbot: gr.Chatbot
+    chatbot: gr.HTML
     chosen: list[Any]
     answered: gr.State
 
@@ -74,37 +74,18 @@ class Conversing:
     """The conversation itself. Built within the current context."""
 
     def __init__(self, names: Sequence[str], examples: Path) -> None:
-        self.chatbot = gr.Chatbot(
-            label=label("chat.conversation"),
-            show_label=False,
-            height=None,
-            min_height=240,
-            scale=1,
-            buttons=["copy"],
-            editable="user",
-            feedback_options=("Like", "Dislike"),
-            allow_file_downloads=False,
-            latex_delimiters=MATH,
-            placeholder=_WELCOME,
-            examples=_examples(examples) or None,
-            elem_id="conversation",
-        )
-        self.facts = gr.HTML("", elem_id="facts")
+        self.examples = examples_of(examples)
+        self.chatbot = conversation_view()
         with gr.Column(visible=False, elem_id="beside-answers") as self.pair:
             with gr.Row():
-                self.left = gr.Markdown(elem_id="left-answer", latex_delimiters=MATH, container=True)
-                self.right = gr.Markdown(elem_id="right-answer", latex_delimiters=MATH, container=True)
+                self.left = gr.HTML("", elem_id="left-answer", container=True)
+                self.right = gr.HTML("", elem_id="right-answer", container=True)
             gr.Markdown(label("chat.which"))
             with gr.Row():
                 self.votes = [
                     gr.Button(label(f"chat.{side}"), size="sm", elem_id=f"vote-{side}")
                     for side in ("left", "same", "right")
                 ]
-        with gr.Group(visible=False, elem_id="correct") as self.correcting:
-            self.correction = gr.Textbox(
-                label=label("chat.correct"), info=label("chat.correct-info"), lines=2, elem_id="correction"
-            )
-            self.save = gr.Button(label("chat.correct-save"), size="sm", elem_id="correct-save")
         with gr.Row(elem_id="suggestions") as self.suggesting:
             self.suggestions = [
                 gr.Button(label(f"chat.suggest-{name}"), size="sm", elem_classes="suggestion") for name in _SUGGESTIONS
@@ -125,37 +106,38 @@ class Conversing:
             self.chosen = [*first, *choose_how()]
 
 
-_WELCOME = "<div id='welcome'></div>"
-
-
 def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Blocks) -> ChatTab:
     """Wires the events of both parts; within the page's context."""
     side, here = sidebar, conversing
     conversation = gr.Textbox(visible="hidden", elem_id="conversation-id", label="id")
-    turn = gr.State(0)  # the answer that a correction is for
     answered = gr.State(("", 0))
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**quiet, "queue": False}
     busy: dict[str, Any] = {"interactive": False, "submit_btn": False, "stop_btn": True}
     idle: dict[str, Any] = {"interactive": True, "submit_btn": True, "stop_btn": False}
     whole = [
-        here.chatbot, here.facts, side.listing, here.pair, here.left, here.right, here.correcting, here.suggesting,
-        here.question, answered,
+        here.chatbot, side.listing, here.pair, here.left, here.right, here.suggesting, answered, here.question
     ]  # fmt: skip
 
-    def shown(who: Visitor, there: str, turns: Sequence[Turn], words: str) -> list[Any]:
+    def view(who: Visitor, there: str, turns: Sequence[Mapping[str, Any]] | None = None, busy: bool = False) -> Any:
+        if turns is None:
+            turns = who.shown(who.turns(there))
+        examples = [] if turns else examples_shown(here.examples)
+        return shown(there, turns, who.language, examples=examples, busy=busy)
+
+    def at_rest(who: Visitor, there: str, turns: Sequence[Turn], words: str) -> list[Any]:
         """What the page shows of a conversation at rest, for `whole`."""
-        pair = pair_of(turns[-1], who.language) if turns else None
-        view = who.shown(turns[:-1] if pair else turns)
+        pair = pair_of(turns[-1]) if turns else None
         left, right = pair or ("", "")
-        liked = [{1: "Like", -1: "Dislike"}.get(one.rating) for one in turns if one.role == "assistant"]
         return [
-            gr.update(value=view, feedback_value=liked),
-            facts_line(turns, who.language),
+            view(who, there, who.shown(turns[:-1] if pair else turns)),
             listed(who.store.conversations(who.owner, words), there, who.language, words),
-            gr.Column(visible=bool(pair)), left, right,
-            gr.Group(visible=False), gr.Row(visible=not turns),
-            gr.MultimodalTextbox(**idle), (there, turns[-1].id if turns and turns[-1].role == "assistant" else 0),
+            gr.Column(visible=bool(pair)),
+            left,
+            right,
+            gr.Row(visible=not turns),
+            (there, turns[-1].id if turns and turns[-1].role == "assistant" else 0),
+            gr.MultimodalTextbox(**idle),
         ]  # fmt: skip
 
     # A question goes in, in whichever way; its answer comes; the page is at rest again.
@@ -167,21 +149,21 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
             return gr.skip(), there, gr.skip(), gr.skip()
-        view = who.shown(who.turns(there))
-        return view, there, gr.MultimodalTextbox(None, **busy), gr.Row(visible=False)
+        return view(who, there, busy=True), there, gr.MultimodalTextbox(None, **busy), gr.Row(visible=False)
 
-    def example(data: gr.SelectData, request: gr.Request, there: str, *values: Any) -> Any:
-        return ask(request, data.value, there, *values)
+    def example(data: gr.EventData, request: gr.Request, there: str, *values: Any) -> Any:
+        picture, question = here.examples[_told(data, "index")]
+        return ask(request, {"text": question, "files": [str(picture)]}, there, *values)
 
     def again(there: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.again(who, there)
-        return who.shown(who.turns(there)), gr.MultimodalTextbox(**busy)
+        return view(who, there, busy=True), gr.MultimodalTextbox(**busy)
 
-    def edit(there: str, data: gr.EditData, request: gr.Request) -> Any:
+    def edit(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who = talk.visitor(request)
-        talk.edit(who, there, _place(data.index), str(data.value))
-        return who.shown(who.turns(there)), gr.MultimodalTextbox(**busy)
+        talk.edit(who, there, _told(data, "turn"), str(data._data.get("text", "")))
+        return view(who, there, busy=True), gr.MultimodalTextbox(**busy)
 
     async def answer(request: gr.Request, there: str, *values: Any) -> AsyncIterator[Any]:
         who = talk.visitor(request)
@@ -190,19 +172,19 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         try:
             choices = Choices.of(values)
             async with aclosing(talk.answers(who, there, choices, request)) as answers:
-                async for view, pair in answers:
-                    yield view, gr.Column(visible=bool(pair)), *(pair or ("", ""))
+                async for turns, pair in answers:
+                    yield view(who, there, turns, busy=True), gr.Column(visible=bool(pair)), *(pair or ("", ""))
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
 
     async def settle(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
-        return shown(who, there, await talk.settled(who, there), words)
+        return at_rest(who, there, await talk.settled(who, there), words)
 
-    def told_anew(there: str, request: gr.Request) -> Any:
+    def take_back(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         message = talk.undo(who, there)
-        return gr.MultimodalTextbox(message, **idle)
+        return [*at_rest(who, there, who.turns(there), words)[:-1], gr.MultimodalTextbox(message, **idle)]
 
     asked = [here.chatbot, conversation, here.question, here.suggesting]
     begun = [
@@ -220,9 +202,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         stream.then(settle, [conversation, side.search], whole, **quick).then(None, conversation, None, js=_ADDRESS)
         streams.append(stream)
     here.question.stop(None, None, None, cancels=streams, api_visibility="private")
-    here.chatbot.undo(told_anew, conversation, here.question, **quick).then(
-        settle, [conversation, side.search], [*whole[:8], answered], **quick
-    )
+    here.chatbot.undo(take_back, [conversation, side.search], whole, **quick)
     for button in here.suggestions:
         button.click(lambda message, words: {**message, "text": words}, [here.question, button], here.question, **quick)
 
@@ -237,7 +217,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         there = found.id if found else ""
         choices = talk.settings(who, found) if found else None
         values = choices.values if choices else [gr.skip()] * len(here.chosen)
-        return [there, *values, *shown(who, there, who.turns(there), words)]
+        return [there, *values, *at_rest(who, there, who.turns(there), words)]
 
     def load(request: gr.Request) -> Any:
         keeps = talk.disk is not None and talk.disk.keeps(talk.visitor(request).owner)
@@ -296,49 +276,41 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
 
     # What people think of answers.
 
-    def like(there: str, data: gr.LikeData, request: gr.Request) -> Any:
-        who = talk.visitor(request)
-        turns, place = who.turns(there), _place(data.index)
-        if place >= len(turns) or turns[place].role != "assistant":
-            return gr.skip(), gr.skip(), gr.skip()
-        rating = {"True": 1, "False": -1}.get(str(data.liked), 0)  # a thumb that is taken back is other words
-        who.store.rate(who.owner, turns[place].id, rating, turns[place].correction)
-        return gr.Group(visible=rating == -1), turns[place].id, turns[place].correction
+    def like(there: str, data: gr.EventData, request: gr.Request) -> Any:
+        who, turn = talk.visitor(request), _told(data, "turn")
+        correction = next((one.correction for one in who.turns(there) if one.id == turn), "")
+        talk.rate(who, turn, _told(data, "rating"), correction)
+        return view(who, there)
 
-    def correct(there: str, which: int, words: str, request: gr.Request) -> Any:
+    def correct(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who = talk.visitor(request)
-        who.store.rate(who.owner, which, -1, words.strip())
+        talk.rate(who, _told(data, "turn"), -1, str(data._data.get("text", "")))
         gr.Info(told("chat.thanks", who.language))
-        return gr.Group(visible=False)
+        return view(who, there)
 
     def vote(there: str, words: str, chosen: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.vote(who, there, chosen)
-        return shown(who, there, who.turns(there), words)
+        return at_rest(who, there, who.turns(there), words)
 
-    here.chatbot.like(like, conversation, [here.correcting, turn, here.correction], **quick)
-    gr.on(
-        [here.save.click, here.correction.submit], correct, [conversation, turn, here.correction], here.correcting,
-        **quick,
-    )  # fmt: skip
+    here.chatbot.like(like, conversation, here.chatbot, **quick)
+    here.chatbot.submit(correct, conversation, here.chatbot, **quick)
     for button, chosen in zip(here.votes, ("left", "same", "right"), strict=True):
         button.click(vote, [conversation, side.search, gr.State(chosen)], whole, **quick)
     return ChatTab(talk, conversation, here.chatbot, here.chosen, answered)
 
 
-def facts_line(turns: Sequence[Turn], language: str) -> str:
-    """What is told of the last answer, as HTML."""
-    return ""
+def _told(data: gr.EventData, name: str) -> int:
+    """A number that the browser tells with an event; 0 where it tells none."""
+    found = (data._data or {}).get(name)
+    return found if isinstance(found, int) else 0
 
 
-def _place(index: Any) -> int:
-    return int(index[0] if isinstance(index, (list, tuple)) else index)
-
-
-def _examples(folder: Path) -> list[Any]:
+def examples_of(folder: Path) -> list[tuple[Path, str]]:
+    """Its PNG files, each with the question of the `.txt` file of its name."""
     rows = []
     for picture in sorted(folder.glob("*.png")):
         beside = picture.with_suffix(".txt")
         question = beside.read_text(encoding="utf-8").strip() if beside.exists() else "What is in this picture?"
-        rows.append({"text": question, "files": [str(picture)]})
+        rows.append((picture, question))
     return rows

@@ -36,8 +36,6 @@ def listed(conversations: Sequence[Conversation], current: str, language: str, s
             "title": one.title,
             "pinned": one.pinned,
             "current": one.id == current,
-            "pinning": words["unpin" if one.pinned else "pin"],
-            "more": f"{words['more']} {one.title}",
         }
         for one in conversations
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -14,11 +13,11 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from serve.messages import in_line, turns_as_messages, uploaded
+from serve.messages import turns_as_messages, uploaded
 from serve.page.asking import Answer, Asking, together
-from serve.page.beside import as_markdown, pair_of, paired, settled_pair
+from serve.page.beside import pair_of, paired, said, settled_pair
 from serve.page.settings import Choices
-from serve.page.view import growing, place_of, shown
+from serve.page.view import growing, place_of, turn_shown, waiting
 from serve.page.words import language_of, told
 from serve.store import Conversation, Picture, Store, Turn
 from vlchat.conversation import Message
@@ -51,8 +50,8 @@ class Visitor:
         return place_of(self.owner, picture, lambda digest: self.store.picture(self.owner, digest))
 
     def shown(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
-        """The turns as the page's Chatbot takes them."""
-        return shown(turns, self.path_of, self.language)
+        """The turns for the page."""
+        return [turn_shown(turn, self.path_of, facts_line(turn, self.language)) for turn in turns]
 
 
 class Talk:
@@ -121,14 +120,13 @@ class Talk:
         who.store.cut(who.owner, conversation, turns[asked].id)
         return message
 
-    def edit(self, who: Visitor, conversation: str, place: int, text: str) -> None:
-        """Another wording of the question at `place`, with its pictures; what came after it is gone."""
-        turns = who.turns(conversation)
-        if place < len(turns) and turns[place].role == "user":
-            changed = self._message(who, turns[place], html.unescape(text))
-            pictures = [(Path(path).name, Path(path).read_bytes()) for path in changed["files"]]
-            who.store.cut(who.owner, conversation, turns[place].id)
-            who.store.add(who.owner, conversation, "user", changed["text"], pictures)
+    def edit(self, who: Visitor, conversation: str, turn: int, text: str) -> None:
+        """Another wording of a question, with its pictures; what came after it is gone."""
+        asked = [one for one in who.turns(conversation) if one.id == turn and one.role == "user"]
+        if asked and (text.strip() or asked[0].pictures):
+            pictures = [(one.name, who.store.picture(who.owner, one.digest)) for one in asked[0].pictures]
+            who.store.cut(who.owner, conversation, turn)
+            who.store.add(who.owner, conversation, "user", text.strip(), pictures)
 
     def _message(self, who: Visitor, turn: Turn, text: str) -> dict[str, Any]:
         return {"text": text, "files": [str(who.path_of(picture)) for picture in turn.pictures]}
@@ -139,7 +137,7 @@ class Talk:
         """The conversation, its last question being answered, kept as it grows.
 
         Yields:
-            What the Chatbot shows, and (where two answer, `Choices.beside`) both answers as Markdown.
+            The turns for the page, and (where two answer, `Choices.beside`) both answers as HTML.
         """
         turns, key = who.turns(conversation), (who.owner, conversation)
         if not turns or turns[-1].role != "user" or key in self._answering:
@@ -164,11 +162,11 @@ class Talk:
                             written = time.monotonic()
                             who.store.finish(who.owner, kept, latest[0].text, {"reason": "cancelled"})
                     if len(latest) > 1:
-                        yield before, tuple(as_markdown(one, who.language) for one in latest)
-                    elif latest[0].place and not latest[0].text:
-                        yield [*before, in_line(latest[0].place, who.language)], ()
+                        yield before, tuple(said(one, who.language) for one in latest)
+                    elif kept:
+                        yield [*before, growing(kept, latest[0].text)], ()
                     elif not latest[0].refused:
-                        yield [*before, growing(latest[0].text)], ()
+                        yield [*before, waiting(latest[0].place, who.language)], ()
         finally:
             try:
                 if any(one.text or one.refused or one.end is not None for one in latest):
@@ -183,7 +181,7 @@ class Talk:
     def vote(self, who: Visitor, conversation: str, chosen: str) -> None:
         """Chooses between the two answers to the last question: "left", "right" or "same". The better one stays."""
         turns = who.turns(conversation)
-        if not turns or pair_of(turns[-1], who.language) is None:
+        if not turns or pair_of(turns[-1]) is None:
             return
         turn, asked = turns[-1], _last_question(turns)
         text, facts, answers = settled_pair(turn, chosen, self.asking.engine.names)
@@ -191,6 +189,12 @@ class Talk:
             better = "" if chosen == "same" else list(answers)[chosen == "right"]
             who.store.vote(who.owner, conversation, turns[asked].id, answers, better)
         who.store.finish(who.owner, turn.id, text, facts)
+
+    def rate(self, who: Visitor, turn: int, rating: int, correction: str) -> None:
+        """Keeps what a visitor thinks of an answer; of those who keep no history, that exchange alone."""
+        who.store.rate(who.owner, turn, rating, correction)
+        if who.store is self.memory and self.disk is not None:
+            self.disk.keep_rated(who.owner, self.memory, turn)
 
     def facts(self, answer: Answer, options: Any) -> dict[str, Any]:
         """What is kept of an answer beside its words."""
@@ -222,6 +226,20 @@ class Talk:
     def settings(self, who: Visitor, conversation: Conversation) -> Choices:
         """What a conversation was kept with."""
         return Choices.kept(conversation.settings, self.asking.engine.names)
+
+
+def facts_line(turn: Turn, language: str) -> str:
+    """What is told under an answer: its tokens, its speed, why it ended."""
+    facts = turn.facts
+    if turn.role != "assistant" or not facts.get("new_tokens"):
+        return ""
+    pace = max(facts["seconds"] - facts["first_seconds"], 1e-6)
+    parts = [told("chat.tokens", language, count=facts["new_tokens"])]
+    if facts["new_tokens"] > 1:
+        parts.append(told("chat.speed", language, speed=f"{(facts['new_tokens'] - 1) / pace:.0f}"))
+    parts.append(told("chat.first", language, seconds=f"{facts['first_seconds']:.2f}"))
+    parts.append(told(f"chat.reason-{facts['reason']}", language))
+    return " · ".join(parts)
 
 
 def _last_question(turns: Sequence[Turn]) -> int | None:

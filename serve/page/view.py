@@ -1,78 +1,112 @@
-"""Turns of a conversation as Gradio's Chatbot shows them: Markdown, and nothing in it that acts."""
+"""What the page shows of a conversation: the value of its component, `conversation.js`, which builds it."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import gradio as gr
 from gradio.utils import get_upload_folder
 
-from serve.messages import escaped, refusal
+from serve.page.markdown import as_html
+from serve.page.template import template
+from serve.page.words import LANGUAGES, told
 from serve.store import Picture, Turn
 
-MATH: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-]  # a single $ is money
 _SECRET = secrets.token_bytes(32)
-_PARTS = re.compile(
-    r"(?P<code>(?:^|\n) {0,3}(?P<fence>`{3,}|~{3,})[^\n]*(?:\n.*?)?(?:\n {0,3}(?P=fence)[`~]*[ \t]*(?=\n|$)|$)"
-    r"|(?<!`)(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`))"
-    r"|(?P<math>\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\))",
-    re.DOTALL,
-)
+_WORDS = (
+    "assistant", "cancel", "close", "conversation", "copy", "correct", "dislike", "edit", "enlarge", "like", "look",
+    "refused", "retry", "save", "send", "start", "undo", "user", "welcome",
+)  # fmt: skip
 
 
-def shown(turns: Iterable[Turn], path_of: Callable[[Picture], Path], language: str) -> list[dict[str, Any]]:
-    """A message for each turn.
+def conversation_view() -> gr.HTML:
+    """The component.
+
+    It triggers `retry`, `undo`, `edit` (with a text), `like` (with a rating), `submit` (with a correction's text) and
+    `select` with a turn's id, and `example_select` with an index.
+    """
+    return gr.HTML(
+        shown("", [], LANGUAGES[0]), elem_id="conversation", apply_default_css=False,
+        **template("conversation"),
+    )  # fmt: skip
+
+
+def shown(
+    conversation: str, turns: Sequence[Mapping[str, Any]], language: str, *, examples: Sequence[Mapping[str, str]] = (),
+    busy: bool = False, inside: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Its value.
+
+    Args:
+        conversation: an id.
+        turns: as of `turn_shown`, `growing` and `waiting`.
+        examples: of questions, as of `examples_shown`; in sight while there are no turns.
+        busy: whether an answer is on its way.
+        inside: whether an answer can be looked into.
+    """
+    return {
+        "id": conversation,
+        "turns": [{**turn, "last": place == len(turns) - 1} for place, turn in enumerate(turns)],
+        "examples": list(examples),
+        "busy": busy,
+        "inside": inside,
+        "words": {name: told(f"chat.{name}", language) for name in _WORDS},
+    }
+
+
+def turn_shown(turn: Turn, path_of: Callable[[Picture], Path], facts: str = "", unsure: str = "") -> dict[str, Any]:
+    """One turn.
 
     Args:
         path_of: where the page finds a picture.
-        language: of what is not the visitor's or the model's.
+        facts: what is told under an answer.
+        unsure: what is told of an answer that is likely wrong.
     """
-    return [_message(turn, path_of, language) for turn in turns]
+    return {
+        "id": turn.id,
+        "role": turn.role,
+        "text": turn.text,
+        "html": as_html(turn.text) if turn.role == "assistant" else "",
+        "pictures": [{"url": url_of(path_of(one)), "name": one.name} for one in turn.pictures],
+        "refused": turn.facts.get("refused", ""),
+        "rating": turn.rating,
+        "correction": turn.correction,
+        "facts": facts,
+        "unsure": unsure,
+    }
 
 
-def growing(text: str) -> dict[str, Any]:
-    """An answer on its way."""
-    return {"role": "assistant", "content": inert(text)}
+def growing(turn: int, text: str) -> dict[str, Any]:
+    """An answer on its way; `turn` is its id."""
+    return {"id": turn, "role": "assistant", "text": text, "html": as_html(text), "pictures": [], "growing": True}
 
 
-def _message(turn: Turn, path_of: Callable[[Picture], Path], language: str) -> dict[str, Any]:
-    if reason := turn.facts.get("refused"):
-        return refusal("\n\n".join(filter(None, [inert(turn.text), str(reason)])), language)
-    if turn.role == "assistant":
-        return growing(turn.text)
-    # Words first (the style sheet puts pictures on top): the page's script for editing expects them there.
-    pictures = [{"path": str(path_of(one)), "alt_text": one.name} for one in turn.pictures]
-    return escaped({"role": "user", "content": [*filter(None, [turn.text]), *pictures]})
+def waiting(place: int, language: str) -> dict[str, Any]:
+    """An answer whose turn has not come."""
+    words = told("chat.in-line", language, place=place) if place else "…"
+    return {"id": 0, "role": "assistant", "text": "", "html": "", "pictures": [], "growing": True, "waiting": words}
 
 
-def inert(text: str) -> str:
-    """Markdown in which no HTML acts and no picture is fetched; code and formulas stay what they are."""
-    return "".join(_pieces(text))
+def examples_shown(examples: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
+    """Pictures and what may be asked of them."""
+    return [{"url": url_of(_public(path)), "text": question} for path, question in examples]
 
 
-def _pieces(text: str) -> Iterator[str]:
-    end = 0
-    for found in _PARTS.finditer(text):
-        yield _harmless(text[end : found.start()])
-        # KaTeX reads its own names for signs, the page's Markdown none of them inside of code.
-        yield found[0] if found["code"] else re.sub("<", r"\\lt ", found[0])
-        end = found.end()
-    yield _harmless(text[end:])
+def _public(path: Path) -> Path:
+    content = path.read_bytes()
+    return place_of("", Picture(path.name, hashlib.sha256(content).hexdigest()), lambda _: content)
 
 
-def _harmless(text: str) -> str:
-    message: str = escaped({"content": text})["content"][0]
-    return message.replace("![", "!\\[")
+def url_of(path: Path) -> str:
+    """Where a browser finds a file of the page, from the page's own address."""
+    return f"gradio_api/file={quote(str(path))}"
 
 
 def place_of(owner: str, picture: Picture, read: Callable[[str], bytes]) -> Path:
