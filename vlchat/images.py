@@ -136,6 +136,15 @@ def header(
             return image.size[::-1] if told and _turn(image) in _ONTO_THE_SIDE else image.size
 
 
+def mime_of(data: bytes) -> str:
+    """The content type of a picture's bytes, such as `image/png`, by how they begin.
+
+    Raises:
+        ImageError: they begin like no picture that is accepted.
+    """
+    return f"image/{_sniff(data, label_of(None)).lower()}"
+
+
 def _open(stream: BinaryIO, expected: str, called: str, limits: ImageLimits) -> Image.Image:
     try:
         return Image.open(stream, formats=[expected])
