@@ -27,6 +27,7 @@ from serve.logs import Log  # noqa: E402
 from serve.page.asking import Asking  # noqa: E402
 from serve.page.chat_tab import Conversing, Sidebar, chat_tab  # noqa: E402
 from serve.page.programs import programs  # noqa: E402
+from serve.page.saving import saving  # noqa: E402
 from serve.page.talk import Talk  # noqa: E402
 from serve.page.words import label, translations  # noqa: E402
 from serve.policy import Policy  # noqa: E402
@@ -128,11 +129,11 @@ def mount_options() -> dict[str, Any]:
 
 def launch(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, hosts: Hosts | None = None,
-    policy: Policy | None = None, history: Path | None = None,
+    policy: Policy | None = None,
 ) -> Page:  # fmt: skip
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
-    `hosts` are those from which a program's pictures may be fetched; none by default. `history` is as of `build_app`.
+    `hosts` are those from which a program's pictures may be fetched; none by default.
 
     Raises:
         VLChatError: the address cannot be listened on, or the folder can't be used.
@@ -142,11 +143,14 @@ def launch(
     policy = policy or Policy()
     rates = Rates(policy.questions, policy.tokens)
     log = Log(policy.log_format, policy.log_prompts)
-    page = build_app(chat, rates=rates, log=log, history=history)
+    page = build_app(chat, rates=rates, log=log, history=policy.history)
     page.decoder.warm_up()
     page.queue(max_size=None)  # the engine's line is bounded
     api = Api(page.engine, page.decoder, rates, hosts or Hosts())
-    app = Starlette(routes=complete_routes(api.routes, list(api.models)), exception_handlers={Exception: failure})
+    app = Starlette(
+        routes=[*saving(page.talk), *complete_routes(api.routes, list(api.models))],
+        exception_handlers={Exception: failure},
+    )
     gr.mount_gradio_app(app, page, "/", **mount_options())
     page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
     page.listening = Server(app, policy, log, host, port)
@@ -156,14 +160,14 @@ def launch(
 
 def run(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-    hosts: Hosts | None = None, policy: Policy | None = None, history: Path | None = None,
+    hosts: Hosts | None = None, policy: Policy | None = None,
 ) -> int:  # fmt: skip
     """Serves the page until SIGTERM or Ctrl-C, lets running answers end, and returns; see `launch`.
 
     A second signal ends the process at once.
     """
     policy = policy or Policy()
-    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy, history=history)
+    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy)
     address = f"http://{host}:{port}"
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -71,8 +71,11 @@ class Talk:
     def visitor(self, request: gr.Request) -> Visitor:
         """Who asks. Of those who show neither key nor cookie, each visit is another's."""
         owner = getattr(request.state, "owner", "")
-        kept = self.disk if owner and self.disk is not None and self.disk.keeps(owner) else self.memory
-        return Visitor(owner or f"visit/{request.session_hash}", kept, language_of(request))
+        return Visitor(owner or f"visit/{request.session_hash}", self.store_of(owner), language_of(request))
+
+    def store_of(self, owner: str) -> Store:
+        """Where somebody's conversations are: in memory, if they or the operator keep none."""
+        return self.disk if owner and self.disk is not None and self.disk.keeps(owner) else self.memory
 
     @property
     def roots(self) -> list[Path]:
