@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import os
 import signal
 import sys
 import threading
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from serve.policy import Policy  # noqa: E402
 from serve.rates import Rates  # noqa: E402
 from serve.schema import complete_routes  # noqa: E402
 from serve.server import Server  # noqa: E402
+from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from serve.tickets import Backend  # noqa: E402
@@ -55,7 +54,7 @@ class Page(gr.Blocks):
         listening: takes questions, once the page is launched.
     """
 
-    engine: Backend
+    engine: Several
     decoder: Decoder
     talk: Talk
     listening: Server | None = None
@@ -85,30 +84,20 @@ def build_app(
     Raises:
         VLChatError: that folder can't be used.
     """
-    engine: Backend = Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat
+    engine = Several(Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat)
     asking = Asking(engine, Decoder(), rates or Rates(), log or Log())
     talk = Talk(asking, None if history is None else Store(history), examples)
     with Page(title="vlchat", analytics_enabled=False, delete_cache=(3600, 86400), fill_height=True) as page:
         page.engine, page.decoder, page.talk = engine, asking.decoder, talk
         with gr.Sidebar(elem_id="sidebar", open=False):
             sidebar = Sidebar(keeps=history is not None)
-        gr.HTML(f"<h1>vlchat</h1>{about(engine.description)}", elem_id="title")
+        gr.HTML("<h1>vlchat</h1>", elem_id="title")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(label("chat.tab"), elem_id="chat-tab", scale=1):
-                conversing = Conversing(engine.names, examples)
+                conversing = Conversing(examples)
         chat_tab(talk, sidebar, conversing, page)
         programs(asking, talk.roots, conversing)
     return page
-
-
-def about(description: Mapping[str, Any]) -> str:
-    """One line for people, as HTML: which model answers, how large it is, what it was trained on."""
-    facts = [f"<b>{html.escape(str(description.get('name') or 'A model without a name'))}</b>"]
-    if parameters := description.get("parameters"):
-        facts.append(f"{_count(int(parameters))} parameters")
-    if trained_on := description.get("trained_on"):
-        facts.append(f"trained on {html.escape(str(trained_on))}")
-    return f"<div id='about'>{' · '.join(facts)}</div>"
 
 
 def mount_options() -> dict[str, Any]:
@@ -188,10 +177,3 @@ def run(
         print("Stopped.", flush=True)
         os._exit(130)  # no thread is waited for
     return 0
-
-
-def _count(parameters: int) -> str:
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if parameters >= size:
-            return f"{parameters / size:.1f}{letter}".replace(".0", "")
-    return str(parameters)

@@ -126,6 +126,10 @@ class Engine:
         """The model's, see `Chat.description`."""
         return self.chat.description
 
+    def described(self, name: str | None) -> dict[str, Any]:
+        """The same of an adapter."""
+        return (self.chat if name is None else self.chat.with_adapter(name)).description
+
     @property
     def names(self) -> list[str]:
         """The model and its adapters."""

@@ -197,6 +197,17 @@ class Backend(Protocol):
     def description(self) -> Mapping[str, Any]:
         """What people should know of it, as `vlchat.chat.Chat.description`."""
 
+    def described(self, name: str | None) -> Mapping[str, Any]:
+        """The same of one of its models, as `Options.adapter` calls it.
+
+        Raises:
+            VLChatError: there is none of this name.
+        """
+
+    @property
+    def joins(self) -> bool:
+        """Whether its models answer several at once, and tell how likely their tokens are."""
+
     @property
     def names(self) -> Sequence[str]:
         """The models to choose from. The first answers where `Options.adapter` is None; the others go by their name."""

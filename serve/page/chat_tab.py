@@ -13,7 +13,7 @@ import gradio as gr
 
 from serve.page.beside import pair_of
 from serve.page.listing import listed, listing
-from serve.page.settings import Choices, choose_how, choose_who
+from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
 from serve.page.view import conversation_view, examples_shown, shown
 from serve.page.words import label, told
@@ -73,7 +73,8 @@ class Sidebar:
 class Conversing:
     """The conversation itself. Built within the current context."""
 
-    def __init__(self, names: Sequence[str], examples: Path) -> None:
+    def __init__(self, examples: Path) -> None:
+        self.about = gr.HTML("", elem_id="about-model")
         self.examples = examples_of(examples)
         self.chatbot = conversation_view()
         with gr.Column(visible=False, elem_id="beside-answers") as self.pair:
@@ -101,7 +102,7 @@ class Conversing:
             max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
             elem_id="question",
         )
-        first = choose_who(names)
+        self.who, first = choose_who()
         with gr.Accordion(label("chat.settings"), open=False, elem_id="settings"):
             self.chosen = [*first, *choose_how()]
 
@@ -215,9 +216,12 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         except VLChatError:
             found = None  # deleted, or somebody else's
         there = found.id if found else ""
-        choices = talk.settings(who, found) if found else None
-        values = choices.values if choices else [gr.skip()] * len(here.chosen)
-        return [there, *values, *at_rest(who, there, who.turns(there), words)]
+        choices = talk.settings(who, found) if found else Choices()
+        values = [*to_choose(talk.asking.engine.names, choices), *choices.values[2:]]
+        return [there, *values, described(choices.adapter), *at_rest(who, there, who.turns(there), words)]
+
+    def described(adapter: str) -> str:
+        return about(talk.asking.engine.described(adapter or None))
 
     def load(request: gr.Request) -> Any:
         keeps = talk.disk is not None and talk.disk.keeps(talk.visitor(request).owner)
@@ -240,8 +244,10 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
                     return opened("", words, request)
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
-        after = [gr.skip()] * (1 + len(here.chosen) + len(whole))
-        after[1 + len(here.chosen) + 2] = listed(who.store.conversations(who.owner, words), there, who.language, words)
+        after = [gr.skip()] * len(opening)
+        after[opening.index(side.listing)] = listed(
+            who.store.conversations(who.owner, words), there, who.language, words
+        )
         return after
 
     def search(there: str, words: str, request: gr.Request) -> Any:
@@ -261,7 +267,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         gr.Info(told("chat.erased", who.language))
         return [gr.Group(visible=False), *opened("", "", request)]
 
-    opening = [conversation, *here.chosen, *whole]
+    opening = [conversation, here.who, *here.chosen, here.about, *whole]
     for event in (
         page.load(load, None, [side.keep, *opening], **quick),
         side.new.click(opened, [gr.State(""), side.search], opening, cancels=streams, **quick),
@@ -270,6 +276,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         side.yes.click(erase, None, [side.sure, *opening], cancels=streams, **quick),
     ):
         event.then(None, conversation, None, js=_ADDRESS)
+    here.chosen[0].input(described, here.chosen[0], here.about, **quick)
     side.search.input(search, [conversation, side.search], side.listing, trigger_mode="always_last", **quick)
     side.erase.click(lambda: gr.Group(visible=True), None, side.sure, **quick)
     side.no.click(lambda: gr.Group(visible=False), None, side.sure, **quick)
