@@ -73,7 +73,7 @@ class Sidebar:
 class Conversing:
     """The conversation itself. Built within the current context."""
 
-    def __init__(self, examples: Path) -> None:
+    def __init__(self, names: Sequence[str], examples: Path) -> None:
         self.about = gr.HTML("", elem_id="about-model")
         self.examples = examples_of(examples)
         self.chatbot = conversation_view()
@@ -102,7 +102,7 @@ class Conversing:
             max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
             elem_id="question",
         )
-        self.who, first = choose_who()
+        self.who, first = choose_who(names)
         with gr.Accordion(label("chat.settings"), open=False, elem_id="settings"):
             self.chosen = [*first, *choose_how()]
 
@@ -216,16 +216,21 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         except VLChatError:
             found = None  # deleted, or somebody else's
         there = found.id if found else ""
-        choices = talk.settings(who, found) if found else Choices()
-        values = [*to_choose(talk.asking.engine.names, choices), *choices.values[2:]]
-        return [there, *values, described(choices.adapter), *at_rest(who, there, who.turns(there), words)]
+        values = settings_of(talk.settings(who, found)) if found else [gr.skip()] * (2 + len(here.chosen))
+        return [there, *values, *at_rest(who, there, who.turns(there), words)]
+
+    def settings_of(choices: Choices) -> list[Any]:
+        chosen = [*to_choose(talk.asking.engine.names, choices), *choices.values[2:]]
+        return [*chosen, described(choices.adapter)]
 
     def described(adapter: str) -> str:
         return about(talk.asking.engine.described(adapter or None))
 
     def load(request: gr.Request) -> Any:
         keeps = talk.disk is not None and talk.disk.keeps(talk.visitor(request).owner)
-        return [keeps, *opened(request.query_params.get("c", ""), "", request)]
+        there, *shown = opened(request.query_params.get("c", ""), "", request)
+        values = [] if there else settings_of(Choices())
+        return [keeps, there, *values, *shown[len(values) :]]
 
     def act(data: gr.EventData, there: str, words: str, request: gr.Request) -> Any:
         who, told_of = talk.visitor(request), data._data or {}
@@ -245,9 +250,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
         after = [gr.skip()] * len(opening)
-        after[opening.index(side.listing)] = listed(
-            who.store.conversations(who.owner, words), there, who.language, words
-        )
+        after[opening.index(side.listing)] = search(there, words, request)
         return after
 
     def search(there: str, words: str, request: gr.Request) -> Any:

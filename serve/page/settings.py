@@ -96,11 +96,11 @@ def nobody_or(names: Sequence[str]) -> list[tuple[Any, str]]:
     return [("–", "-"), *who(names)]
 
 
-def choose_who() -> tuple[gr.Row, list[gr.Dropdown]]:
+def choose_who(names: Sequence[str]) -> tuple[gr.Row, list[gr.Dropdown]]:
     """Who answers, and who beside; in sight only where there is a choice, see `to_choose`."""
     with gr.Row(elem_id="who", visible=False) as row:
-        first = gr.Dropdown([], label=label("chat.adapter"), elem_id="adapter", scale=1)
-        beside = gr.Dropdown([], label=label("chat.beside"), elem_id="beside", scale=1)
+        first = gr.Dropdown(who(names), value="", label=label("chat.adapter"), elem_id="adapter", scale=1)
+        beside = gr.Dropdown(nobody_or(names), value="-", label=label("chat.beside"), elem_id="beside", scale=1)
     return row, [first, beside]
 
 
