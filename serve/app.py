@@ -94,7 +94,7 @@ def build_app(
         gr.HTML("<h1>vlchat</h1>", elem_id="title")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(label("chat.tab"), elem_id="chat-tab", scale=1):
-                conversing = Conversing(engine.names, examples)
+                conversing = Conversing(engine, examples)
         chat_tab(talk, sidebar, conversing, page)
         programs(asking, talk.roots, conversing)
     return page

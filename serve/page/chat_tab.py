@@ -18,6 +18,7 @@ from serve.page.talk import Talk, Visitor
 from serve.page.view import conversation_view, examples_shown, shown
 from serve.page.words import label, told
 from serve.store import Turn
+from serve.tickets import Backend
 from vlchat.errors import VLChatError
 
 _SUGGESTIONS = ("what", "describe", "count")
@@ -73,8 +74,8 @@ class Sidebar:
 class Conversing:
     """The conversation itself. Built within the current context."""
 
-    def __init__(self, names: Sequence[str], examples: Path) -> None:
-        self.about = gr.HTML("", elem_id="about-model")
+    def __init__(self, engine: Backend, examples: Path) -> None:
+        self.about = gr.HTML(about(engine.description), elem_id="about-model")
         self.examples = examples_of(examples)
         self.chatbot = conversation_view()
         with gr.Column(visible=False, elem_id="beside-answers") as self.pair:
@@ -102,7 +103,7 @@ class Conversing:
             max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
             elem_id="question",
         )
-        self.who, first = choose_who(names)
+        self.who, first = choose_who(engine.names)
         with gr.Accordion(label("chat.settings"), open=False, elem_id="settings"):
             self.chosen = [*first, *choose_how()]
 
