@@ -9,10 +9,12 @@ import asyncio
 import base64
 import binascii
 import ipaddress
+import re
+import secrets
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +32,9 @@ PATIENCE = 60.0  # seconds in which a body must come, and
 SLOWEST = 64 * 2**10  # bytes a second that it may take longer for its size
 _PICTURES = ("/v1/", "/gradio_api/upload")
 _OPEN = ("/health", "/ready")  # for probes, which have no key
+_COOKIE = "vlchat_browser"  # a secret: who shows it is shown its conversations
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
+_KNOWN = 400 * 86400  # seconds, the longest that browsers keep one
 _BASIC = 'Basic realm="vlchat", charset="UTF-8"'
 _BEARER = 'Bearer realm="vlchat"'
 
@@ -38,7 +43,8 @@ class Guard:
     """ASGI. For those behind it, `scope["state"]` has
 
     - `tenant`: the key's name, "" where there are no keys; what is kept for one is not for another;
-    - `caller`: whose questions are counted together.
+    - `caller`: whose questions are counted together;
+    - `owner`: whose conversations the page shows: the key's, else the browser's by a cookie; "" for programs without.
 
     Args:
         app: what answers.
@@ -57,14 +63,19 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        headers, cookie = Headers(scope=scope), list[str]()
+
         async def safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(raw=message.setdefault("headers", [])).update(self._headers)
+                raw = MutableHeaders(raw=message.setdefault("headers", []))
+                raw.update(self._headers)
+                for one in cookie:
+                    raw.append("set-cookie", one)
             await send(message)
 
-        headers = Headers(scope=scope)
         try:
             limit = self._enter(scope, headers)
+            cookie += _recognize(scope, headers)
         except VLChatError as error:
             await refusal(error, scope["path"])(scope, receive, safe)
             return
@@ -170,6 +181,25 @@ class _Body:
     def _broken(self, error: RequestError) -> Message:
         self._error = error
         return {"type": "http.disconnect"}
+
+
+def _recognize(scope: Scope, headers: Headers) -> list[str]:
+    """Sets the owner; returns the cookie that makes a browser known, if it is not yet."""
+    state = scope["state"]
+    if state["tenant"]:
+        state["owner"] = f"key/{state['tenant']}"
+        return []
+    secret = cookie_parser(headers.get("cookie", "")).get(_COOKIE, "")
+    if _SECRET.fullmatch(secret):
+        state["owner"] = f"browser/{secret}"
+        return []
+    state["owner"] = ""
+    if scope["method"] != "GET" or "text/html" not in headers.get("accept", ""):
+        return []  # only who opens the page
+    secret = secrets.token_urlsafe(32)
+    state["owner"] = f"browser/{secret}"
+    secure = "; Secure" if scope["scheme"] == "https" else ""
+    return [f"{_COOKIE}={secret}; HttpOnly; SameSite=Lax; Path=/; Max-Age={_KNOWN}{secure}"]
 
 
 def refusal(error: VLChatError, path: str = "/v1/") -> JSONResponse:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serve.decoding import Album, Decoder
+from serve.page.words import told
+from serve.store import Picture, Turn
 from vlchat.errors import ImageError, VLChatError
 
 # The title of a reply that is ours, not the model's. Such an exchange is shown and never sent to the model.
-REFUSED = "This could not be answered"
-IN_LINE = "In line"
+REFUSED = told("chat.refused", "en")
+_IN_LINE = told("chat.in-line", "en", place="")
 
 
 def conversation(
@@ -44,23 +46,71 @@ def conversation(
         parts.append({"type": "text", "text": text})
     if not parts:
         raise VLChatError("Type a question, or add a picture.")
-    turns: list[dict[str, Any]] = []
-    if system.strip():
-        turns.append({"role": "system", "content": [{"type": "text", "text": system.strip()}]})
+    turns = _system(system)
     for turn in _answered(history):
         _append(turns, turn["role"], list(_parts(turn["content"], allowed, album)))
     _append(turns, "user", parts)
     return turns
 
 
-def refusal(reason: str) -> dict[str, Any]:
+def uploaded(files: Iterable[Any], roots: Iterable[Path]) -> list[Path]:
+    """Where files of a message lie.
+
+    Args:
+        files: paths, or `{"path": path}`.
+        roots: the folders that they may be read from.
+
+    Raises:
+        ImageError: one of them is no upload.
+    """
+    allowed = [root.resolve() for root in roots]
+    return [_inside(_path_of(file), allowed) for file in files]
+
+
+def turns_as_messages(
+    turns: Sequence[Turn], path_of: Callable[[Picture], Path], system: str, decoder: Decoder
+) -> list[dict[str, Any]]:
+    """Kept turns, the last of them a question, as `Chat.stream` takes them.
+
+    Args:
+        path_of: where a picture lies.
+        system: the system prompt; blank for none.
+        decoder: opens the pictures.
+
+    Raises:
+        ImageError: a picture that cannot be used, called by its file's name alone.
+    """
+    album, messages = Album(decoder), _system(system)
+    kept: list[Turn] = []
+    for turn in turns:
+        if not turn.facts.get("refused"):
+            kept.append(turn)
+        elif turn.text:  # it broke off
+            kept.append(turn)
+        else:
+            while kept and kept[-1].role == "user":
+                kept.pop()
+    for turn in kept:
+        pictures = [
+            {"type": "image", "image": album.add(path_of(picture), name=picture.name)} for picture in turn.pictures
+        ]
+        _append(messages, turn.role, pictures + ([{"type": "text", "text": turn.text}] if turn.text else []))
+    return messages
+
+
+def _system(words: str) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": [{"type": "text", "text": words.strip()}]}] if words.strip() else []
+
+
+def refusal(reason: str, language: str = "en") -> dict[str, Any]:
     """A reply that tells a person what to do, marked so that the model never reads it."""
-    return {"role": "assistant", "content": reason, "metadata": {"title": REFUSED}}
+    return {"role": "assistant", "content": reason, "metadata": {"title": told("chat.refused", language)}}
 
 
-def in_line(place: int) -> dict[str, Any]:
+def in_line(place: int, language: str = "en") -> dict[str, Any]:
     """What a person sees until the answer begins, where others are before them; marked as `refusal` is."""
-    return {"role": "assistant", "content": "", "metadata": {"title": f"{IN_LINE}, place {place}", "status": "pending"}}
+    title = told("chat.in-line", language, place=place)
+    return {"role": "assistant", "content": "", "metadata": {"title": title, "status": "pending"}}
 
 
 def escaped(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +135,7 @@ def _answered(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if title == REFUSED:
             while kept and kept[-1]["role"] == "user":
                 kept.pop()
-        elif title.startswith(IN_LINE):  # stopped before its turn came
+        elif title.startswith(_IN_LINE):  # stopped before its turn came
             continue
         elif turn.get("role") in ("user", "assistant"):
             kept.append(turn)
@@ -121,10 +171,14 @@ def _path_of(file: Any) -> Path:
 
 
 def _picture(path: Path, allowed: list[Path], album: Album) -> dict[str, Any]:
+    return {"type": "image", "image": album.add(_inside(path, allowed), name=path.name)}
+
+
+def _inside(path: Path, allowed: list[Path]) -> Path:
     try:
         inside = any(path.resolve().is_relative_to(root) for root in allowed)
     except (OSError, ValueError):  # a path that no file can have
         inside = False
     if not inside:
         raise ImageError("A picture in this conversation was not uploaded here. Add it again.")
-    return {"type": "image", "image": album.add(path, name=path.name)}
+    return path

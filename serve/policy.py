@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Policy:
         log_format: one of `LOG_FORMATS`.
         log_prompts: whether the log tells the words of questions.
         grace: seconds in which running answers may end after a signal.
+        history: the folder where the page keeps conversations and feedback; None keeps nothing beyond a visit.
     """
 
     keys: Keys = field(default_factory=Keys)
@@ -74,6 +76,7 @@ class Policy:
     log_format: str = "logfmt"
     log_prompts: bool = False
     grace: float = 30.0
+    history: Path | None = None
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +106,16 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
         help="https://example.org: its pages may show this one in a frame (repeatable; default: nobody's)",
     )
     told = parser.add_argument_group("running it")
+    told.add_argument(
+        "--history",
+        type=Path,
+        default=_data_folder(),
+        metavar="FOLDER",
+        help="where the page keeps people's conversations, each for its own visitor (default: %(default)s)",
+    )
+    told.add_argument(
+        "--no-history", action="store_true", help="keep none: conversations and pictures are gone with the visit"
+    )
     told.add_argument("--log-format", choices=LOG_FORMATS, default="logfmt", help="of the line a request on stderr")
     told.add_argument("--log-prompts", action="store_true", help="also log the words of questions, to look for a fault")
     told.add_argument(
@@ -131,7 +144,13 @@ def read_policy(arguments: argparse.Namespace) -> Policy:
         arguments.log_format,
         arguments.log_prompts,
         arguments.grace,
+        None if arguments.no_history else arguments.history,
     )
+
+
+def _data_folder() -> Path:
+    """Where programs keep what is a person's (the XDG base directory specification)."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "vlchat"
 
 
 def _rate(option: str, text: str | None) -> Rate | None:

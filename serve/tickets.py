@@ -47,6 +47,7 @@ class Options:
     Attributes:
         logprobs: how many of the likeliest tokens are told beside each one; None tells none, see `Ticket.likely`.
         scope: of whose conversations what was computed may be used again; others never see it.
+        beams: of a search for the likeliest answer, which comes in one piece; 1 for none.
         stop: words that end it, for a backend on another machine; here whoever reads the answer cuts it.
     """
 
@@ -58,6 +59,7 @@ class Options:
     scope: str = ""
     logprobs: int | None = None
     stop: tuple[str, ...] = ()
+    beams: int = 1
 
 
 @dataclass(frozen=True)

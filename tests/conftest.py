@@ -27,6 +27,7 @@ from transformers import (
 )
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="vlchat-tests-")  # answers of a test are nobody's cache
+os.environ["XDG_DATA_HOME"] = os.environ["XDG_CACHE_HOME"]  # nor conversations anybody's
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # A shell that runs the tests in the background has SIGINT ignored, which child processes would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

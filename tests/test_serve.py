@@ -33,6 +33,7 @@ from serve.app import EXAMPLES, about, build_app, mount_options  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.messages import REFUSED, escaped, in_line, refusal  # noqa: E402
+from serve.page.chat_tab import examples_of  # noqa: E402
 
 
 def conversation(*told: Any) -> list[dict[str, Any]]:
@@ -227,11 +228,11 @@ def test_the_page_says_which_model_answers(chat: Chat) -> None:
     assert "1.5B parameters" in about({"name": "x", "parameters": 1_500_000_000})
 
 
-def test_the_page_has_examples_each_with_its_question(chat: Chat) -> None:
-    examples = build_app(chat).config["components"]
-    (shown,) = [c["props"]["examples"] for c in examples if c["props"].get("elem_id") == "conversation"]
-    assert len(shown) == len(list(EXAMPLES.glob("*.png"))) >= 4
-    assert all(example["text"] and example["files"] for example in shown)
+def test_the_page_has_examples_each_with_its_question() -> None:
+    examples = examples_of(EXAMPLES)
+    assert len(examples) == len(list(EXAMPLES.glob("*.png"))) >= 4
+    assert all(path.is_file() and question.endswith(("?", ".")) for path, question in examples)
+    assert len({question for _, question in examples}) == len(examples)
 
 
 def test_nothing_is_fetched_from_or_sent_to_elsewhere(chat: Chat) -> None:

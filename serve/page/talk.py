@@ -1,0 +1,250 @@
+"""A visitor's conversations on the page: asked, answered, asked again, changed; what is seen is what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from serve.messages import turns_as_messages, uploaded
+from serve.page.asking import Answer, Asking, together
+from serve.page.beside import pair_of, paired, said, settled_pair
+from serve.page.settings import Choices
+from serve.page.view import growing, place_of, turn_shown, waiting
+from serve.page.words import language_of, told
+from serve.store import Conversation, Picture, Store, Turn
+from vlchat.conversation import Message
+from vlchat.errors import VLChatError
+
+_KEEP = 1.0  # seconds between two times that a growing answer is written down
+_SETTLE = 2.0  # seconds in which an answer that was stopped is written down
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Somebody at the page.
+
+    Attributes:
+        owner: whose conversations these are.
+        store: where they are kept.
+        language: of `serve.page.words.LANGUAGES`.
+    """
+
+    owner: str
+    store: Store
+    language: str
+
+    def turns(self, conversation: str) -> list[Turn]:
+        """Of a conversation; none of one that is not begun."""
+        return self.store.turns(self.owner, conversation) if conversation else []
+
+    def path_of(self, picture: Picture) -> Path:
+        """Where the page finds a picture."""
+        return place_of(self.owner, picture, lambda digest: self.store.picture(self.owner, digest))
+
+    def shown(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """The turns for the page."""
+        return [turn_shown(turn, self.path_of, facts_line(turn, self.language)) for turn in turns]
+
+
+class Talk:
+    """What happens to conversations; the page's events call it.
+
+    Args:
+        asking: asks the engine.
+        disk: where conversations are kept; None where the operator keeps none.
+        examples: a folder whose pictures may be asked about, too.
+    """
+
+    def __init__(self, asking: Asking, disk: Store | None, examples: Path) -> None:
+        self.asking, self.disk, self.examples = asking, disk, examples
+        self.memory = Store(None)
+        self._answering: set[tuple[str, str]] = set()
+
+    def visitor(self, request: gr.Request) -> Visitor:
+        """Who asks. Of those who show neither key nor cookie, each visit is another's."""
+        owner = getattr(request.state, "owner", "")
+        return Visitor(owner or f"visit/{request.session_hash}", self.store_of(owner), language_of(request))
+
+    def store_of(self, owner: str) -> Store:
+        """Where somebody's conversations are: in memory, if they or the operator keep none."""
+        return self.disk if owner and self.disk is not None and self.disk.keeps(owner) else self.memory
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders that pictures may come from."""
+        return [Path(get_upload_folder()), self.examples]
+
+    def ask(self, who: Visitor, conversation: str, choices: Choices, message: Mapping[str, Any]) -> str:
+        """Writes a question down.
+
+        Args:
+            conversation: its id; "" begins one.
+            message: `{"text": str, "files": [path | {"path": path}]}`.
+
+        Returns:
+            The conversation's id.
+
+        Raises:
+            VLChatError: it can't be asked.
+        """
+        text = str(message.get("text") or "").strip()
+        pictures = [(path.name, path.read_bytes()) for path in uploaded(message.get("files") or [], self.roots)]
+        if not (text or pictures):
+            raise VLChatError("Type a question, or add a picture.")
+        if (who.owner, conversation) in self._answering:
+            raise VLChatError(told("chat.busy", who.language))
+        there = conversation or who.store.begin(who.owner, choices.__dict__).id
+        who.store.settle(who.owner, there, choices.__dict__)
+        who.store.add(who.owner, there, "user", text, pictures)
+        return there
+
+    def again(self, who: Visitor, conversation: str) -> None:
+        """Takes the last answer back, to be written anew."""
+        turns = who.turns(conversation)
+        asked = _last_question(turns)
+        if asked is not None and asked + 1 < len(turns):
+            who.store.cut(who.owner, conversation, turns[asked + 1].id)
+
+    def undo(self, who: Visitor, conversation: str) -> dict[str, Any]:
+        """Takes the last question back; it is returned as `ask` takes it."""
+        turns = who.turns(conversation)
+        asked = _last_question(turns)
+        if asked is None:
+            return {"text": "", "files": []}
+        message = self._message(who, turns[asked], turns[asked].text)
+        who.store.cut(who.owner, conversation, turns[asked].id)
+        return message
+
+    def edit(self, who: Visitor, conversation: str, turn: int, text: str) -> None:
+        """Another wording of a question, with its pictures; what came after it is gone."""
+        asked = [one for one in who.turns(conversation) if one.id == turn and one.role == "user"]
+        if asked and (text.strip() or asked[0].pictures):
+            pictures = [(one.name, who.store.picture(who.owner, one.digest)) for one in asked[0].pictures]
+            who.store.cut(who.owner, conversation, turn)
+            who.store.add(who.owner, conversation, "user", text.strip(), pictures)
+
+    def _message(self, who: Visitor, turn: Turn, text: str) -> dict[str, Any]:
+        return {"text": text, "files": [str(who.path_of(picture)) for picture in turn.pictures]}
+
+    async def answers(
+        self, who: Visitor, conversation: str, choices: Choices, request: gr.Request
+    ) -> AsyncGenerator[tuple[list[dict[str, Any]], tuple[str, ...]]]:
+        """The conversation, its last question being answered, kept as it grows.
+
+        Yields:
+            The turns for the page, and (where two answer, `Choices.beside`) both answers as HTML.
+        """
+        turns, key = who.turns(conversation), (who.owner, conversation)
+        if not turns or turns[-1].role != "user" or key in self._answering:
+            return
+        self._answering.add(key)
+        before, kept, written = who.shown(turns), 0, time.monotonic()
+        names = [choices.adapter, *([choices.beside] if choices.beside != "-" else [])]
+        several = [choices.options(name) for name in names]
+        latest: tuple[Answer, ...] = (Answer(),) * len(names)
+
+        def messages() -> Sequence[Message]:
+            return turns_as_messages(turns, who.path_of, choices.system, self.asking.decoder)
+
+        streams = [self.asking.answers(messages, options, turns[-1].text, request) for options in several]
+        try:
+            async with aclosing(together(streams)) as grown:
+                async for latest in grown:
+                    if any(one.text for one in latest):
+                        if not kept:
+                            kept = who.store.add(who.owner, conversation, "assistant", "")
+                        if time.monotonic() - written > _KEEP:
+                            written = time.monotonic()
+                            who.store.finish(who.owner, kept, latest[0].text, {"reason": "cancelled"})
+                    if len(latest) > 1:
+                        yield before, tuple(said(one, who.language) for one in latest)
+                    elif kept:
+                        yield [*before, growing(kept, latest[0].text)], ()
+                    elif not latest[0].refused:
+                        yield [*before, waiting(latest[0].place, who.language)], ()
+        finally:
+            try:
+                if any(one.text or one.refused or one.end is not None for one in latest):
+                    kept = kept or who.store.add(who.owner, conversation, "assistant", "")
+                    facts = [self.facts(one, options) for one, options in zip(latest, several, strict=True)]
+                    who.store.finish(who.owner, kept, latest[0].text.strip(), paired(latest, facts))
+            except VLChatError:
+                pass  # the conversation was deleted meanwhile, by its owner
+            finally:
+                self._answering.discard(key)
+
+    def vote(self, who: Visitor, conversation: str, chosen: str) -> None:
+        """Chooses between the two answers to the last question: "left", "right" or "same". The better one stays."""
+        turns = who.turns(conversation)
+        if not turns or pair_of(turns[-1]) is None:
+            return
+        turn, asked = turns[-1], _last_question(turns)
+        text, facts, answers = settled_pair(turn, chosen, self.asking.engine.names)
+        if asked is not None:
+            better = "" if chosen == "same" else list(answers)[chosen == "right"]
+            who.store.vote(who.owner, conversation, turns[asked].id, answers, better)
+        who.store.finish(who.owner, turn.id, text, facts)
+
+    def rate(self, who: Visitor, turn: int, rating: int, correction: str) -> None:
+        """Keeps what a visitor thinks of an answer; of those who keep no history, that exchange alone."""
+        who.store.rate(who.owner, turn, rating, correction)
+        if who.store is self.memory and self.disk is not None:
+            self.disk.keep_rated(who.owner, self.memory, turn)
+
+    def facts(self, answer: Answer, options: Any) -> dict[str, Any]:
+        """What is kept of an answer beside its words."""
+        reason = "The model ended its answer before the first word. Try other words or another setting."
+        refused = answer.refused or ("" if answer.text.strip() or answer.end is None else reason)
+        facts: dict[str, Any] = {"reason": "cancelled", "adapter": options.adapter or ""}
+        if answer.end is not None:
+            facts |= {
+                "reason": answer.end.reason,
+                "prompt_tokens": answer.end.prompt_tokens,
+                "cached_tokens": answer.end.cached_tokens,
+                "new_tokens": answer.end.new_tokens,
+            }
+        facts |= {"first_seconds": round(answer.first_seconds, 4), "seconds": round(answer.seconds, 4)}
+        return facts | {"refused": refused} if refused else facts
+
+    async def settled(self, who: Visitor, conversation: str) -> list[Turn]:
+        """The turns, once an answer that was stopped is written down."""
+        end = time.monotonic() + _SETTLE
+        while (who.owner, conversation) in self._answering and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return who.turns(conversation)
+
+    def close(self) -> None:
+        """Writes all down. Nothing is asked after it."""
+        for store in filter(None, (self.disk, self.memory)):
+            store.close()
+
+    def settings(self, who: Visitor, conversation: Conversation) -> Choices:
+        """What a conversation was kept with."""
+        return Choices.kept(conversation.settings, self.asking.engine.names)
+
+
+def facts_line(turn: Turn, language: str) -> str:
+    """What is told under an answer: its tokens, its speed, why it ended."""
+    facts = turn.facts
+    if turn.role != "assistant" or not facts.get("new_tokens"):
+        return ""
+    pace = max(facts["seconds"] - facts["first_seconds"], 1e-6)
+    parts = [told("chat.tokens", language, count=facts["new_tokens"])]
+    if facts["new_tokens"] > 1:
+        parts.append(told("chat.speed", language, speed=f"{(facts['new_tokens'] - 1) / pace:.0f}"))
+    parts.append(told("chat.first", language, seconds=f"{facts['first_seconds']:.2f}"))
+    parts.append(told(f"chat.reason-{facts['reason']}", language))
+    return " · ".join(parts)
+
+
+def _last_question(turns: Sequence[Turn]) -> int | None:
+    places = [place for place, turn in enumerate(turns) if turn.role == "user"]
+    return places[-1] if places else None
