@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serve.records import Rated, Turn, Vote
+from serve.records import Picture, Rated, Turn, Vote
 from serve.store import FILE, Store
 from serve.transcript import messages_of
 from vlchat import images
@@ -134,6 +134,11 @@ def tally(votes: Iterable[Vote]) -> dict[tuple[str, str], tuple[int, int, int]]:
     return dict(sorted(counted.items()))
 
 
+def pictures_of(rated: Rated) -> Sequence[Picture]:
+    """Those shown last before the answer, which it is about."""
+    return next((turn.pictures for turn in reversed(rated.turns) if turn.pictures), ())
+
+
 def question_of(rated: Rated) -> str:
     """The words of the last question before the answer, in one line."""
     return next((" ".join(turn.text.split()) for turn in reversed(rated.turns[:-1]) if turn.role == "user"), "")
@@ -146,7 +151,7 @@ def _rows(store: Store, found: Sequence[Rated], folder: Path) -> tuple[list[dict
     left_out = []
     for rated in sorted(found, key=lambda one: (one.when, one.answer.id)):
 
-        def shown(picture: Any, rated: Rated = rated) -> dict[str, Any]:
+        def shown(picture: Picture, rated: Rated = rated) -> dict[str, Any]:
             content = store.content(rated, picture)
             name = f"{picture.digest[:32]}.{images.mime_of(content).partition('/')[2]}"
             (folder / name).write_bytes(content)
