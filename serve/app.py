@@ -24,6 +24,7 @@ from serve.guard import failure  # noqa: E402
 from serve.logs import Log  # noqa: E402
 from serve.page.asking import Asking  # noqa: E402
 from serve.page.chat_tab import Conversing, Sidebar, chat_tab  # noqa: E402
+from serve.page.feedback import feedback_tab  # noqa: E402
 from serve.page.programs import programs  # noqa: E402
 from serve.page.saving import saving  # noqa: E402
 from serve.page.talk import Talk  # noqa: E402
@@ -95,6 +96,8 @@ def build_app(
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(label("chat.tab"), elem_id="chat-tab", scale=1):
                 conversing = Conversing(engine, examples)
+            with gr.Tab(label("feedback.tab"), elem_id="feedback-tab") as feedback:
+                feedback_tab(talk, feedback)
         chat_tab(talk, sidebar, conversing, page)
         programs(asking, talk.roots, conversing)
     return page

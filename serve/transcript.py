@@ -104,7 +104,8 @@ def messages_of(turns: Iterable[Turn], shown: Callable[[Picture], dict[str, Any]
         parts += [{"type": "text", "text": turn.text}] if turn.text else []
         # A question that was stopped before the first word of its answer: it and the next one are one turn.
         if messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += [{"type": "text", "text": "\n"}, *parts]
+            said = messages[-1]["content"]
+            said += [*([{"type": "text", "text": "\n"}] if said[-1]["type"] == "text" else []), *parts]
         elif parts:
             messages.append({"role": "user", "content": parts})
     return messages

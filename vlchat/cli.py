@@ -116,6 +116,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_policy(serve)
     serve.set_defaults(run=_serve)
 
+    feedback = known.add_parser(
+        "feedback",
+        help="what people said of answers on the page, as training data",
+        description="What people said of answers on the page: thumbs, corrections, votes.",
+    )
+    about = feedback.add_subparsers(title="what to do", required=True, metavar="WHAT", dest="what")
+    gather = about.add_parser("export", help="write the corrected answers as data for vlchat train")
+    gather.add_argument("history", type=Path, metavar="HISTORY_FOLDER", help="where vlchat serve keeps its history")
+    gather.add_argument("out", type=Path, metavar="OUT_FOLDER", help="gets data.json and images/")
+    gather.add_argument("--liked", action="store_true", help="answers with a thumb up, too, as they are")
+    gather.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    table = about.add_parser("show", help="counts and a table of what was said")
+    table.add_argument("history", type=Path, metavar="HISTORY_FOLDER", help="as above")
+    feedback.set_defaults(run=_feedback)
+
     pictures = known.add_parser(
         "pictures",
         help="try odd picture files as the server opens them",
@@ -284,6 +299,21 @@ def _serve(arguments: argparse.Namespace) -> int:
         policy=read_policy(arguments),
         **commands.loading(arguments),
     )
+
+
+def _feedback(arguments: argparse.Namespace) -> int:
+    """As `_serve`: it reaches up."""
+    from serve import feedback
+
+    if arguments.what == "show":
+        print(feedback.show(arguments.history))
+        return 0
+    written = feedback.export(arguments.history, arguments.out, liked=arguments.liked, overwrite=arguments.overwrite)
+    for reason in written.left_out:
+        print(reason, file=sys.stderr)
+    print(f"Written: {written.data}, {written.rows} rows. Train on them:")
+    print(f"vlchat train configs/finetune-mini.yaml data.0.path={written.data}")
+    return 0
 
 
 def _pictures(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,31 @@
+"""Of the tab that shows what somebody said of answers."""
+
+WORDS = {
+    "feedback.tab": ("Feedback", "反馈"),
+    "feedback.none": (
+        "Nothing yet. Give an answer a thumb, or say what it should have been; it is listed here.",
+        "还没有反馈。给回答点赞或点踩，或写出正确的回答，都会列在这里。",
+    ),
+    "feedback.counts": (
+        "{answers} answers: {up} up, {down} down, {corrected} corrected. {votes} votes.",
+        "共 {answers} 个回答：{up} 个赞，{down} 个踩，{corrected} 个已更正。{votes} 次投票。",
+    ),
+    "feedback.command": (
+        "Whoever runs this server makes training data of the corrections:",
+        "服务器的管理者可以把更正变成训练数据：",
+    ),
+    "feedback.answers": ("Answers", "回答"),
+    "feedback.question": ("Question", "问题"),
+    "feedback.answer": ("Answer", "回答"),
+    "feedback.correction": ("Should have been", "正确的回答"),
+    "feedback.up": ("Good answer", "回答得好"),
+    "feedback.down": ("Bad answer", "回答不好"),
+    "feedback.remove": ("Remove", "删除"),
+    "feedback.votes": ("Votes between models", "模型之间的投票"),
+    "feedback.model": ("Model", "模型"),
+    "feedback.other": ("Other model", "另一模型"),
+    "feedback.better": ("Better", "更好"),
+    "feedback.worse": ("Worse", "更差"),
+    "feedback.same": ("No difference", "没有差别"),
+    "feedback.removed": ("Removed.", "已删除。"),
+}
