@@ -26,6 +26,7 @@ from serve.page.asking import Asking  # noqa: E402
 from serve.page.chat_tab import Conversing, Sidebar, chat_tab  # noqa: E402
 from serve.page.feedback import feedback_tab  # noqa: E402
 from serve.page.programs import programs  # noqa: E402
+from serve.page.room import training_room  # noqa: E402
 from serve.page.saving import saving  # noqa: E402
 from serve.page.talk import Talk  # noqa: E402
 from serve.page.words import label, translations  # noqa: E402
@@ -37,6 +38,7 @@ from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from serve.tickets import Backend  # noqa: E402
+from serve.trainings import Trainings  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 
 gradio_mended.mend()
@@ -53,17 +55,21 @@ class Page(gr.Blocks):
         decoder: opens pictures; it ends with the page.
         talk: people's conversations; they are written down when it ends.
         listening: takes questions, once the page is launched.
+        trainings: what the training room does, if there is one; they end with the page.
     """
 
     engine: Several
     decoder: Decoder
     talk: Talk
     listening: Server | None = None
+    trainings: Trainings | None = None
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
         if self.listening is not None:
             self.listening.close()
+        if self.trainings is not None:
+            self.trainings.close()
         self.decoder.close()
         self.engine.close()
         self.talk.close()
@@ -71,7 +77,7 @@ class Page(gr.Blocks):
 
 def build_app(
     chat: Chat | Backend, *, examples: Path = EXAMPLES, rates: Rates | None = None, log: Log | None = None,
-    history: Path | None = None,
+    history: Path | None = None, trainings: Trainings | None = None,
 ) -> Page:  # fmt: skip
     """The page for one model or backend; not yet listening, see `launch`.
 
@@ -81,6 +87,7 @@ def build_app(
         rates: what a visitor may ask; all they like, by default.
         log: where it is told what they asked.
         history: the folder where conversations are kept; None keeps none beyond a visit.
+        trainings: what the training room does; None is none. They end with the page.
 
     Raises:
         VLChatError: that folder can't be used.
@@ -93,12 +100,18 @@ def build_app(
         with gr.Sidebar(elem_id="sidebar", open=False):
             sidebar = Sidebar(keeps=history is not None)
         gr.HTML("<h1>vlchat</h1>", elem_id="title")
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab(label("chat.tab"), elem_id="chat-tab", scale=1):
+        page.trainings = trainings
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab(label("chat.tab"), id="chat", elem_id="chat-tab", scale=1):
                 conversing = Conversing(engine, examples)
+            if trainings is not None:
+                with gr.Tab(label("room.tab"), id="room", elem_id="room-tab"):
+                    room = training_room(trainings, lambda name, run: engine.add(name, Engine(Chat.load(run))))
             with gr.Tab(label("feedback.tab"), elem_id="feedback-tab") as feedback:
                 feedback_tab(talk, feedback)
-        chat_tab(talk, sidebar, conversing, page)
+        talking = chat_tab(talk, sidebar, conversing, page)
+        if trainings is not None:
+            room.added.success(talking.choose_newest, None, [tabs, *talking.picker], api_visibility="private")
         programs(asking, talk.roots, conversing)
     return page
 
@@ -121,7 +134,7 @@ def mount_options() -> dict[str, Any]:
 
 def launch(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, hosts: Hosts | None = None,
-    policy: Policy | None = None,
+    policy: Policy | None = None, trainings: Trainings | None = None,
 ) -> Page:  # fmt: skip
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
@@ -135,7 +148,7 @@ def launch(
     policy = policy or Policy()
     rates = Rates(policy.questions, policy.tokens)
     log = Log(policy.log_format, policy.log_prompts)
-    page = build_app(chat, rates=rates, log=log, history=policy.history)
+    page = build_app(chat, rates=rates, log=log, history=policy.history, trainings=trainings)
     page.decoder.warm_up()
     page.queue(max_size=None)  # the engine's line is bounded
     api = Api(page.engine, page.decoder, rates, hosts or Hosts())
@@ -152,14 +165,14 @@ def launch(
 
 def run(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-    hosts: Hosts | None = None, policy: Policy | None = None,
+    hosts: Hosts | None = None, policy: Policy | None = None, trainings: Trainings | None = None,
 ) -> int:  # fmt: skip
     """Serves the page until SIGTERM or Ctrl-C, lets running answers end, and returns; see `launch`.
 
     A second signal ends the process at once.
     """
     policy = policy or Policy()
-    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy)
+    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy, trainings=trainings)
     address = f"http://{host}:{port}"
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -40,6 +40,7 @@ class ChatTab:
         conversation: the id of the open one.
         chatbot: shows it.
         chosen: the settings, in the order of `Choices`.
+        picker: the components that say who answers, for `choose_newest`.
         answered: fires when an answer has ended or another conversation was opened; its value is (conversation, turn).
     """
 
@@ -47,7 +48,14 @@ class ChatTab:
     conversation: gr.Textbox
     chatbot: gr.HTML
     chosen: list[Any]
+    picker: list[Any]
     answered: gr.State
+
+    def choose_newest(self) -> list[Any]:
+        """Brings the chat into sight, and the model that was added last to answer there beside the first one."""
+        names = self.talk.asking.engine.names
+        choices = Choices(beside=names[-1])
+        return [gr.Tabs(selected="chat"), *to_choose(names, choices)]
 
 
 class Sidebar:
@@ -308,7 +316,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
     here.chatbot.submit(correct, conversation, here.chatbot, **quick)
     for button, chosen in zip(here.votes, ("left", "same", "right"), strict=True):
         button.click(vote, [conversation, side.search, gr.State(chosen)], whole, **quick)
-    return ChatTab(talk, conversation, here.chatbot, here.chosen, answered)
+    return ChatTab(talk, conversation, here.chatbot, here.chosen, [here.who, *here.chosen[:2]], answered)
 
 
 def _told(data: gr.EventData, name: str) -> int:
