@@ -164,7 +164,7 @@ class Inside:
         """Where an answer came from, or a word of it: by the first of `METHODS` that the model has.
 
         Args:
-            key: of the answer, for everybody who may see it.
+            key: of the answer, and of nobody else's: what was drawn for it is shown again.
             word: where it begins and ends in `answer`.
 
         Raises:
@@ -180,7 +180,8 @@ class Inside:
                     continue
             return evidence(chat, messages, answer, word=word, method=METHODS[-1])
 
-        return self._known(("map", key, answer, word, adapter), lambda: self._told(drawn, adapter, left))
+        whole = ("map", key, _texts(messages), answer, word, adapter)
+        return self._known(whole, lambda: self._told(drawn, adapter, left))
 
     def check(
         self, key: Hashable, messages: Sequence[Message], answer: str, word: tuple[int, int] | None,
@@ -192,7 +193,8 @@ class Inside:
             return deletion_check(chat, messages, found, at_once=_AT_ONCE)
 
         found = self.explain(key, messages, answer, word, adapter, left)
-        return self._known(("check", key, answer, word, adapter), lambda: self._told(checked, adapter, left))
+        whole = ("check", key, _texts(messages), answer, word, adapter)
+        return self._known(whole, lambda: self._told(checked, adapter, left))
 
     def _told(self, work: Callable[[Chat], Found], adapter: str | None, left: threading.Event) -> Found:
         chat = self.backend.beside(adapter, left)
@@ -214,3 +216,12 @@ class Inside:
         self._found.move_to_end(key)
         found: Found = self._found[key]
         return found
+
+
+def _texts(messages: Sequence[Message]) -> str:
+    """What was said: an answer that is given once more, to other words, has other maps."""
+    parts = [
+        [one["role"], content if isinstance(content := one["content"], str) else [part.get("text") for part in content]]
+        for one in messages
+    ]
+    return json.dumps(parts, ensure_ascii=False)

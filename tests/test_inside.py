@@ -241,23 +241,24 @@ def test_words_and_their_odds() -> None:
 
 @pytest.mark.skipif(not list(EMBEDDED.glob("*.safetensors")), reason="this checkout has no embedded model")
 def test_answers_called_unsure_are_wrong_more_often_on_fresh_scenes() -> None:
-    """Drawn from a seed that the calibration has not seen, answered and timed by the engine as the page asks it."""
+    """Drawn from a seed that the calibration has not seen, and answered by the engine as the page asks it."""
+    from vlchat.evaluate.items import Reply
     from vlchat.evaluate.known import make_task
 
-    chat = Chat.load()
-    engine = Engine(chat)
+    engine = Engine(Chat.load(), waiting=200)
     try:
         known = Inside(engine).trust(None)
         assert known is not None and known.threshold is not None
         task: Any = make_task("scenes", questions=160, phrasings="held", seed=77)
-        unsure, sure, off = [], [], []
-        for item in task.items():
-            (request,) = task.requests(item, [])
-            ticket = engine.submit(request.messages, Options(80, logprobs=0))
-            text = "".join(ticket).strip()
-            facts = Facts(reason="stop", tokens=tuple((one.text, one.logprob) for one in ticket.likely))
+        items = task.items()
+        asked = [engine.submit(item.messages, Options(80, logprobs=0)) for item in items]
+        unsure: list[float] = []
+        sure: list[float] = []
+        off = []
+        for item, ticket in zip(items, asked, strict=True):
+            right = task.read(item, [Reply("".join(ticket).strip())]).score
+            facts = Facts(tokens=tuple((one.text, one.logprob) for one in ticket.likely))
             assert facts.likelihood is not None
-            right = task.read(item, [_reply(text)]).score
             (unsure if known.unsure(facts.likelihood) else sure).append(right)
             off.append(known.confidence(facts.likelihood) - right)
         assert len(unsure) >= 10
@@ -265,9 +266,3 @@ def test_answers_called_unsure_are_wrong_more_often_on_fresh_scenes() -> None:
         assert abs(np.mean(off)) < 0.08, "as often right as it says"
     finally:
         engine.close()
-
-
-def _reply(text: str) -> Any:
-    from vlchat.evaluate.items import Reply
-
-    return Reply(text)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ TURNS = {"pictures": ("c", "1"), "words": ("c", "2"), "nothing": ("c", "9")}
 
 
 @pytest.fixture
-def address(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Iterator[str]:
+def served(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Iterator[Any]:
     """A page with the panel alone, about answers that are given here."""
     from serve import gradio_mended
     from serve.engine import Engine
@@ -58,7 +60,7 @@ def address(tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any) -> Iterator[str
     _, local, _ = page.launch(
         prevent_thread_lock=True, quiet=True, css=CSS, i18n=translations(), server_name="127.0.0.1", ssr_mode=False
     )
-    yield local
+    yield SimpleNamespace(address=local, chat=engine.chat, inside=inside)
     page.close(verbose=False)
     inside.close()
     engine.close()
@@ -93,8 +95,8 @@ def photographed(page: Any, name: str) -> None:
         page.screenshot(path=str(Path(folder) / f"inside-{name}.png"))
 
 
-def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, address: str) -> None:
-    page = opened(browser, address)
+def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, served: Any) -> None:
+    page = opened(browser, served.address)
     facts = page.locator("#inside-facts")
     playwright.expect(facts).to_contain_text("4 tokens, 3 a second")
     playwright.expect(facts).to_contain_text("304 of 8,192 tokens used, 7,888 left")
@@ -144,8 +146,22 @@ def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, address: str) -> N
     page.close()
 
 
-def test_an_answer_without_a_picture_and_none_at_all(browser: Any, address: str) -> None:
-    page = opened(browser, address, "words")
+@pytest.mark.parametrize("leaving", ["another answer", "the page"])
+def test_a_map_that_nobody_waits_for_is_not_finished(browser: Any, served: Any, leaving: str) -> None:
+    passes: list[int] = []
+    served.chat.model.lm_head.register_forward_hook(lambda *_: (time.sleep(0.5), passes.append(1))[0])
+    page = opened(browser, served.address)
+    page.locator("#inside-words .words button").nth(1).click()
+    playwright.expect(page.locator("#inside-map")).to_contain_text("Drawing the map", timeout=PATIENCE)
+    page.get_by_label("words", exact=True).check(force=True) if leaving == "another answer" else page.close()
+    while served.inside._looking or not passes:
+        time.sleep(0.05)
+    assert len(passes) < 8
+    page.close()
+
+
+def test_an_answer_without_a_picture_and_none_at_all(browser: Any, served: Any) -> None:
+    page = opened(browser, served.address, "words")
     playwright.expect(page.locator("#inside-words")).to_contain_text("There is no picture in this conversation")
     playwright.expect(page.locator("#inside-facts")).to_contain_text("at the longest answer that was asked for")
     assert page.locator("#inside-sure").count() == 0 and page.locator("#inside-words button").count() == 0
@@ -155,9 +171,9 @@ def test_an_answer_without_a_picture_and_none_at_all(browser: Any, address: str)
     page.close()
 
 
-def test_chinese_on_a_phone_in_the_dark(browser: Any, address: str) -> None:
+def test_chinese_on_a_phone_in_the_dark(browser: Any, served: Any) -> None:
     phone = {"viewport": {"width": 390, "height": 1400}, "locale": "zh-CN", "color_scheme": "dark"}
-    page = opened(browser, address, **phone)
+    page = opened(browser, served.address, **phone)
     playwright.expect(page.locator("#inside-sure")).to_contain_text("不确定。")
     page.get_by_role("button", name="整个回答").click()
     drawn(page)
