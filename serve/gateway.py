@@ -138,6 +138,9 @@ class Gateway:
             raise Closed from None
         return asked.ticket
 
+    def beside(self, adapter: str | None, left: threading.Event) -> None:
+        """Nothing: the models are not here."""
+
     def close(self, wait: float | None = 10.0) -> None:
         """As of `serve.tickets.Backend`."""
         self._closing = True

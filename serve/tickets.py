@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve.metrics import Metrics
+from vlchat.chat import Chat
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
@@ -234,6 +235,16 @@ class Backend(Protocol):
         Raises:
             Busy, Closed: it takes no more.
             VLChatError: the conversation can't be answered. What is found out later is the `End`'s error.
+        """
+
+    def beside(self, adapter: str | None, left: threading.Event) -> Chat | None:
+        """The model that answers, to be looked into while others are answered; None where it is not here.
+
+        Its `turn` comes between two steps, and raises `serve.gate.Left` once `left` is set. Hold it for one pass at a
+        time: nobody's words come meanwhile.
+
+        Raises:
+            VLChatError: there is no such adapter. The turn raises `Closed` where the engine stops.
         """
 
     def close(self, wait: float | None = 10.0) -> None:
