@@ -25,7 +25,10 @@ from serve.logs import Log  # noqa: E402
 from serve.page.asking import Asking  # noqa: E402
 from serve.page.chat_tab import Conversing, Sidebar, chat_tab  # noqa: E402
 from serve.page.feedback import feedback_tab  # noqa: E402
+from serve.page.inside import CSS as INSIDE_CSS  # noqa: E402
+from serve.page.inside import inside_panel  # noqa: E402
 from serve.page.programs import programs  # noqa: E402
+from serve.page.room import CSS as ROOM_CSS  # noqa: E402
 from serve.page.room import training_room  # noqa: E402
 from serve.page.saving import saving  # noqa: E402
 from serve.page.talk import Talk  # noqa: E402
@@ -109,7 +112,9 @@ def build_app(
                     room = training_room(trainings, lambda name, run: engine.add(name, Engine(Chat.load(run))))
             with gr.Tab(label("feedback.tab"), elem_id="feedback-tab") as feedback:
                 feedback_tab(talk, feedback)
-        talking = chat_tab(talk, sidebar, conversing, page)
+        with gr.Sidebar(elem_id="inside-sidebar", open=False, position="right", width=380) as panel:
+            inside = inside_panel(talk.inside, talk.told, gr.State(None))
+        talking = chat_tab(talk, sidebar, conversing, page, panel, inside)
         if trainings is not None:
             room.added.success(talking.choose_newest, None, [tabs, *talking.picker], api_visibility="private")
         programs(asking, talk.roots, conversing)
@@ -120,7 +125,7 @@ def mount_options() -> dict[str, Any]:
     """What `gr.mount_gradio_app` needs for this page: its looks, its limits, and nothing that leaves this machine."""
     return {
         "theme": theme(),
-        "css": CSS,
+        "css": "\n".join([CSS, INSIDE_CSS, ROOM_CSS]),
         "footer_links": [],
         "show_error": False,
         "max_file_size": UPLOAD_LIMIT,

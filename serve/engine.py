@@ -137,8 +137,9 @@ class Engine:
         return self.chat.description
 
     def described(self, name: str | None) -> dict[str, Any]:
-        """The same of an adapter."""
-        return (self.chat if name is None else self.chat.with_adapter(name)).description
+        """The same of an adapter, and the `context_length` in tokens, if it is known."""
+        chat = self.chat if name is None else self.chat.with_adapter(name)
+        return {**chat.description, "context_length": chat.context_length}
 
     @property
     def names(self) -> list[str]:

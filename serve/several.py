@@ -9,6 +9,7 @@ from typing import Any
 
 from serve.metrics import Metrics
 from serve.tickets import Backend, End, Options, Ticket
+from vlchat.chat import Chat
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError, nearest
 
@@ -73,6 +74,10 @@ class Several:
         options = options or Options()
         one, adapter = self._whose(options.adapter)
         return one.submit(messages, replace(options, adapter=adapter), deliver)
+
+    def beside(self, adapter: str | None, left: threading.Event) -> Chat | None:
+        one, name = self._whose(adapter)
+        return one.beside(name, left)
 
     def close(self, wait: float | None = 10.0) -> None:
         for one in self._all:

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from serve.page.beside import pair_of
+from serve.page.inside import Panel
 from serve.page.listing import listed, listing
 from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
@@ -41,7 +42,6 @@ class ChatTab:
         chatbot: shows it.
         chosen: the settings, in the order of `Choices`.
         picker: the components that say who answers, for `choose_newest`.
-        answered: fires when an answer has ended or another conversation was opened; its value is (conversation, turn).
     """
 
     talk: Talk
@@ -49,7 +49,6 @@ class ChatTab:
     chatbot: gr.HTML
     chosen: list[Any]
     picker: list[Any]
-    answered: gr.State
 
     def choose_newest(self) -> list[Any]:
         """Brings the chat into sight, and the model that was added last to answer there beside the first one."""
@@ -116,24 +115,30 @@ class Conversing:
             self.chosen = [*first, *choose_how()]
 
 
-def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Blocks) -> ChatTab:
-    """Wires the events of both parts; within the page's context."""
+def chat_tab(
+    talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Blocks, panel: gr.Sidebar, inside: Panel
+) -> ChatTab:
+    """Wires the events of both parts; within the page's context.
+
+    Args:
+        panel: holds `inside`, and opens when an answer is to be looked into.
+    """
     side, here = sidebar, conversing
     conversation = gr.Textbox(visible="hidden", elem_id="conversation-id", label="id")
-    answered = gr.State(("", 0))
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**quiet, "queue": False}
     busy: dict[str, Any] = {"interactive": False, "submit_btn": False, "stop_btn": True}
     idle: dict[str, Any] = {"interactive": True, "submit_btn": True, "stop_btn": False}
     whole = [
-        here.chatbot, side.listing, here.pair, here.left, here.right, here.suggesting, answered, here.question
+        here.chatbot, side.listing, here.pair, here.left, here.right, here.suggesting, here.question
     ]  # fmt: skip
 
     def view(who: Visitor, there: str, turns: Sequence[Mapping[str, Any]] | None = None, busy: bool = False) -> Any:
         if turns is None:
             turns = who.shown(who.turns(there))
         examples = [] if turns else examples_shown(here.examples)
-        return shown(there, turns, who.language, examples=examples, busy=busy)
+        deep = talk.inside.here
+        return shown(there, turns, who.language, examples=examples, busy=busy, inside=deep)
 
     def at_rest(who: Visitor, there: str, turns: Sequence[Turn], words: str) -> list[Any]:
         """What the page shows of a conversation at rest, for `whole`."""
@@ -146,7 +151,6 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
             left,
             right,
             gr.Row(visible=not turns),
-            (there, turns[-1].id if turns and turns[-1].role == "assistant" else 0),
             gr.MultimodalTextbox(**idle),
         ]  # fmt: skip
 
@@ -295,6 +299,9 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
 
     # What people think of answers.
 
+    def look(there: str, data: gr.EventData) -> Any:
+        return (there, _told(data, "turn")), gr.Sidebar(open=True)
+
     def like(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who, turn = talk.visitor(request), _told(data, "turn")
         correction = next((one.correction for one in who.turns(there) if one.id == turn), "")
@@ -312,11 +319,14 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         talk.vote(who, there, chosen)
         return at_rest(who, there, who.turns(there), words)
 
+    here.chatbot.select(look, conversation, [inside.selected, panel], **quick).then(
+        inside.refresh, inside.selected, inside.outputs, **quiet
+    )
     here.chatbot.like(like, conversation, here.chatbot, **quick)
     here.chatbot.submit(correct, conversation, here.chatbot, **quick)
     for button, chosen in zip(here.votes, ("left", "same", "right"), strict=True):
         button.click(vote, [conversation, side.search, gr.State(chosen)], whole, **quick)
-    return ChatTab(talk, conversation, here.chatbot, here.chosen, [here.who, *here.chosen[:2]], answered)
+    return ChatTab(talk, conversation, here.chatbot, here.chosen, [here.who, *here.chosen[:2]])
 
 
 def _told(data: gr.EventData, name: str) -> int:

@@ -19,7 +19,7 @@ from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
 
 CSS = (Path(__file__).parent / "inside.css").read_text(encoding="utf-8")
-Turn = tuple[str, str]  # ids of a conversation and of an answer in it
+Turn = tuple[str, int]  # ids of a conversation and of an answer in it
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 _PRESS = """
 element.addEventListener('click', event => {
