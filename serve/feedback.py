@@ -119,7 +119,7 @@ def summary(rated: Sequence[Rated], votes: Sequence[Vote]) -> str:
     """What there is, in a line."""
     ratings = Counter(one.answer.rating for one in rated)
     corrected = sum(bool(one.answer.correction) for one in rated)
-    return f"{len(rated)} answers: {ratings[1]} up, {ratings[-1]} down, {corrected} corrected; {len(votes)} votes."
+    return f"Answers: {len(rated)} ({ratings[1]} up, {ratings[-1]} down, {corrected} corrected). Votes: {len(votes)}."
 
 
 def tally(votes: Iterable[Vote]) -> dict[tuple[str, str], tuple[int, int, int]]:
@@ -182,7 +182,7 @@ def _checked(rows: list[dict[str, Any]], stage: Path) -> tuple[list[dict[str, An
     for file in (stage / IMAGES).iterdir():
         if f"{IMAGES}/{file.name}" not in named:
             file.unlink()
-    return kept, [f"{fault.id} is left out: {fault.reason}." for fault in bad]
+    return kept, [f"{fault.id} is left out: {fault.reason.rstrip('.')}." for fault in bad]
 
 
 def _write(rows: Sequence[dict[str, Any]], stage: Path) -> None:

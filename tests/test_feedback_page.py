@@ -93,7 +93,7 @@ def test_everybody_sees_and_takes_back_their_own(
     policy = Policy(keys=Keys([f"{name}: {key}" for name, key in KEYS.items()]), history=tmp_path / "history")
     with serving(chat, policy) as address:
         with at(browser, address, "anna") as page:
-            assert page.locator("#feedback .counts").inner_text() == "3 answers: 1 up, 2 down, 2 corrected. 1 votes."
+            assert page.locator("#feedback .counts").inner_text() == "Answers: 3 (1 up, 2 down, 2 corrected). Votes: 1."
             evil, colour, owl = (item.inner_text() for item in page.locator("#feedback .answers li").all())
             assert evil.count(EVIL) == 3 and "Brown." in colour
             assert "What is this called here?" in owl and "This is a blort." in owl
@@ -113,7 +113,7 @@ def test_everybody_sees_and_takes_back_their_own(
             page.locator("#feedback .votes li").get_by_role("button").click()
             playwright.expect(page.locator("#feedback .votes li")).to_have_count(0, timeout=PATIENCE)
         with at(browser, address, "anna", width=390, language="zh-CN", dark=True) as page:
-            expected = "共 2 个回答：0 个赞，2 个踩，2 个已更正。0 次投票。"
+            expected = "回答：2（赞 0，踩 2，已更正 2）。投票：0。"
             assert page.locator("#feedback .counts").inner_text() == expected
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
             photographed(page, "phone")

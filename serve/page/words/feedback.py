@@ -7,8 +7,8 @@ WORDS = {
         "还没有反馈。给回答点赞或点踩，或写出正确的回答，都会列在这里。",
     ),
     "feedback.counts": (
-        "{answers} answers: {up} up, {down} down, {corrected} corrected. {votes} votes.",
-        "共 {answers} 个回答：{up} 个赞，{down} 个踩，{corrected} 个已更正。{votes} 次投票。",
+        "Answers: {answers} ({up} up, {down} down, {corrected} corrected). Votes: {votes}.",
+        "回答：{answers}（赞 {up}，踩 {down}，已更正 {corrected}）。投票：{votes}。",
     ),
     "feedback.command": (
         "Whoever runs this server makes training data of the corrections:",
