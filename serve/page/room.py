@@ -14,8 +14,8 @@ from gradio.events import Dependency
 from serve.page import room_html
 from serve.page.words import label, language_of, told
 from serve.processes import shown
-from serve.run_view import RunView, view
-from serve.trainings import Checked, Run, Settings, Trainings
+from serve.run_view import Run, RunView, view
+from serve.trainings import Checked, Settings, Trainings
 from vlchat.errors import VLChatError
 
 CSS = (Path(__file__).parent / "room.css").read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ class _Builder:
         with gr.Column(visible=False, elem_id="room-view") as self.view:
             self.progress = gr.HTML(elem_id="room-progress", padding=False)
             self.curve = gr.LinePlot(
-                x="step", y="loss", color="rows", label=label("room.curve"), show_label=True, height=280,
+                x="step", y="loss", color="rows", label=label("room.curve"), show_label=True,
                 colors_in_legend=[], buttons=[], elem_id="room-curve",
             )  # fmt: skip
             self.legend = gr.HTML(elem_id="room-legend", padding=False)
@@ -260,7 +260,7 @@ class _Builder:
 def _command(key: str, elem_id: str) -> gr.Textbox:
     """A command of the terminal, to copy."""
     return gr.Textbox(
-        label=label(key), lines=1, max_lines=6, interactive=False, visible=False, buttons=["copy"], elem_id=elem_id,
+        label=label(key), lines=1, max_lines=12, interactive=False, visible=False, buttons=["copy"], elem_id=elem_id,
         elem_classes="room-command",
     )  # fmt: skip
 
@@ -292,14 +292,15 @@ def _settings(
 
 
 def _curve(now: RunView, language: str) -> Any:
-    import pandas  # comes with gradio
-
     trained, aside = told("room.loss_trained", language), told("room.loss_aside", language)
-    points = [(step, loss, trained) for step, loss in now.losses] + [
-        (step, loss, aside) for step, loss in now.kept_aside
-    ]
+    points = [[*point, trained] for point in now.losses] + [[*point, aside] for point in now.kept_aside]
     return gr.LinePlot(
-        pandas.DataFrame(points, columns=["step", "loss", "rows"]),
+        {  # as Gradio makes it of a pandas.DataFrame, whose empty columns would have no type
+            "columns": ["step", "loss", "rows"],
+            "data": points,
+            "datatypes": {"step": "quantitative", "loss": "quantitative", "rows": "nominal"},
+            "mark": "line",
+        },
         color_map={trained: "#0d9488", aside: "#ea580c"},
         x_title=told("room.step", language),
         y_title=told("room.loss", language),
