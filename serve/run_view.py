@@ -19,8 +19,8 @@ class Run:
     """A run of the folder.
 
     Attributes:
-        kind: as of `run_info.Standing`, or "preparing" (nothing is trained yet), "ending" (all is said and
-            saved), or "failed" (nothing was ever trained).
+        kind: as of `run_info.Standing`, or "preparing" (nothing is trained yet), "ending" (all is said and saved), or
+            "failed" (nothing was ever trained).
         ours: it was begun here, so that it can be stopped here.
         best, metric: its best score so far; None before the first look.
     """
@@ -95,6 +95,18 @@ def read_run(folder: Path) -> Run:
     best = runs.read_json(folder / runs.BEST) or {}
     saved = bool(steps(folder))
     return Run(folder.name, folder, kind, standing, ours, saved, best.get("value"), best.get("metric", ""))
+
+
+def written(folder: Path) -> tuple[int, ...]:
+    """When each of the files that tell how a run stands was written, in nanoseconds; 0 for one that isn't there."""
+    names = (".", runs.METRICS, runs.STOPPED, runs.RUNNING, runs.BEST, runs.CONFIG, runs.ABOUT, COMMAND)
+    found = []
+    for name in names:
+        try:
+            found.append((folder / name).stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
 
 
 def record_of(folder: Path) -> dict[str, Any]:

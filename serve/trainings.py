@@ -22,7 +22,7 @@ import yaml
 import vlchat
 from serve import processes, uploads
 from serve.processes import Outcome
-from serve.run_view import COMMAND, OUTPUT, Run, is_run, read_run, record_of
+from serve.run_view import COMMAND, OUTPUT, Run, is_run, read_run, record_of, written
 from serve.uploads import Limits, Upload
 from vlchat import runs
 from vlchat.errors import VLChatError
@@ -106,6 +106,7 @@ class Trainings:
         self._starting, self._asking = threading.Lock(), threading.Lock()
         self._begun: list[Popen[bytes]] = []
         self._asked: Popen[str] | None = None
+        self._known: dict[str, tuple[tuple[int, ...], Run]] = {}  # figures of a long run are not read at every look
         self._closed = False
 
     # -- before a run
@@ -220,7 +221,10 @@ class Trainings:
         folder = self.folder / _checked(name)
         if not is_run(folder):
             raise VLChatError(f'There is no run "{name}".')
-        return read_run(folder)
+        stamp, known = written(folder), self._known.get(name)
+        if known is None or known[0] != stamp or known[1].under_way:
+            known = self._known[name] = stamp, read_run(folder)
+        return known[1]
 
     def listed(self) -> list[Run]:
         """All runs, those that were begun in a terminal too; the newest first."""
@@ -266,7 +270,7 @@ class Trainings:
             "max_bad": settings.max_bad or None,
         }
         config = self.choices[settings.choice]
-        return [str(config), *(f"{key}={value}" for key, value in keys.items() if value is not None)]
+        return [str(config), *(f"{key}={_value(value)}" for key, value in keys.items() if value is not None)]
 
     def _resuming(self, run: Run) -> tuple[list[str], Path]:
         """The words of a command that goes on with a run, and the folder that its paths begin in."""
@@ -316,6 +320,16 @@ def _config(name: str) -> Path:
     """Of a shipped configuration, as short as it can be typed."""
     path = CONFIGS / f"{name}.yaml"
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _value(value: Any) -> str:
+    """As `key=value` takes it, whose values are YAML: a file's name may look like more than a name."""
+    text = str(value)
+    try:
+        plain = isinstance(value, int) or yaml.safe_load(text) == text
+    except yaml.YAMLError:
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _checked(name: str) -> str:

@@ -145,8 +145,7 @@ def test_somebody_trains_on_their_own_data_and_chats_with_the_result(browser: An
     shows(page, "#room-progress", "of 3,000 · loss ")
     shows(page, "#room-samples", "Right answer")
     shows(page, "#room-runs", "training")
-    playwright.expect(page.locator("#room-curve canvas, #room-curve svg").first).to_be_visible(timeout=PATIENCE)
-    shows(page, "#room-output", "")
+    playwright.expect(page.locator("#room-curve polyline[points]")).to_have_count(2, timeout=PATIENCE)
     assert page.locator("#room-output textarea").input_value().startswith(f"$ {begins}\n")
     assert page.locator("#room-run-command textarea").input_value() == begins
     assert page.locator("#room-samples img, #room-report b").count() == 0, "people's words are inert"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ from serve.policy import Policy
 from serve.run_view import COMMAND, view
 from serve.trainings import Settings, Trainings
 from serve.uploads import Limits, settle, take_in
+from train.config import load_runs
 from vlchat import runs
 from vlchat.chat import Chat
 from vlchat.errors import VLChatError
@@ -243,6 +245,9 @@ def test_the_models_options_are_those_of_training(tmp_path: Path) -> None:
         assert key in line
     assert set(Trainings(tmp_path).choices) == {"finetune-mini", "finetune-mini-questions", "finetune"}
     assert set(Trainings(tmp_path, "you/model").choices) == {"finetune"}, "the others train what a large model has not"
+    odd = Trainings(tmp_path / "runs").command("mine", Settings(Path("runs/a: b #c.json"), "finetune", 100, 5))
+    (config,) = load_runs(shlex.split(odd)[2], shlex.split(odd)[3:])
+    assert config.data[0]["path"] == "runs/a: b #c.json" and config.run == str(tmp_path / "runs" / "mine")
     with pytest.raises(VLChatError, match="whole numbers from 1"):
         Trainings(tmp_path).command("mine", Settings(tmp_path / "rows.json", "finetune", 0, 1))
 

@@ -14,8 +14,8 @@ from gradio.events import Dependency
 from serve.page import room_html
 from serve.page.words import label, language_of, told
 from serve.processes import shown
-from serve.run_view import RunView, view
-from serve.trainings import Checked, Run, Settings, Trainings
+from serve.run_view import Run, view
+from serve.trainings import Checked, Settings, Trainings
 from vlchat.errors import VLChatError
 
 CSS = (Path(__file__).parent / "room.css").read_text(encoding="utf-8")
@@ -96,11 +96,7 @@ class _Builder:
         self.picked = gr.Dropdown([], label=label("room.picked"), visible=False, elem_id="room-picked")
         with gr.Column(visible=False, elem_id="room-view") as self.view:
             self.progress = gr.HTML(elem_id="room-progress", padding=False)
-            self.curve = gr.LinePlot(
-                x="step", y="loss", color="rows", label=label("room.curve"), show_label=True, height=280,
-                colors_in_legend=[], buttons=[], elem_id="room-curve",
-            )  # fmt: skip
-            self.legend = gr.HTML(elem_id="room-legend", padding=False)
+            self.curve = gr.HTML(elem_id="room-curve", padding=False)
             self.samples = gr.HTML(elem_id="room-samples", padding=False)
             with gr.Row():
                 self.stop = gr.Button(label("room.stop"), variant="stop", elem_id="room-stop")
@@ -119,7 +115,7 @@ class _Builder:
 
     def _wire(self) -> Room:
         seen = [
-            self.table, self.view, self.progress, self.curve, self.legend, self.samples, self.stop, self.resume,
+            self.table, self.view, self.progress, self.curve, self.samples, self.stop, self.resume,
             self.chat, self.run_command, self.chat_command, self.output, self.timer,
         ]  # fmt: skip
         picks = [self.picked, *seen]
@@ -192,7 +188,7 @@ class _Builder:
             settings = _settings(checked, what, steps, aside, leave_out, language)
             run = self.trainings.start(name.strip(), settings)
         except VLChatError as error:
-            return [room_html.problem(error), _filled(""), *[gr.skip()] * 14]
+            return [room_html.problem(error), _filled(""), *[gr.skip()] * 13]
         begun = room_html.notice(told("room.begun", language, name=run.name))
         return [begun, _filled(""), *self._pick_newest(language, run)]
 
@@ -238,14 +234,13 @@ class _Builder:
         table = room_html.runs_table(found, language)
         timer = gr.Timer(active=any(one.under_way for one in found))
         if run is None:
-            return [table, gr.Column(visible=False), *[gr.skip()] * 10, timer]
+            return [table, gr.Column(visible=False), *[gr.skip()] * 9, timer]
         now = view(run)
         return [
             table,
             gr.Column(visible=True),
             room_html.progress(now, language),
-            _curve(now, language),
-            room_html.legend(language),
+            room_html.curve(now, language),
             room_html.samples(now, language),
             gr.Button(interactive=run.under_way and run.ours),
             gr.Button(interactive=run.resumable),
@@ -260,7 +255,7 @@ class _Builder:
 def _command(key: str, elem_id: str) -> gr.Textbox:
     """A command of the terminal, to copy."""
     return gr.Textbox(
-        label=label(key), lines=1, max_lines=6, interactive=False, visible=False, buttons=["copy"], elem_id=elem_id,
+        label=label(key), lines=1, max_lines=12, interactive=False, visible=False, buttons=["copy"], elem_id=elem_id,
         elem_classes="room-command",
     )  # fmt: skip
 
@@ -289,18 +284,3 @@ def _settings(
     if bad and not leave_out:
         raise VLChatError(told("room.has_bad", language, bad=f"{bad:,}"))
     return Settings(checked.upload.data, what, int(steps), int(aside), bad)
-
-
-def _curve(now: RunView, language: str) -> Any:
-    import pandas  # comes with gradio
-
-    trained, aside = told("room.loss_trained", language), told("room.loss_aside", language)
-    points = [(step, loss, trained) for step, loss in now.losses] + [
-        (step, loss, aside) for step, loss in now.kept_aside
-    ]
-    return gr.LinePlot(
-        pandas.DataFrame(points, columns=["step", "loss", "rows"]),
-        color_map={trained: "#0d9488", aside: "#ea580c"},
-        x_title=told("room.step", language),
-        y_title=told("room.loss", language),
-    )

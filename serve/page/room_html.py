@@ -89,10 +89,32 @@ def progress(view: RunView, language: str) -> str:
     return f"{bar}<p>{_text(' · '.join(parts))}</p>{told_why}"
 
 
-def legend(language: str) -> str:
-    """What the colors of the curve mean: the style sheet draws them in this order."""
-    names = (_text(told(f"room.loss_{whose}", language)) for whose in ("trained", "aside"))
-    return f'<p class="room-legend">{"".join(f"<span>{name}</span>" for name in names)}</p>'
+def curve(view: RunView, language: str) -> str:
+    """The loss over the steps, of the rows that are learnt from and of those kept aside; the style sheet colors them.
+
+    Gradio's own plot keeps the axes and colors of its first data, which of a run that begins is none.
+    """
+    say = partial(told, language=language)
+    drawn = {say("room.loss_trained"): view.losses, say("room.loss_aside"): view.kept_aside}
+    points = [point for line in drawn.values() for point in line]
+    if not points:
+        return ""
+    last, low, high = max(step for step, _ in points), min(loss for _, loss in points), max(loss for _, loss in points)
+    wide, tall = 100 / max(1, last), 100 / ((high - low) or 1)
+    lines = ""
+    for line in drawn.values():
+        # Its last point twice: a line of one point would not be seen.
+        places = " ".join(f"{wide * step:.2f},{tall * (high - loss):.2f}" for step, loss in [*line, *line[-1:]])
+        lines += f'<polyline points="{places}"/>' if line else "<polyline/>"
+    names = "".join(f"<span>{_text(name)}</span>" for name in drawn)
+    title = _text(say("room.curve"))
+    return (
+        f'<figure class="room-curve"><figcaption>{title}</figcaption>'
+        f"<div><span>{high:.3g}</span><span>{low:.3g}</span></div>"
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{title}">{lines}</svg>'
+        f"<p><span>0</span><span>{_text(say('room.step_alone', step=f'{last:,}'))}</span></p></figure>"
+        f'<p class="room-legend">{names}</p>'
+    )
 
 
 def samples(view: RunView, language: str) -> str:
