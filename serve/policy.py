@@ -9,6 +9,7 @@ import argparse
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,9 +138,9 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     told.add_argument(
         "--history",
         type=Path,
-        default=_data_folder(),
         metavar="FOLDER",
-        help="where the page keeps people's conversations, each for its own visitor (default: %(default)s)",
+        help="where the page keeps people's conversations, each for its own visitor (default: "
+        f"{_data_folder()}; none where that can't be written)",
     )
     told.add_argument(
         "--no-history", action="store_true", help="keep none: conversations and pictures are gone with the visit"
@@ -172,9 +173,22 @@ def read_policy(arguments: argparse.Namespace) -> Policy:
         arguments.log_format,
         arguments.log_prompts,
         arguments.grace,
-        None if arguments.no_history else arguments.history,
+        _history(arguments.history, arguments.no_history),
         arguments.training_room,
     )
+
+
+def _history(folder: Path | None, none: bool) -> Path | None:
+    if folder is not None and none:
+        raise VLChatError("--history and --no-history exclude each other: leave one of them out.")
+    if folder is not None or none:
+        return folder
+    folder = _data_folder()
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if os.access(there, os.W_OK):
+        return folder
+    print("Conversations are gone with a visit; --history FOLDER keeps them.", file=sys.stderr)
+    return None
 
 
 def _data_folder() -> Path:
