@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from serve.batch import Batch, Row
+from serve.batch import Batch
 from serve.metrics import Metrics
 from serve.prefixes import Pictures, Prefixes
+from serve.rows import Row
 from serve.tickets import Busy, Closed, End, Options, Ticket
 from vlchat.chat import Chat
 from vlchat.conversation import Message
