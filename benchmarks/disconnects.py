@@ -6,6 +6,7 @@
 Clients are plain sockets that are closed while a slot is taken, one after another; the server is a process of its own.
 When its slot is free is read from /metrics. What is told is the time from closing the socket to the answer of the first
 reading without a slot taken, so that it is at most one reading too long.
+It ends with 1 where one takes longer than 500 ms.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import random
 import re
 import socket
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ TARGET = 0.5  # seconds
 _PATIENCE = 60.0  # seconds until a slot is taken, and until it is free again
 
 
-def main() -> None:
+def main() -> int:
     arguments = read_arguments()
     with tempfile.TemporaryDirectory() as name:
         model = arguments.model or save_tiny(Path(name) / "model")
@@ -45,6 +48,12 @@ def main() -> None:
         )
     command = f"python benchmarks/disconnects.py --clients {arguments.clients}"
     write(arguments.out, {**result, **surroundings(command, "gradio", "uvicorn")})
+    return verdict(found)
+
+
+def verdict(found: Mapping[str, Sequence[float]]) -> int:
+    """The exit code: 1 where one slot took longer than `TARGET` seconds, of either mode."""
+    return int(any(one > TARGET for seconds in found.values() for one in seconds))
 
 
 def read_arguments() -> argparse.Namespace:
@@ -106,4 +115,4 @@ def _until(reader: httpx.Client, taken: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

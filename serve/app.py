@@ -20,6 +20,7 @@ from serve.api import Api  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.fetching import Hosts  # noqa: E402
+from serve.gradio_routes import MOST_SESSIONS, MOST_WAITING, GradioRoutes  # noqa: E402
 from serve.guard import failure  # noqa: E402
 from serve.logs import Log  # noqa: E402
 from serve.page.asking import Asking  # noqa: E402
@@ -155,15 +156,18 @@ def launch(
     log = Log(policy.log_format, policy.log_prompts)
     page = build_app(chat, rates=rates, log=log, history=policy.history, trainings=trainings)
     page.decoder.warm_up()
-    page.queue(max_size=None)  # the engine's line is bounded
+    page.queue(max_size=MOST_WAITING)
+    page.state_session_capacity = MOST_SESSIONS
     api = Api(page.engine, page.decoder, rates, hosts or Hosts())
     app = Starlette(
         routes=[*saving(page.talk), *complete_routes(api.routes, list(api.models))],
         exception_handlers={Exception: failure},
     )
     gr.mount_gradio_app(app, page, "/", **mount_options())
-    page.app = page.server_app = app.routes[-1].app  # type: ignore[attr-defined]
-    page.listening = Server(app, policy, log, host, port)
+    mounted: Any = app.routes[-1]
+    page.app = page.server_app = mounted.app
+    mounted.app = GradioRoutes(page.app)
+    page.listening = Server(app, policy, log, host, port, page.engine.metrics)
     page.listening.start()
     return page
 

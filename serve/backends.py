@@ -23,7 +23,9 @@ def local(
     )
 
 
-def openai(model: str | None, base_url: Sequence[str] = (), backend_timeout: float = 300.0) -> Backend:
+def openai(
+    model: str | None, base_url: Sequence[str] = (), backend_timeout: float = 300.0, backend_cache_salt: bool = False
+) -> Backend:
     """Other servers, see `serve.gateway.Gateway`; their key is the variable VLCHAT_BACKEND_KEY."""
     from serve.gateway import Gateway
 
@@ -32,7 +34,7 @@ def openai(model: str | None, base_url: Sequence[str] = (), backend_timeout: flo
     if not backend_timeout > 0:
         raise ConfigError(f"--backend-timeout is {backend_timeout:g}; it must be above 0 seconds.")
     key = os.environ.get("VLCHAT_BACKEND_KEY", "").strip()
-    gateway = Gateway(base_url, model=model, key=key or None, patience=backend_timeout)
+    gateway = Gateway(base_url, model=model, key=key or None, patience=backend_timeout, cache_salt=backend_cache_salt)
     for one in gateway.upstreams:
         print(f"{one.url} answers." if one.alive else f"{one.url} does not answer yet: {one.amiss}.", flush=True)
     return gateway

@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, TextStreamer
+from transformers import DynamicCache, GenerationConfig
 
 from serve import slots as keys_and_values
-from serve.prefixes import Kept, Pictures, Prefixes, Seen, named
+from serve.choices import chosen, likely, prepare
+from serve.prefixes import Kept, Pictures, Prefixes, named
 from serve.products import rearrange
-from serve.slots import Slots
-from serve.tickets import End, Failed, Likely, Options, Ticket
+from serve.rows import Row, Writer, alike, padded
+from serve.slots import KeyValues, Slots
+from serve.tickets import Failed, Options, Ticket
 from vlchat.chat import Chat
 from vlchat.errors import VLChatError
 from vlchat.logits import finish_logits
 from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
 
-
-class Writer(TextStreamer):
-    """Tokens -> pieces of text, cut where whole words end."""
-
-    def __init__(self, tokenizer: Any, ticket: Ticket) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self.ticket = ticket
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.ticket.piece(text)
-
-
-@dataclass(eq=False)
-class Row:
-    """A conversation on its way.
-
-    Attributes:
-        batch: that it joins.
-        inputs, config: of `Chat.prepare`.
-        names: of `serve.prefixes.named`.
-        embeddings: (1, tokens, hidden) of what of its prompt is not computed yet.
-        cached: tokens of its prompt that were known.
-        written: its answer.
-    """
-
-    batch: Batch
-    ticket: Ticket
-    options: Options
-    inputs: dict[str, torch.Tensor]
-    config: GenerationConfig
-    ids: list[int]
-    writer: Writer
-    names: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    embeddings: torch.Tensor | None = None
-    cache: DynamicCache | None = None
-    cached: int = 0
-    written: list[int] = field(default_factory=list)
-    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    generator: torch.Generator | None = None
-
-    def finish(self, reason: str, error: BaseException | None = None) -> None:
-        self.writer.end()
-        self.ticket.finish(End(reason, len(self.ids), self.cached, len(self.written), error))
+_PATCH = 16  # pixels, for towers that do not tell
 
 
 class Batch:
@@ -89,6 +48,9 @@ class Batch:
             self.joins = isinstance(self.model, VLChatForConditionalGeneration) and keys_and_values.fits(
                 self.model.get_decoder()
             )
+            if self.joins:
+                tower, decoder = self.model.model.vision_tower, self.model.get_decoder()
+                self._tower_share = tower.num_parameters() / decoder.num_parameters()
         self.rows: list[Row] = []
         self._slots = Slots(most)
 
@@ -114,17 +76,62 @@ class Batch:
         full = len(row.written) >= int(row.config.max_new_tokens or 1)
         row.finish(row.ticket.ending if row.ticket.left.is_set() else "length" if full else "stop", error)
 
-    def take_in(self, row: Row, tokens: int) -> int:
-        """Computes a piece of a prompt; after the last one the conversation has joined.
+    def take_in(self, rows: Sequence[Row], tokens: int) -> int:
+        """Computes a piece of the first one's prompt, or looks at a picture of it; those whose prompt ends have joined.
+
+        Others that are like it, short and new, are computed in the same pass: a product of many rows costs less than
+        several of few.
 
         Args:
-            tokens: the most that are computed.
+            rows: that are coming, in their order.
+            tokens: after which the others' step is due.
 
         Returns:
-            How many were.
+            How many were computed; for a picture, how many tokens cost as much.
         """
-        if row.cache is None:
+        row, *others = rows
+        spent = self._ready(row, tokens)
+        if row.embeddings is None or (spent and spent + row.embeddings.shape[1] > tokens):
+            return spent
+        if row.cached or not row.whole(tokens):
+            return spent + self._extend(row, tokens)
+        group = [row]
+        for other in others:
+            if spent + padded(group) >= tokens or not other.together:
+                break
+            try:
+                spent += self._ready(other, tokens - spent - padded(group))
+            except Exception:  # it is told of it once it is the first
+                break
+            if other.embeddings is None or other.cached or not other.whole(tokens) or not alike([*group, other]):
+                break
+            group.append(other)
+        try:
+            return spent + self._begun_together(group)
+        except Exception:
+            if len(group) == 1:
+                raise
+            for one in group:  # each by itself, so that only the one whose fault it is ends
+                one.together = False
+            return spent
+
+    def _ready(self, row: Row, tokens: int) -> int:
+        """Looks at the pictures of a conversation; then it has embeddings. What that cost, about `tokens` at most."""
+        spent = 0
+        while row.embeddings is None and (found := self._unseen(row)) is not None:
+            number, price = found
+            if spent and spent + price > tokens:
+                return spent
+            self._look(row, number)
+            spent += price
+            if spent >= tokens:
+                return spent
+        if row.embeddings is None:
             self._begin(row)
+        return spent
+
+    def _extend(self, row: Row, tokens: int) -> int:
+        """The next tokens of a prompt."""
         assert row.cache is not None and row.embeddings is not None
         done = row.cache.get_seq_length()
         now, row.embeddings = row.embeddings[:, :tokens], row.embeddings[:, tokens:]
@@ -132,14 +139,33 @@ class Batch:
         states = self.model.get_decoder()(
             inputs_embeds=now, position_ids=places, past_key_values=row.cache, use_cache=True
         ).last_hidden_state
-        if row.embeddings.shape[1]:
-            return now.shape[1]
-        logits = self._logits(states[:, -1:])
-        self._slots.join(keys_and_values.of(row.cache))
+        if not row.embeddings.shape[1]:
+            self._join(row, keys_and_values.of(row.cache), self._logits(states[:, -1:]))
+        return now.shape[1]
+
+    def _begun_together(self, rows: Sequence[Row]) -> int:
+        """Several whole prompts, padded after their ends, where no token of theirs looks."""
+        embeddings = [row.embeddings[0] for row in rows if row.embeddings is not None]
+        padded = torch.nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
+        cache = DynamicCache()
+        places = torch.arange(padded.shape[1], device=padded.device).expand(len(rows), -1)
+        states = self.model.get_decoder()(
+            inputs_embeds=padded, position_ids=places, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        last = torch.stack([one[len(own) - 1] for one, own in zip(states, embeddings, strict=True)])
+        logits, found = self._logits(last[:, None]), keys_and_values.of(cache)
+        for number, (row, own) in enumerate(zip(rows, embeddings, strict=True)):
+            one = slice(number, number + 1)
+            its = [(keys[one, :, : len(own)], values[one, :, : len(own)]) for keys, values in found]
+            self._join(row, its, logits[one])
+        return padded.shape[0] * padded.shape[1]
+
+    def _join(self, row: Row, found: KeyValues, logits: torch.Tensor) -> None:
+        """Takes a conversation into the batch, and chooses the first token of its answer."""
+        self._slots.join(found)
         row.cache = row.embeddings = None
         self.rows.append(row)
         self._write([row], logits)
-        return now.shape[1]
 
     def step(self) -> int:
         """One more token for each conversation of the batch; how many that are."""
@@ -194,7 +220,7 @@ class Batch:
 
     def _begin(self, row: Row) -> None:
         """What of a conversation is known, and the embeddings of the rest."""
-        seen = self._seen(row.inputs)
+        seen = [row.seen[digest] for digest in row.digests or ()]
         image_token = self.model.config.image_token_id
         row.names = named(row.ids, image_token, seen)
         known, found = self.prefixes.longest(self._scope(row), row.names)
@@ -208,34 +234,36 @@ class Batch:
                 raise VLChatError(f"The prompt has {int(places.sum())} image tokens for {len(features)} features.")
             embeddings = embeddings.masked_scatter(places[..., None], features)
         row.embeddings = embeddings[:, row.cached :]
-        self._prepare_choice(row)
+        prepare(self.model, row)
 
-    def _seen(self, inputs: dict[str, torch.Tensor]) -> list[Seen]:
-        """The conversation's pictures as the language model sees them."""
-        digests = self.pictures.digests(inputs, self.name)  # an adapter may bring a connector of its own
-        found = {digest: self.pictures.get(digest) for digest in digests}
-        new = [number for number, digest in enumerate(digests) if found[digest] is None]
-        new = [number for number in new if digests.index(digests[number]) == number]  # each once
-        if new:
-            shown = {
-                name: tensor[new] for name, tensor in inputs.items() if name not in ("input_ids", "attention_mask")
-            }
-            for number, features in zip(new, self.model.get_image_features(**shown).pooler_output, strict=True):
-                found[digests[number]] = self.pictures.keep(digests[number], features)
-        return [seen for digest in digests if (seen := found[digest]) is not None]
+    def _unseen(self, row: Row) -> tuple[int, int] | None:
+        """The number of a conversation's next picture that is not known, and its price; None where all are known."""
+        if row.digests is None:
+            row.digests = self.pictures.digests(row.inputs, self.name)  # an adapter may bring a connector of its own
+        for number, digest in enumerate(row.digests):
+            if digest not in row.seen:
+                known = self.pictures.get(digest)
+                if known is None:
+                    return number, self._price(row.inputs["pixel_values"][number : number + 1])
+                row.seen[digest] = known
+        return None
 
-    def _prepare_choice(self, row: Row) -> None:
-        """How the next token is chosen: by transformers' own processors of logits, as `generate` chooses."""
-        device = row.inputs["input_ids"].device
-        config, _ = self.model._prepare_generation_config(row.config)
-        self.model._prepare_special_tokens(config, True, device=device)
-        row.processors = self.model._get_logits_processor(
-            generation_config=config, input_ids_seq_length=len(row.ids), encoder_input_ids=row.inputs["input_ids"],
-            logits_processor=LogitsProcessorList(), device=str(device),
-        )  # fmt: skip
-        if config.do_sample:
-            row.generator = torch.Generator(device=device)
-            row.generator.manual_seed(row.options.seed) if row.options.seed is not None else row.generator.seed()
+    def _look(self, row: Row, number: int) -> None:
+        assert row.digests is not None
+        own = slice(number, number + 1)
+        shown = {name: one[own] for name, one in row.inputs.items() if name not in ("input_ids", "attention_mask")}
+        (features,) = self.model.get_image_features(**shown).pooler_output
+        row.seen[row.digests[number]] = self.pictures.keep(row.digests[number], features)
+
+    def _price(self, pixels: torch.Tensor) -> int:
+        """Tokens of a prompt that cost as much as looking at a picture: its patches, by the sizes of the two models.
+
+        Args:
+            pixels: (1, channels, height, width), or (1, pieces, channels, height, width) of tiles.
+        """
+        patch = getattr(self.model.config.vision_config, "patch_size", None)
+        patches = pixels.numel() / (pixels.shape[-3] * (patch if isinstance(patch, int) else _PATCH) ** 2)
+        return max(1, int(patches * self._tower_share))
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 of (rows, 1, hidden)."""
@@ -246,11 +274,11 @@ class Batch:
         """Chooses each one's next token, and ends those that are done."""
         for row, one in zip(rows, logits.split(1), strict=True):
             try:
-                token = self._chosen(row, one)
+                token = chosen(row, one)
                 row.written.append(token)
                 ended = token in (row.config.eos_token_id or ())
                 if row.options.logprobs is not None and not ended:
-                    row.ticket.likely.append(self._likely(token, one[0], row.options.logprobs))
+                    row.ticket.likely.append(likely(self.chat.tokenizer, token, one[0], row.options.logprobs))
                 row.ticket.token()
                 row.writer.put(torch.tensor([token]))
             except Exception as error:
@@ -259,23 +287,3 @@ class Batch:
             if ended or len(row.written) >= int(row.config.max_new_tokens or 1):
                 self._remove(row)
                 row.finish("stop" if ended else "length")
-
-    def _chosen(self, row: Row, logits: torch.Tensor) -> int:
-        """The next token, of (1, vocabulary)."""
-        if row.processors:
-            so_far: Any = torch.tensor([row.ids + row.written], device=logits.device)
-            logits = row.processors(so_far, logits)
-        if row.generator is None:
-            return int(logits.argmax(dim=-1))
-        return int(torch.multinomial(logits.softmax(dim=-1), 1, generator=row.generator))
-
-    def _likely(self, token: int, logits: torch.Tensor, most: int) -> Likely:
-        """How likely a token was, and the likeliest ones, by the model itself: no temperature, nothing held back."""
-        logprobs = logits.log_softmax(dim=-1)
-        values, tokens = logprobs.topk(min(most, len(logprobs)))
-        others = zip(tokens.tolist(), values.tolist(), strict=True)
-        return Likely(
-            self.chat.tokenizer.decode([token]),
-            float(logprobs[token]),
-            tuple((self.chat.tokenizer.decode([other]), value) for other, value in others),
-        )

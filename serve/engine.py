@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from serve.batch import Batch, Row
+from serve.batch import Batch
 from serve.gate import Gate
 from serve.metrics import Metrics
 from serve.prefixes import Pictures, Prefixes
+from serve.rows import Row
 from serve.tickets import Busy, Closed, End, Options, Ticket
 from vlchat.chat import Chat
 from vlchat.conversation import Message
@@ -56,7 +57,7 @@ class Engine:
             for name, each in {"": chat, **chat.adapters}.items()
         }
         self._line: deque[Row] = deque()
-        self._coming: Row | None = None
+        self._coming: list[Row] = []
         self._changed = threading.Condition()
         self._gate = Gate(self._changed)
         self._closing = False
@@ -80,6 +81,7 @@ class Engine:
 
         Raises:
             Busy: all places are taken.
+            Closed: it takes no more.
             VLChatError: the conversation can't be answered; as `Chat.stream`.
         """
         options = options or Options()
@@ -159,7 +161,7 @@ class Engine:
     @property
     def answering(self) -> int:
         """Conversations that are being answered or on their way there."""
-        return self._running + (self._coming is not None)
+        return self._running + sum(row not in row.batch.rows for row in self._coming)
 
     @property
     def _running(self) -> int:
@@ -175,7 +177,7 @@ class Engine:
             row.finish("cancelled", Closed())
         self._thread.join(wait)
         rows = [row for batch in self._batches.values() for row in batch.rows]
-        for one in [*rows, *([self._coming] if self._coming else [])]:
+        for one in [*rows, *self._coming]:
             one.ticket.cancel()
         self._thread.join(None if wait is None else 10.0)
 
@@ -186,8 +188,7 @@ class Engine:
             self._gate.close()
             with self._changed:
                 self._closing = True
-                left, self._line = [*self._line, *([self._coming] if self._coming else [])], deque()
-                self._coming = None
+                left, self._line, self._coming = [*self._line, *self._coming], deque(), []
                 for batch in self._batches.values():
                     left += batch.rows
                     batch.rows = []
@@ -202,33 +203,36 @@ class Engine:
                 if self._closing and not (self._coming or self._running):
                     return
             computed = 0
-            while computed < self.piece and (row := self._next()):
-                computed += self._take_in(row)
+            while computed < self.piece and (rows := self._next()):
+                computed += self._take_in(rows)
             for batch in self._batches.values():
                 batch.drop_left()
                 if batch.rows:
                     self._guarded(batch, batch.rows[-1:], batch.rows, batch.step)
             self._gate.let_in(busy=self.answering > 0)
 
-    def _next(self) -> Row | None:
-        """The conversation that is coming; the first in the line is, if there is room."""
+    def _next(self) -> list[Row]:
+        """The conversations that are coming, as many as there is room for: the first one, and others of its model."""
         with self._changed:
-            if self._line and self._coming is None and self._running < self.most:
-                self._coming = self._line.popleft()
-            if self._coming is not None and self._coming.ticket.left.is_set():
-                row, self._coming = self._coming, None
-                row.finish("cancelled")
-        return self._coming
+            while self._line and self._running + len(self._coming) < self.most:
+                if self._coming and not (self._coming[0].batch.joins and self._line[0].batch.joins):
+                    break  # one after another, and the others have their places in the line
+                self._coming.append(self._line.popleft())
+            left = [row for row in self._coming if row.ticket.left.is_set()]
+            self._coming = [row for row in self._coming if row not in left]
+        for row in left:
+            row.finish("cancelled")
+        return [row for row in self._coming if row.batch is self._coming[0].batch]
 
-    def _take_in(self, row: Row) -> int:
-        """A piece of the prompt of the conversation that is coming, of so many tokens."""
-        if not row.batch.joins:
-            row.batch.alone(row)
-            self._coming = None
+    def _take_in(self, rows: list[Row]) -> int:
+        """A piece of the prompts of conversations that are coming; of how many tokens."""
+        first = rows[0]
+        if not first.batch.joins:
+            first.batch.alone(first)
+            self._coming.remove(first)
             return self.piece
-        computed = self._guarded(row.batch, [row], [row], lambda: row.batch.take_in(row, self.piece))
-        if row.ticket.end is not None or row in row.batch.rows:
-            self._coming = None
+        computed = self._guarded(first.batch, [first], [first], lambda: first.batch.take_in(rows, self.piece))
+        self._coming = [row for row in self._coming if row.ticket.end is None and row not in row.batch.rows]
         return computed or 1
 
     def _guarded(self, batch: Batch, largest: Sequence[Row], concerned: Sequence[Row], work: Callable[[], int]) -> int:
@@ -244,8 +248,8 @@ class Engine:
         except torch.OutOfMemoryError as error:
             if self.prefixes.bytes:
                 self.prefixes.clear()  # and the same work once more
-                if self._coming is not None:
-                    self._coming.cache = None
+                for row in self._coming:
+                    row.cache = row.embeddings = None
             else:
                 batch.fail(largest, error)
         except Exception as error:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import json
+import secrets
 import ssl
 import threading
 from collections.abc import Callable, Sequence
@@ -49,6 +51,8 @@ class Gateway:
         patience: seconds that a server may be silent, before its first word and between two.
         every: seconds between two checks of a server.
         most: conversations under way at a time.
+        cache_salt: whether the servers are told whose conversations may share what was computed, as a digest. vLLM,
+            SGLang and vlchat take this field; others may refuse it.
 
     Raises:
         ConfigError: a URL or the key can't be one, no server answers (and no `model` says what to offer), or none
@@ -57,10 +61,11 @@ class Gateway:
 
     def __init__(
         self, urls: Sequence[str], *, model: str | None = None, key: str | None = None, patience: float = 300.0,
-        every: float = 5.0, most: int = 256,
+        every: float = 5.0, most: int = 256, cache_salt: bool = False,
     ) -> None:  # fmt: skip
         self.upstreams = parsed(urls)
         self.model, self.patience, self.every, self.most = model, patience, every, most
+        self.salt = secrets.token_bytes(32) if cache_salt else None
         self._headers = {"User-Agent": f"vlchat/{vlchat.__version__}"}
         if key:
             self._headers["Authorization"] = bearer(key)
@@ -253,6 +258,8 @@ class _Asked:
             payload["stop"] = list(options.stop)
         if options.logprobs is not None:
             payload.update(logprobs=True, top_logprobs=options.logprobs)
+        if gateway.salt is not None:
+            payload["cache_salt"] = hmac.digest(gateway.salt, options.scope.encode(), "sha256").hex()
         self.body = json.dumps(payload).encode()
         if len(self.body) > LONGEST_BODY:
             raise RequestError(

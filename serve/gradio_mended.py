@@ -1,4 +1,4 @@
-"""What Gradio would do for whoever asks and this server does not: fetch addresses, and print what people sent."""
+"""What Gradio would do for whoever asks and this server does not: fetch addresses, print what people sent, and more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import gradio as gr
 from gradio import processing_utils, queueing, route_utils, routes, utils
+
+from serve.gradio_routes import mend_routes
+from serve.gradio_uploads import mend_uploads
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ def mend() -> None:
     quiet = types.ModuleType("traceback", "As the library's; but errors are told by kind and place.")
     vars(quiet).update({name: value for name, value in vars(traceback).items() if not name.startswith("__")})
     vars(quiet).update(print_exc=_tell)
+    mend_uploads()
+    mend_routes()
     for module in (queueing, route_utils, routes, utils):
         if hasattr(module, "traceback"):
             vars(module).update(traceback=quiet)

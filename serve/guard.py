@@ -11,7 +11,7 @@ import binascii
 import ipaddress
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
@@ -19,7 +19,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import requests
+from serve.allowed_hosts import AllowedHosts, is_loopback
 from serve.policy import Policy
+from serve.rates import Uploads
 from serve.requests import RequestError
 from serve.tickets import Closed
 from vlchat.errors import VLChatError
@@ -30,7 +32,8 @@ LONGEST_WORDS = 4 * MIB  # of everything else
 LONGEST_UNTOLD = 8 * MIB  # of a body that comes without Content-Length
 PATIENCE = 60.0  # seconds in which a body must come, and
 SLOWEST = 64 * 2**10  # bytes a second that it may take longer for its size
-_PICTURES = ("/v1/", "/gradio_api/upload")
+_UPLOADS = "/gradio_api/upload"
+_PICTURES = ("/v1/", _UPLOADS)
 _OPEN = ("/health", "/ready")  # for probes, which have no key
 _COOKIE = "vlchat_browser"  # a secret: who shows it is shown its conversations
 _SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -49,14 +52,18 @@ class Guard:
     Args:
         app: what answers.
         policy: see there.
+        host: where it listens.
+        refused: is told the reason of each refusal.
 
     Attributes:
         stopping: no more questions are taken.
         answering: questions on their way.
     """
 
-    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy, host: str, refused: Callable[[str], None]) -> None:
         self.app, self.policy, self.stopping, self.answering = app, policy, False, 0
+        self._hosts = AllowedHosts(policy.host_names, local=is_loopback(host) and not policy.keys)
+        self._refused, self._uploads = refused, Uploads(policy.uploads)
         self._headers = _security_headers(policy.embedders)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +84,7 @@ class Guard:
             limit = self._enter(scope, headers)
             cookie += _recognize(scope, headers)
         except VLChatError as error:
+            self._count(error)
             await refusal(error, scope["path"])(scope, receive, safe)
             return
         # Gradio's own middleware would let pages of other sites read its answers; without an origin it does nothing.
@@ -84,9 +92,15 @@ class Guard:
         asks = scope["method"] == "POST"
         self.answering += asks
         try:
-            await _Body(receive, limit, told="content-length" in headers).answered(self.app, scope, safe)
+            body = _Body(receive, limit, told="content-length" in headers)
+            await body.answered(self.app, scope, safe)
+            if body.error is not None:
+                self._count(body.error)
         finally:
             self.answering -= asks
+
+    def _count(self, error: VLChatError) -> None:
+        self._refused(requests.told(error)[1]["error"]["code"])
 
     def _enter(self, scope: Scope, headers: Headers) -> int:
         """Bytes that the body may have.
@@ -94,6 +108,7 @@ class Guard:
         Raises:
             VLChatError: this request is not taken.
         """
+        self._hosts.check(headers.get("host"))
         path, method, state = scope["path"], scope["method"], scope["state"]
         name = self._name(headers)
         if self.policy.keys:
@@ -108,9 +123,11 @@ class Guard:
         if path.startswith("/gradio_api/") and "://" in path:  # Gradio would fetch it
             raise RequestError("No address is fetched.", 403, "not_allowed")
         limit = LONGEST_BODY if path.startswith(_PICTURES) else LONGEST_WORDS
-        length = headers.get("content-length", "0")
+        length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise _too_long(limit)
+        if path.startswith(_UPLOADS) and method == "POST":
+            self._uploads.admit(state["caller"], int(length) if length.isdigit() else LONGEST_UNTOLD)
         return limit
 
     def _name(self, headers: Headers) -> str | None:
@@ -139,31 +156,34 @@ class _Body:
 
     Whoever reads a body that breaks a limit sees its sender leave, and what they answer to that is replaced by the
     reason. Nothing of the body is kept here.
+
+    Attributes:
+        error: which limit it broke, once it has.
     """
 
     def __init__(self, receive: Receive, limit: int, told: bool) -> None:
         self._receive, self._limit, self._told = receive, limit if told else min(limit, LONGEST_UNTOLD), told
         self._size, self._whole = 0, False
         self._began = asyncio.get_running_loop().time()
-        self._error: RequestError | None = None
+        self.error: RequestError | None = None
         self._started = False
 
     async def answered(self, app: ASGIApp, scope: Scope, send: Send) -> None:
         async def checked(message: Message) -> None:
-            if self._error is None or self._started:
+            if self.error is None or self._started:
                 self._started = True
                 await send(message)
 
         try:
             await app(scope, self._checked, checked)
         except Exception:
-            if self._error is None:
+            if self.error is None:
                 raise
-        if self._error is not None and not self._started:
-            await refusal(self._error, scope["path"])(scope, self._receive, send)
+        if self.error is not None and not self._started:
+            await refusal(self.error, scope["path"])(scope, self._receive, send)
 
     async def _checked(self) -> Message:
-        if self._error is not None:
+        if self.error is not None:
             return {"type": "http.disconnect"}
         if self._whole:
             return await self._receive()
@@ -179,7 +199,7 @@ class _Body:
         return message
 
     def _broken(self, error: RequestError) -> Message:
-        self._error = error
+        self.error = error
         return {"type": "http.disconnect"}
 
 
@@ -218,6 +238,8 @@ def refusal(error: VLChatError, path: str = "/v1/") -> JSONResponse:
     elif isinstance(error, _Unauthorized):
         invalid = ', error="invalid_token"' if error.shown else ""
         headers["WWW-Authenticate"] = _BEARER + invalid if path.startswith("/v1/") else _BASIC
+    if path.startswith("/gradio_api/"):
+        body["detail"] = str(error)  # which Gradio's page shows
     return JSONResponse(body, status, headers)
 
 

@@ -18,7 +18,9 @@ from serve.keys import VARIABLE, Keys, read_keys
 from vlchat.errors import VLChatError
 
 LOG_FORMATS = ("logfmt", "json")
+MIB = 2**20
 _SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.*-]+(:[0-9]{1,5})?")
 
 
@@ -61,8 +63,10 @@ class Policy:
     Attributes:
         keys: who may ask; everybody, where there are none.
         questions, tokens: of one key, or of one address where there are no keys.
+        uploads: bytes that one of them may upload an hour; four times as many a day.
         proxies: addresses or networks of proxies before this server, whose X-Forwarded-For is believed.
         embedders: origins whose pages may show ours in a frame.
+        host_names: what this server is called, see `serve.allowed_hosts`.
         log_format: one of `LOG_FORMATS`.
         log_prompts: whether the log tells the words of questions.
         grace: seconds in which running answers may end after a signal.
@@ -73,8 +77,10 @@ class Policy:
     keys: Keys = field(default_factory=Keys)
     questions: Rate | None = None
     tokens: Rate | None = None
+    uploads: int = 1024 * MIB
     proxies: Sequence[str] = ()
     embedders: Sequence[str] = ()
+    host_names: Sequence[str] = ()
     log_format: str = "logfmt"
     log_prompts: bool = False
     grace: float = 30.0
@@ -115,6 +121,13 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--rate", metavar="N/minute", help="questions of one key, or of one address where there are none")
     who.add_argument("--tokens", metavar="N/minute", help="tokens of one key, or address: of questions and answers")
     who.add_argument(
+        "--uploads",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="what one key, or address, may upload to the page an hour; four times as much a day (default: 1024)",
+    )
+    who.add_argument(
         "--trusted-proxy",
         action="append",
         default=[],
@@ -133,6 +146,15 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let whoever may ask train models on this machine, and see the runs in runs/ (default: only on 127.0.0.1 "
         "without keys)",
+    )
+    who.add_argument(
+        "--host-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what this server is called, such as chat.example.org or *.example.org (repeatable): requests by other "
+        "names than these, addresses and localhost are refused (default: all are taken, except where only this machine "
+        "reaches it and no key is asked for)",
     )
     told = parser.add_argument_group("running it")
     told.add_argument(
@@ -164,12 +186,16 @@ def read_policy(arguments: argparse.Namespace) -> Policy:
     """
     if not 0 <= arguments.grace <= 86400:
         raise VLChatError(f"--grace is {arguments.grace:g}; give seconds from 0 to 86400.")
+    if not 1 <= arguments.uploads <= 10**6:
+        raise VLChatError(f"--uploads is {arguments.uploads}; give MiB an hour from 1 to 1000000.")
     return Policy(
         read_keys(arguments.api_keys),
         _rate("--rate", arguments.rate),
         _rate("--tokens", arguments.tokens),
+        arguments.uploads * MIB,
         _proxies(arguments.trusted_proxy),
         _origins(arguments.embed),
+        _host_names(arguments.host_name),
         arguments.log_format,
         arguments.log_prompts,
         arguments.grace,
@@ -217,3 +243,10 @@ def _origins(origins: Sequence[str]) -> Sequence[str]:
         if _ORIGIN.fullmatch(origin) is None:
             raise VLChatError(f'--embed "{origin}" is no origin, such as https://example.org.')
     return origins
+
+
+def _host_names(names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        if _HOST_NAME.fullmatch(name) is None:
+            raise VLChatError(f'--host-name "{name}" is no name; give it without http:// and port: chat.example.org.')
+    return names

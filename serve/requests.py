@@ -98,6 +98,7 @@ class ChatRequest(_Strict):
     """The body of a request. What would change the answer and is not offered is refused, not passed over.
 
     Attributes:
+        cache_salt: as of vLLM: what was computed is used for requests with the same one alone.
         store, metadata, user, service_tier, safety_identifier, prompt_cache_key: of no meaning here.
     """
 
@@ -122,6 +123,7 @@ class ChatRequest(_Strict):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -142,7 +144,7 @@ class ChatRequest(_Strict):
             1.0 if self.top_p is None else self.top_p,
             self.seed,
             adapter,
-            scope,
+            f"{scope}/{self.cache_salt}" if self.cache_salt else scope,
             (self.top_logprobs or 0) if self.logprobs else None,
             tuple(self.stops),
         )

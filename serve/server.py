@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.guard import Guard
 from serve.logs import Log, Logged
+from serve.metrics import Metrics
 from serve.policy import Policy
 from serve.tickets import Backend
 from vlchat.errors import VLChatError
@@ -61,13 +62,14 @@ class Server:
         policy: see `serve.policy`.
         log: where requests are told of.
         host, port: where.
+        metrics: where refusals are counted.
 
     Raises:
         VLChatError: the address can't be listened on.
     """
 
-    def __init__(self, app: Starlette, policy: Policy, log: Log, host: str, port: int) -> None:
-        self.guard = Guard(app, policy)
+    def __init__(self, app: Starlette, policy: Policy, log: Log, host: str, port: int, metrics: Metrics) -> None:
+        self.guard = Guard(app, policy, host, metrics.refused)
         config = uvicorn.Config(
             Logged(self.guard, log),
             http=Protocol,

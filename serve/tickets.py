@@ -225,17 +225,7 @@ class Backend(Protocol):
         self, messages: Sequence[Message], options: Options | None = None,
         deliver: Callable[[str | End], object] | None = None,
     ) -> Ticket:  # fmt: skip
-        """Begins to answer a conversation, without waiting for a word of it.
-
-        Args:
-            messages: as of `Chat.stream`.
-            options: the defaults, if there are none.
-            deliver: is called by another thread with each piece and at last with an `End`, in place of iterating.
-
-        Raises:
-            Busy, Closed: it takes no more.
-            VLChatError: the conversation can't be answered. What is found out later is the `End`'s error.
-        """
+        """As `serve.engine.Engine.submit`, and without waiting for a word; what fails later is the `End`'s error."""
 
     def beside(self, adapter: str | None, left: threading.Event) -> Chat | None:
         """The model that answers, to be looked into while others are answered; None where it is not here.
@@ -248,4 +238,4 @@ class Backend(Protocol):
         """
 
     def close(self, wait: float | None = 10.0) -> None:
-        """Takes no more, ends what is being answered after `wait` seconds (None: not before it is done), and stops."""
+        """As `serve.engine.Engine.close`."""

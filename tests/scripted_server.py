@@ -18,6 +18,8 @@ class Server(ThreadingHTTPServer):
         connection; or (status, body).
     key: what the Authorization header must be; None lets everybody in.
     seen: the bodies of the POSTs.
+    paths: (status, body) of the GETs; by default there is a list of models and no health.
+    checks: GETs so far.
     """
 
     daemon_threads = True
@@ -27,6 +29,8 @@ class Server(ThreadingHTTPServer):
         self.answers = list(answers)
         self.key = key
         self.seen: list[dict[str, Any]] = []
+        self.paths: dict[str, tuple[int, Any]] = {"/v1/models": (200, {"data": [{"id": MODEL}]})}
+        self.checks = 0
 
     @property
     def url(self) -> str:
@@ -45,10 +49,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.key is not None and self.headers.get("Authorization") != self.server.key:
             self._send(401, b"{}")
-        elif self.path == "/v1/models":
-            self._send(200, json.dumps({"data": [{"id": MODEL}]}).encode())
         else:
-            self._send(404, b"{}")
+            self.server.checks += 1
+            status, body = self.server.paths.get(self.path, (404, {}))
+            self._send(status, json.dumps(body).encode())
 
     def do_POST(self) -> None:
         self.server.seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))

@@ -277,6 +277,16 @@ def test_words_of_people_are_words(address: str, chat: Chat) -> None:
         assert answer.is_success, words
 
 
+def test_a_cache_salt_parts_those_who_ask_by_one_key(client: Any) -> None:
+    """So that a gateway's visitors share nothing here."""
+    asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "two cats"}], "max_tokens": 2}
+    cached = []
+    for salt in ("anna", "bert", "anna"):
+        usage = client.chat.completions.create(**asked, extra_body={"cache_salt": salt}).usage
+        cached.append(usage.prompt_tokens_details.cached_tokens)
+    assert cached == [0, 0, usage.prompt_tokens - 1]
+
+
 def test_health_and_readiness(address: str) -> None:
     assert httpx.get(f"{address}/health").json() == {"status": "ok"} == httpx.get(f"{address}/ready").json()
     assert httpx.get(address).is_success  # the page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,46 @@ def test_a_long_prompt_does_not_stop_the_others(chat: Chat, engine: Engine, pict
     assert long.end is not None and len(words) - before > long.end.prompt_tokens / engine.piece / 2
     talks.cancel()
     assert done.wait(60)
+
+
+def test_many_pictures_do_not_stop_the_others(chat: Chat, engine: Engine, picture: Callable) -> None:
+    """One is looked at between two steps of theirs."""
+    asked = ask_messages([picture(seed) for seed in (11, 12, 13, 12, 14)], "two cats")
+    expected = "".join(chat.stream(asked, max_new_tokens=4))
+    engine.piece = 1  # which a picture costs as well, since its tower is tiny
+    begun, told = threading.Event(), list[str]()
+    talks = engine.submit(ask_messages(None, "Is it green?"), Options(4000), lambda _: begun.set())
+    assert begun.wait(60)
+    chat.model.model.vision_tower.register_forward_hook(lambda _, given, seen: told.append("look"))
+    chat.model.lm_head.register_forward_hook(lambda *_: told.append("step"))
+    assert "".join(engine.submit(asked, Options(4))) == expected
+    talks.cancel()
+    looks = [place for place, what in enumerate(told) if what == "look"]
+    assert len(looks) == 4
+    assert all("step" in told[one:other] for one, other in itertools.pairwise(looks))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_short_prompts_that_wait_are_computed_in_one_pass(
+    chat: Chat, engine: Engine, picture: Callable, fails: bool
+) -> None:
+    """Where that fails, each by itself, so that nobody ends through another's fault."""
+    conversations = [ask_messages(picture(seed), "two cats" * (seed % 2 + 1)) for seed in (1, 2, 3)]
+    alone = ["".join(chat.stream(one, max_new_tokens=6)) for one in conversations]
+    together = list[int]()
+
+    def watched(_: Any, given: Any, named: dict[str, Any]) -> None:
+        rows, tokens = named["inputs_embeds"].shape[:2]
+        if rows > 1 and tokens > 1:
+            together.append(rows)
+            if fails:
+                raise RuntimeError("torn weights")
+
+    chat.model.model.language_model.register_forward_pre_hook(watched, with_kwargs=True)
+    with chat.turn:  # until all of them wait
+        tickets = [engine.submit(one, Options(6)) for one in conversations]
+    assert ["".join(ticket) for ticket in tickets] == alone
+    assert together and max(together) >= 2
 
 
 def test_the_line_is_bounded_and_tells_each_its_place(chat: Chat, picture: Callable) -> None:

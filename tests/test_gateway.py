@@ -293,5 +293,49 @@ def test_a_model_that_no_server_lists_is_told_with_the_nearest(tmp_path: Path) -
         Gateway([server.url], model="scriptd")
 
 
+def test_a_server_without_a_list_of_models_takes_the_one_that_is_named() -> None:
+    with scripted(WORDS) as server:
+        server.paths = {"/health": (200, {})}
+        with pytest.raises(ConfigError, match="it keeps no list of models"):
+            Gateway([server.url])
+        with before(server.url, model="mine") as gateway:
+            assert gateway.names == ["mine"] and gateway.open and said(gateway) == "a green cat on it"
+    assert server.seen[0]["model"] == "mine"
+
+
+def test_a_server_that_fails_at_a_question_gets_no_more_before_it_has_answered_a_check() -> None:
+    """Its own checks are answered all the while: only questions tell."""
+    with scripted([None]) as bad, scripted(WORDS) as good:
+        gateway = Gateway([bad.url, good.url], every=3600)  # no check but those that a failure asks for
+        try:
+            failing, _ = gateway.upstreams
+            checks = bad.checks
+            questions = iter(range(1000))
+            while not bad.seen:
+                assert said(gateway, DRAWN, f"{next(questions)}?") == "a green cat on it"
+            wait_for(lambda: failing.alive and bad.checks > checks)
+            bad.paths = {"/v1/models": (500, {}), "/health": (500, {})}
+            asked = len(bad.seen)
+            while len(bad.seen) == asked:
+                assert said(gateway, DRAWN, f"{next(questions)}?") == "a green cat on it"
+            wait_for(lambda: "500" in failing.amiss)
+            for _ in range(20):
+                assert said(gateway, DRAWN, f"{next(questions)}?") == "a green cat on it"
+            assert len(bad.seen) == asked + 1 and not failing.alive
+        finally:
+            gateway.close(0)
+
+
+def test_who_asks_is_told_as_a_digest_where_the_operator_says_so() -> None:
+    with scripted(WORDS) as server:
+        for salted in (False, True):
+            with before(server.url, cache_salt=salted) as gateway:
+                for scope in ("api/anna", "api/bert", "api/anna"):
+                    said(gateway, Options(scope=scope))
+    plain, told = server.seen[:3], [one["cache_salt"] for one in server.seen[3:]]
+    assert not [one for one in plain if "cache_salt" in one]
+    assert told[0] == told[2] != told[1] and not [one for one in told if "anna" in one] and len(told[0]) == 64
+
+
 def test_an_upstream_without_a_list_takes_any_name() -> None:
     assert Upstream("http://x", models=None).serves("anything") and not Upstream("http://x").serves("anything")

@@ -22,12 +22,14 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 gradio_client = pytest.importorskip("gradio_client", reason="gradio_client is not installed")
 
 from serve import guard  # noqa: E402
+from serve.allowed_hosts import AllowedHosts, is_loopback  # noqa: E402
 from serve.keys import Keys  # noqa: E402
 from serve.policy import Policy, Rate  # noqa: E402
 
 ANNA, BERT = "anna-canary-key-0123456789", "bert-canary-key-0123456789"
 KEYS = Keys([f"anna: {ANNA}", f"bert: {BERT}"])
 WORDS = "canary-words-of-a-question two cats and a dog on a very long road"
+OPEN_TO_EXAMPLE = Policy(embedders=["https://example.org"], host_names=["example.org"])
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": WORDS}], "max_tokens": 3}
 
 
@@ -140,7 +142,7 @@ def test_a_proxy_is_believed_where_the_operator_says_so(chat: Chat) -> None:
 def test_a_body_of_500_mb_is_refused_and_not_kept(open_address: str, path: str) -> None:
     """Torture rows 23 and 41: by its declared length at once, and by what has come where no length is declared."""
     with connected(open_address) as connection:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {500 * 2**20}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {500 * 2**20}\r\n\r\n"
         connection.sendall(head.encode())
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
 
@@ -161,10 +163,10 @@ def test_a_slow_body_is_408_and_a_slow_or_long_head_is_cut(open_address: str, mo
     """Torture row 50."""
     monkeypatch.setattr(guard, "PATIENCE", 0.3)
     with connected(open_address) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
     with connected(open_address) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 2**17)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2**17)
         assert b" 400 " in connection.recv(4096).split(b"\r\n")[0]
     monkeypatch.setattr("serve.server.HEAD_PATIENCE", 0.3)
     with connected(open_address) as connection:
@@ -173,7 +175,7 @@ def test_a_slow_body_is_408_and_a_slow_or_long_head_is_cut(open_address: str, mo
 
 
 def test_pages_of_other_sites_can_neither_ask_nor_read(chat: Chat) -> None:
-    with serving(chat, Policy(embedders=["https://example.org"])) as address, httpx.Client(base_url=address) as client:
+    with serving(chat, OPEN_TO_EXAMPLE) as address, httpx.Client(base_url=address) as client:
         host = address.removeprefix("http://")
         for headers in ({"Origin": "https://evil.invalid"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
                         {"Sec-Fetch-Site": "same-site", "Origin": address}):  # fmt: skip
@@ -253,3 +255,80 @@ def test_words_are_logged_where_the_operator_asks_for_it(chat: Chat, capsys: pyt
     lines = capsys.readouterr().err.splitlines()
     assert any(f'prompt="{WORDS}"' in line and "end=length" in line for line in lines)
     assert sum("status=" in line for line in lines) == 2 == sum(line.startswith("time=") for line in lines)
+
+
+def test_a_name_that_is_made_to_point_here_is_refused(chat: Chat) -> None:
+    """DNS rebinding: to a browser, a page of evil.invalid is then of the same origin."""
+    with serving(chat) as address, httpx.Client(base_url=address, timeout=60) as client:
+        port = address.rpartition(":")[2]
+        for host in ("evil.invalid", f"evil.invalid:{port}", "localhost.evil.invalid", "127.0.0.1.evil.invalid", ""):
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            for path in ("/", "/config", "/health", "/v1/models", "/gradio_api/info"):
+                assert told(client.get(path, headers=headers), 403)["code"] == "host_not_allowed"
+            asked = client.post("/v1/chat/completions", json=ASKED, headers=headers)
+            assert "--host-name" in told(asked, 403)["message"]
+        for host in ("localhost", f"LOCALHOST.:{port}", "a.localhost", "127.0.0.1", f"[::1]:{port}", "10.0.0.7:80"):
+            assert client.get("/health", headers={"Host": host}).is_success
+        with connected(address) as connection:  # as some proxies probe
+            connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert b" 200 " in connection.recv(4096).split(b"\r\n")[0]
+
+
+def test_whose_name_is_taken_is_the_operators_decision(chat: Chat) -> None:
+    key = {"Authorization": f"Bearer {ANNA}"}
+    for policy, taken, refused in (
+        (Policy(host_names=["chat.example.org", "*.lan"]), ["chat.example.org:443", "a.b.lan"], ["lan", "example.org"]),
+        (Policy(keys=KEYS), ["anything.example"], []),
+        (Policy(keys=KEYS, host_names=["one.example"]), ["one.example", "localhost"], ["anything.example"]),
+    ):
+        with serving(chat, policy) as address:
+            for host in taken:
+                assert httpx.get(f"{address}/v1/models", headers=key | {"Host": host}).is_success
+            for host in refused:
+                told(httpx.get(f"{address}/v1/models", headers=key | {"Host": host}), 403)
+    assert not is_loopback("0.0.0.0") and is_loopback("127.8.8.8") and is_loopback("localhost")
+    AllowedHosts([], local=False).check("anything.example")
+
+
+def test_refusals_are_counted_by_why(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(chat, Policy(keys=KEYS)) as address:
+        key = {"Authorization": f"Bearer {ANNA}"}
+
+        def counted(reason: str) -> float:
+            text = httpx.get(f"{address}/metrics", headers=key).text
+            found = re.search(rf'^vlchat_rejects_total{{reason="{reason}"}} (.*)$', text, re.MULTILINE)
+            return float(found[1]) if found else 0.0
+
+        def post(path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
+            return httpx.post(address + path, **{"headers": key, **more}, timeout=60)
+
+        told(post(headers={}), 401)
+        told(post(headers={"Authorization": "Bearer wrong"}), 401)
+        told(post("/gradio_api/queue/join", content=b"x" * (guard.LONGEST_WORDS + 1)), 413)
+        told(post(content=(b"x" * 2**16 for _ in range(2**8))), 413)  # without its length
+        told(post(headers=key | {"Sec-Fetch-Site": "cross-site"}), 403)
+        monkeypatch.setattr(guard, "PATIENCE", 0.3)
+        with connected(address) as connection:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ANNA}\r\n"
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]
+        found = {reason: counted(reason) for reason in ("invalid_api_key", "too_large", "cross_origin", "timeout")}
+    assert found == {"invalid_api_key": 2, "too_large": 2, "cross_origin": 1, "timeout": 1}
+
+
+def test_uploads_have_a_rate(chat: Chat, tmp_path: Path) -> None:
+    with serving(chat, Policy(keys=KEYS, uploads=2**20)) as address:
+
+        def sent(size: int, key: str = ANNA, **more: Any) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {key}"}
+            files = {"files": ("a.png", b"x" * size, "image/png")}
+            return httpx.post(f"{address}/gradio_api/upload", files=files, headers=headers, timeout=60, **more)
+
+        assert told(sent(2**20), 413)["message"] == "At most 1 MiB an hour can be uploaded. Send less."
+        assert sent(600_000).is_success
+        refused = sent(600_000)
+        error = told(refused, 429)
+        assert error["code"] == "rate_limit_exceeded" and "More than 1 MiB of uploads per hour" in error["message"]
+        assert refused.json()["detail"] == error["message"], "which the page shows"
+        assert 0 < int(refused.headers["retry-after"]) <= 3600
+        assert sent(600_000, BERT).is_success and sent(300_000).is_success

@@ -79,6 +79,7 @@ def test_keys_come_from_the_environment_once(monkeypatch: pytest.MonkeyPatch) ->
         (["--tokens", "5/fortnight"], '--tokens: "5/fortnight"'),
         (["--trusted-proxy", "everyone"], "is no address"),
         (["--embed", "https://example.org; script-src *"], "is no origin"),
+        (["--host-name", "http://example.org"], "is no name"),
         (["--grace", "-1"], "--grace is -1"),
         (["--grace", "nan"], "--grace is nan"),
     ],

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is not installed")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
+import disconnects  # noqa: E402
 from served import MIB, Server, save_tiny, vlchat  # noqa: E402
 from soak import Watch, soak  # noqa: E402
 from soak_clients import Settings, judged  # noqa: E402
@@ -89,3 +90,9 @@ def test_growth_is_told_between_a_fifth_and_the_end(server: Server, killed: tupl
     assert watch.growth() == pytest.approx(0.02)
     watch.series = watch.series[:10]
     assert watch.growth() is None
+
+
+def test_a_slot_that_is_freed_late_fails_the_benchmark_of_disconnects() -> None:
+    in_time = [0.01, disconnects.TARGET]
+    assert disconnects.verdict({"streaming": in_time, "whole": in_time}) == 0
+    assert disconnects.verdict({"streaming": in_time, "whole": [0.01, disconnects.TARGET + 0.001]}) == 1

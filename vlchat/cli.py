@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="with --backend openai: how long one may be silent (default: 300); more where its line is long",
     )
+    serve.add_argument(
+        "--backend-cache-salt",
+        action="store_const",
+        const=True,
+        help="with --backend openai: tell the servers who asks, by a digest, so that they use nothing computed for one "
+        "for another (vLLM, SGLang and vlchat take this; others may refuse it)",
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=7860, help="default: 7860")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -296,6 +303,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         adapters=named("--adapter", arguments.adapter),
         base_url=arguments.base_url,
         backend_timeout=arguments.backend_timeout,
+        backend_cache_salt=arguments.backend_cache_salt,
         policy=read_policy(arguments),
         **commands.loading(arguments),
     )
