@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 
 from serve import slots as keys_and_values
 from serve.choices import chosen, likely, prepare
@@ -18,6 +19,8 @@ from serve.slots import KeyValues, Slots
 from serve.tickets import Failed, Options, Ticket
 from vlchat.chat import Chat
 from vlchat.errors import VLChatError
+from vlchat.foreign import new_tokens
+from vlchat.generation import Stop
 from vlchat.logits import finish_logits
 from vlchat.lora import bare
 from vlchat.model import VLChatForConditionalGeneration
@@ -64,7 +67,7 @@ class Batch:
         error: VLChatError | None = None
         text = ""
         try:
-            for piece in self.chat.written(row.inputs, row.config, row.options.seed, row.ticket.left):
+            for piece in self._pieces(row):
                 row.ticket.token()
                 row.ticket.piece(piece)
                 text += piece
@@ -75,6 +78,22 @@ class Batch:
         row.written = self.chat.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         full = len(row.written) >= int(row.config.max_new_tokens or 1)
         row.finish(row.ticket.ending if row.ticket.left.is_set() else "length" if full else "stop", error)
+
+    def _pieces(self, row: Row) -> Iterator[str]:
+        if row.options.beams == 1:
+            yield from self.chat.written(row.inputs, row.config, row.options.seed, row.ticket.left)
+            return
+        config = copy.deepcopy(row.config)
+        config.update(num_beams=row.options.beams, early_stopping=True, length_penalty=1.0, do_sample=False)
+        config.update(temperature=1.0, top_p=1.0, top_k=50)
+        with self.chat.turn:
+            generated = self.chat.model.generate(
+                **row.inputs,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([Stop([row.ticket.left])]),
+            )
+        written = new_tokens(generated, row.inputs["input_ids"])[0]
+        yield str(self.chat.tokenizer.decode(written, skip_special_tokens=True)).strip()
 
     def take_in(self, rows: Sequence[Row], tokens: int) -> int:
         """Computes a piece of the first one's prompt, or looks at a picture of it; those whose prompt ends have joined.

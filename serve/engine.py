@@ -215,7 +215,7 @@ class Engine:
         """The conversations that are coming, as many as there is room for: the first one, and others of its model."""
         with self._changed:
             while self._line and self._running + len(self._coming) < self.most:
-                if self._coming and not (self._coming[0].batch.joins and self._line[0].batch.joins):
+                if self._coming and not (self._coming[0].joins and self._line[0].joins):
                     break  # one after another, and the others have their places in the line
                 self._coming.append(self._line.popleft())
             left = [row for row in self._coming if row.ticket.left.is_set()]
@@ -227,7 +227,7 @@ class Engine:
     def _take_in(self, rows: list[Row]) -> int:
         """A piece of the prompts of conversations that are coming; of how many tokens."""
         first = rows[0]
-        if not first.batch.joins:
+        if not first.joins:
             first.batch.alone(first)
             self._coming.remove(first)
             return self.piece

@@ -64,6 +64,11 @@ class Row:
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     generator: torch.Generator | None = None
 
+    @property
+    def joins(self) -> bool:
+        """Whether it is answered together with others."""
+        return self.batch.joins and self.options.beams == 1
+
     def whole(self, tokens: int) -> bool:
         """Whether all of its prompt is still to be computed, and is no longer than this."""
         return self.embeddings is not None and self.embeddings.shape[1] == len(self.ids) <= tokens

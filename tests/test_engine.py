@@ -91,6 +91,15 @@ def test_drawn_answers_are_those_of_their_seed(chat: Chat, engine: Engine, pictu
     assert ["".join(ticket) for ticket in tickets] == alone
 
 
+def test_a_search_over_beams_is_the_models_own(chat: Chat, engine: Engine, picture: Callable) -> None:
+    messages = said("two cats", picture(1, (60, 40)))
+    (expected,) = chat.answers([messages], max_new_tokens=6, beams=4)
+    assert expected.text != chat.batch([messages], max_new_tokens=6)[0], "the test needs beams that find another answer"
+    beside = engine.submit(messages, Options(6))
+    assert "".join(engine.submit(messages, Options(6, beams=4))) == expected.text
+    assert "".join(beside).strip() == chat.batch([messages], max_new_tokens=6)[0]
+
+
 def test_a_second_turn_begins_where_the_first_one_ended(chat: Chat, engine: Engine, picture: Callable) -> None:
     messages = ask_messages(picture(1), "What is it?")
     first = engine.submit(messages, Options(6, scope="ann"))
