@@ -29,10 +29,10 @@ RUN uv pip install --no-deps .
 # 2. What runs: Python, the environment, and a user without rights.
 FROM python:${PYTHON} AS runtime
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin vlchat \
-    && install --directory --owner vlchat --group vlchat /models
-# Whatever is written goes to /tmp (uploads) and /models (downloaded weights).
+    && install --directory --owner vlchat --group vlchat /models /history
+# Whatever is written goes to /tmp (uploads), /models (downloaded weights) and /history (the page's conversations).
 ENV PATH=/opt/vlchat/bin:$PATH HOME=/tmp HF_HOME=/models GRADIO_TEMP_DIR=/tmp/gradio MPLCONFIGDIR=/tmp/matplotlib \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 XDG_DATA_HOME=/history
 WORKDIR /models
 USER 10001:10001
 EXPOSE 7860

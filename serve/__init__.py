@@ -41,6 +41,8 @@ def main(
     try:
         from serve.app import run
         from serve.fetching import Hosts
+        from serve.policy import Policy
+        from serve.trainings import Trainings
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -49,5 +51,8 @@ def main(
 
     hosts = Hosts(allow_images_from)
     given = {name: value for name, value in options.items() if value not in (None, "auto", {})}
+    trainings = None
+    if (policy or Policy()).has_training_room(host, backend):
+        trainings = Trainings(model=model, revision=given.get("revision"), quantize=given.get("quantize"))
     chat = opened(backend, model, given)
-    return run(chat, host=host, port=port, open_browser=open_browser, hosts=hosts, policy=policy)
+    return run(chat, host=host, port=port, open_browser=open_browser, hosts=hosts, policy=policy, trainings=trainings)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import os
 import signal
 import sys
 import threading
 import webbrowser
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,11 @@ from serve.logs import Log  # noqa: E402
 from serve.page.asking import Asking  # noqa: E402
 from serve.page.chat_tab import Conversing, Sidebar, chat_tab  # noqa: E402
 from serve.page.feedback import feedback_tab  # noqa: E402
+from serve.page.inside import CSS as INSIDE_CSS  # noqa: E402
+from serve.page.inside import inside_panel  # noqa: E402
 from serve.page.programs import programs  # noqa: E402
+from serve.page.room import CSS as ROOM_CSS  # noqa: E402
+from serve.page.room import training_room  # noqa: E402
 from serve.page.saving import saving  # noqa: E402
 from serve.page.talk import Talk  # noqa: E402
 from serve.page.words import label, translations  # noqa: E402
@@ -35,9 +37,11 @@ from serve.policy import Policy  # noqa: E402
 from serve.rates import Rates  # noqa: E402
 from serve.schema import complete_routes  # noqa: E402
 from serve.server import Server  # noqa: E402
+from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
 from serve.theme import CSS, theme  # noqa: E402
 from serve.tickets import Backend  # noqa: E402
+from serve.trainings import Trainings  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 
 gradio_mended.mend()
@@ -54,17 +58,21 @@ class Page(gr.Blocks):
         decoder: opens pictures; it ends with the page.
         talk: people's conversations; they are written down when it ends.
         listening: takes questions, once the page is launched.
+        trainings: what the training room does, if there is one; they end with the page.
     """
 
-    engine: Backend
+    engine: Several
     decoder: Decoder
     talk: Talk
     listening: Server | None = None
+    trainings: Trainings | None = None
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         super().close(*args, **kwargs)
         if self.listening is not None:
             self.listening.close()
+        if self.trainings is not None:
+            self.trainings.close()
         self.decoder.close()
         self.engine.close()
         self.talk.close()
@@ -72,7 +80,7 @@ class Page(gr.Blocks):
 
 def build_app(
     chat: Chat | Backend, *, examples: Path = EXAMPLES, rates: Rates | None = None, log: Log | None = None,
-    history: Path | None = None,
+    history: Path | None = None, trainings: Trainings | None = None,
 ) -> Page:  # fmt: skip
     """The page for one model or backend; not yet listening, see `launch`.
 
@@ -82,43 +90,42 @@ def build_app(
         rates: what a visitor may ask; all they like, by default.
         log: where it is told what they asked.
         history: the folder where conversations are kept; None keeps none beyond a visit.
+        trainings: what the training room does; None is none. They end with the page.
 
     Raises:
         VLChatError: that folder can't be used.
     """
-    engine: Backend = Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat
+    engine = Several(Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat)
     asking = Asking(engine, Decoder(), rates or Rates(), log or Log())
     talk = Talk(asking, None if history is None else Store(history), examples)
     with Page(title="vlchat", analytics_enabled=False, delete_cache=(3600, 86400), fill_height=True) as page:
         page.engine, page.decoder, page.talk = engine, asking.decoder, talk
         with gr.Sidebar(elem_id="sidebar", open=False):
             sidebar = Sidebar(keeps=history is not None)
-        gr.HTML(f"<h1>vlchat</h1>{about(engine.description)}", elem_id="title")
-        with gr.Tabs(elem_id="tabs"):
-            with gr.Tab(label("chat.tab"), elem_id="chat-tab", scale=1):
-                conversing = Conversing(engine.names, examples)
+        gr.HTML("<h1>vlchat</h1>", elem_id="title")
+        page.trainings = trainings
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab(label("chat.tab"), id="chat", elem_id="chat-tab", scale=1):
+                conversing = Conversing(engine, examples)
+            if trainings is not None:
+                with gr.Tab(label("room.tab"), id="room", elem_id="room-tab"):
+                    room = training_room(trainings, lambda name, run: engine.add(name, Engine(Chat.load(run))))
             with gr.Tab(label("feedback.tab"), elem_id="feedback-tab") as feedback:
                 feedback_tab(talk, feedback)
-        chat_tab(talk, sidebar, conversing, page)
+        with gr.Sidebar(elem_id="inside-sidebar", open=False, position="right", width=380) as panel:
+            inside = inside_panel(talk.inside, talk.told, gr.State(None))
+        talking = chat_tab(talk, sidebar, conversing, page, panel, inside)
+        if trainings is not None:
+            room.added.success(talking.choose_newest, None, [tabs, *talking.picker], api_visibility="private")
         programs(asking, talk.roots, conversing)
     return page
-
-
-def about(description: Mapping[str, Any]) -> str:
-    """One line for people, as HTML: which model answers, how large it is, what it was trained on."""
-    facts = [f"<b>{html.escape(str(description.get('name') or 'A model without a name'))}</b>"]
-    if parameters := description.get("parameters"):
-        facts.append(f"{_count(int(parameters))} parameters")
-    if trained_on := description.get("trained_on"):
-        facts.append(f"trained on {html.escape(str(trained_on))}")
-    return f"<div id='about'>{' · '.join(facts)}</div>"
 
 
 def mount_options() -> dict[str, Any]:
     """What `gr.mount_gradio_app` needs for this page: its looks, its limits, and nothing that leaves this machine."""
     return {
         "theme": theme(),
-        "css": CSS,
+        "css": "\n".join([CSS, INSIDE_CSS, ROOM_CSS]),
         "footer_links": [],
         "show_error": False,
         "max_file_size": UPLOAD_LIMIT,
@@ -132,7 +139,7 @@ def mount_options() -> dict[str, Any]:
 
 def launch(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, hosts: Hosts | None = None,
-    policy: Policy | None = None,
+    policy: Policy | None = None, trainings: Trainings | None = None,
 ) -> Page:  # fmt: skip
     """Begins to serve the page, in a thread of its own; `close()` ends it.
 
@@ -146,7 +153,7 @@ def launch(
     policy = policy or Policy()
     rates = Rates(policy.questions, policy.tokens)
     log = Log(policy.log_format, policy.log_prompts)
-    page = build_app(chat, rates=rates, log=log, history=policy.history)
+    page = build_app(chat, rates=rates, log=log, history=policy.history, trainings=trainings)
     page.decoder.warm_up()
     page.queue(max_size=None)  # the engine's line is bounded
     api = Api(page.engine, page.decoder, rates, hosts or Hosts())
@@ -163,14 +170,14 @@ def launch(
 
 def run(
     chat: Chat | Backend, *, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-    hosts: Hosts | None = None, policy: Policy | None = None,
+    hosts: Hosts | None = None, policy: Policy | None = None, trainings: Trainings | None = None,
 ) -> int:  # fmt: skip
     """Serves the page until SIGTERM or Ctrl-C, lets running answers end, and returns; see `launch`.
 
     A second signal ends the process at once.
     """
     policy = policy or Policy()
-    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy)
+    app = launch(chat, host=host, port=port, hosts=hosts, policy=policy, trainings=trainings)
     address = f"http://{host}:{port}"
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -191,10 +198,3 @@ def run(
         print("Stopped.", flush=True)
         os._exit(130)  # no thread is waited for
     return 0
-
-
-def _count(parameters: int) -> str:
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if parameters >= size:
-            return f"{parameters / size:.1f}{letter}".replace(".0", "")
-    return str(parameters)

@@ -7,6 +7,7 @@ for its next turn and for whoever begins alike.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from serve.batch import Batch, Row
+from serve.gate import Gate
 from serve.metrics import Metrics
 from serve.prefixes import Pictures, Prefixes
 from serve.tickets import Busy, Closed, End, Options, Ticket
@@ -56,6 +58,7 @@ class Engine:
         self._line: deque[Row] = deque()
         self._coming: Row | None = None
         self._changed = threading.Condition()
+        self._gate = Gate(self._changed)
         self._closing = False
         self.metrics = Metrics(
             running=lambda: self.answering, waiting=lambda: len(self._line), kept=lambda: self.prefixes.bytes,
@@ -105,6 +108,13 @@ class Engine:
         if len(self._line) >= self.waiting:
             raise Busy(f"All {self.waiting} places in the line are taken. Ask again in a minute.")
 
+    def beside(self, adapter: str | None, left: threading.Event) -> Chat:
+        """The model, or one of its adapters, for work that writes no answer; see `serve.tickets.Backend.beside`."""
+        answers = self.chat if adapter is None else self.chat.with_adapter(adapter)
+        chat = copy.copy(answers)
+        chat.turn = self._gate.turn(answers.turn, left)
+        return chat
+
     def place_of(self, ticket: Ticket) -> int:
         """See `Ticket.place`."""
         with self._changed:
@@ -125,6 +135,11 @@ class Engine:
     def description(self) -> dict[str, Any]:
         """The model's, see `Chat.description`."""
         return self.chat.description
+
+    def described(self, name: str | None) -> dict[str, Any]:
+        """The same of an adapter, and the `context_length` in tokens, if it is known."""
+        chat = self.chat if name is None else self.chat.with_adapter(name)
+        return {**chat.description, "context_length": chat.context_length}
 
     @property
     def names(self) -> list[str]:
@@ -168,6 +183,7 @@ class Engine:
         try:
             self._run()
         finally:  # also where it broke, so that nobody waits for what does not come
+            self._gate.close()
             with self._changed:
                 self._closing = True
                 left, self._line = [*self._line, *([self._coming] if self._coming else [])], deque()
@@ -181,7 +197,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._line or self._coming or self._running or self._closing):
+                while not (self._line or self._coming or self._running or self._closing or self._gate.waiting):
                     self._changed.wait()
                 if self._closing and not (self._coming or self._running):
                     return
@@ -192,6 +208,7 @@ class Engine:
                 batch.drop_left()
                 if batch.rows:
                     self._guarded(batch, batch.rows[-1:], batch.rows, batch.step)
+            self._gate.let_in(busy=self.answering > 0)
 
     def _next(self) -> Row | None:
         """The conversation that is coming; the first in the line is, if there is room."""

@@ -91,6 +91,15 @@ class Gateway:
         first, *others = self.names
         return {"name": first + (f" and {len(others)} more" if others else "")}
 
+    def described(self, name: str | None) -> dict[str, Any]:
+        """The name of one of them."""
+        return {"name": name or self.names[0]}
+
+    @property
+    def joins(self) -> bool:
+        """Not known of other servers."""
+        return False
+
     @property
     def open(self) -> bool:
         """Whether it takes conversations: there is a server that lives."""
@@ -128,6 +137,9 @@ class Gateway:
         except RuntimeError:  # closed meanwhile
             raise Closed from None
         return asked.ticket
+
+    def beside(self, adapter: str | None, left: threading.Event) -> None:
+        """Nothing: the models are not here."""
 
     def close(self, wait: float | None = 10.0) -> None:
         """As of `serve.tickets.Backend`."""

@@ -9,6 +9,7 @@ import argparse
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,7 @@ class Policy:
         log_prompts: whether the log tells the words of questions.
         grace: seconds in which running answers may end after a signal.
         history: the folder where the page keeps conversations and feedback; None keeps nothing beyond a visit.
+        training_room: whether the page trains, wherever it is served; see `has_training_room`.
     """
 
     keys: Keys = field(default_factory=Keys)
@@ -77,6 +79,27 @@ class Policy:
     log_prompts: bool = False
     grace: float = 30.0
     history: Path | None = None
+    training_room: bool = False
+
+    def has_training_room(self, host: str, backend: str = "local") -> bool:
+        """Whether whoever opens the page may train, which takes this machine's processor and disk.
+
+        They may where nobody else reaches it: on this machine alone, with no proxy before it and nobody told apart by
+        keys; or where the operator says so.
+
+        Args:
+            host: what is listened on.
+            backend: of `serve.backends`.
+
+        Raises:
+            VLChatError: the operator says so of a server without a model of its own.
+        """
+        if backend != "local":
+            if self.training_room:
+                raise VLChatError(f"--training-room trains a model that is loaded here: leave --backend {backend} out.")
+            return False
+        alone = host in ("127.0.0.1", "localhost") and not self.keys and not self.proxies
+        return alone or self.training_room
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
@@ -105,13 +128,19 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="https://example.org: its pages may show this one in a frame (repeatable; default: nobody's)",
     )
+    who.add_argument(
+        "--training-room",
+        action="store_true",
+        help="let whoever may ask train models on this machine, and see the runs in runs/ (default: only on 127.0.0.1 "
+        "without keys)",
+    )
     told = parser.add_argument_group("running it")
     told.add_argument(
         "--history",
         type=Path,
-        default=_data_folder(),
         metavar="FOLDER",
-        help="where the page keeps people's conversations, each for its own visitor (default: %(default)s)",
+        help="where the page keeps people's conversations, each for its own visitor (default: "
+        f"{_data_folder()}; none where that can't be written)",
     )
     told.add_argument(
         "--no-history", action="store_true", help="keep none: conversations and pictures are gone with the visit"
@@ -144,8 +173,22 @@ def read_policy(arguments: argparse.Namespace) -> Policy:
         arguments.log_format,
         arguments.log_prompts,
         arguments.grace,
-        None if arguments.no_history else arguments.history,
+        _history(arguments.history, arguments.no_history),
+        arguments.training_room,
     )
+
+
+def _history(folder: Path | None, none: bool) -> Path | None:
+    if folder is not None and none:
+        raise VLChatError("--history and --no-history exclude each other: leave one of them out.")
+    if folder is not None or none:
+        return folder
+    folder = _data_folder()
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if os.access(there, os.W_OK):
+        return folder
+    print("Conversations are gone with a visit; --history FOLDER keeps them.", file=sys.stderr)
+    return None
 
 
 def _data_folder() -> Path:

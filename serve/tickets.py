@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serve.metrics import Metrics
+from vlchat.chat import Chat
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
@@ -197,6 +198,17 @@ class Backend(Protocol):
     def description(self) -> Mapping[str, Any]:
         """What people should know of it, as `vlchat.chat.Chat.description`."""
 
+    def described(self, name: str | None) -> Mapping[str, Any]:
+        """The same of one of its models, as `Options.adapter` calls it.
+
+        Raises:
+            VLChatError: there is none of this name.
+        """
+
+    @property
+    def joins(self) -> bool:
+        """Whether its models answer several at once, and tell how likely their tokens are."""
+
     @property
     def names(self) -> Sequence[str]:
         """The models to choose from. The first answers where `Options.adapter` is None; the others go by their name."""
@@ -223,6 +235,16 @@ class Backend(Protocol):
         Raises:
             Busy, Closed: it takes no more.
             VLChatError: the conversation can't be answered. What is found out later is the `End`'s error.
+        """
+
+    def beside(self, adapter: str | None, left: threading.Event) -> Chat | None:
+        """The model that answers, to be looked into while others are answered; None where it is not here.
+
+        Its `turn` comes between two steps, and raises `serve.gate.Left` once `left` is set. Hold it for one pass at a
+        time: nobody's words come meanwhile.
+
+        Raises:
+            VLChatError: there is no such adapter. The turn raises `Closed` where the engine stops.
         """
 
     def close(self, wait: float | None = 10.0) -> None:

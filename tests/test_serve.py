@@ -29,11 +29,12 @@ pytest.importorskip("gradio_client", reason="gradio_client is not installed")
 from gradio_client import Client, handle_file  # noqa: E402
 
 from serve import messages  # noqa: E402
-from serve.app import EXAMPLES, about, build_app, mount_options  # noqa: E402
+from serve.app import EXAMPLES, build_app, mount_options  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.messages import REFUSED, escaped, in_line, refusal  # noqa: E402
 from serve.page.chat_tab import examples_of  # noqa: E402
+from serve.page.settings import about  # noqa: E402
 
 
 def conversation(*told: Any) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,35 @@ from vlchat.runs import (
 _BARS = "▁▂▃▄▅▆▇█"
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Whether a run goes on, and how far it is.
+
+    Attributes:
+        kind: "training", "killed" (its process said no word), "finished", "stopped", "unfinished" (nothing says why),
+            or "elsewhere": a process of another machine has trained, of which nothing more is known.
+        step: the last one that is known of.
+        planned: how many there are to be; None where nothing tells.
+        reason: why it stopped.
+        left: seconds until the end, at the pace of the last figures, where it trains.
+        process: its number, where it trains.
+        host: of the other machine.
+    """
+
+    kind: str
+    step: int
+    planned: float | None = None
+    reason: str = ""
+    left: float | None = None
+    process: int | None = None
+    host: str = ""
+
+
+def standing(folder: Path) -> Standing:
+    """Of a run's folder, however broken it is."""
+    return _standing(folder, _dictionary(folder / CONFIG), _dictionary(folder / ABOUT), lines(folder / METRICS))
+
+
 def describe(folder: Path) -> list[tuple[str, str]]:
     """What people want to know of a run, or of one of its saves: a label and a sentence or figure each.
 
@@ -47,7 +77,7 @@ def describe(folder: Path) -> list[tuple[str, str]]:
     facts += _what(config, about)
     facts += _how_far(folder, config, about, logged)
     if not save:
-        facts.append(("state", _state(folder, config, about, logged)))
+        facts.append(("state", _state(folder, _standing(folder, config, about, logged))))
     facts += _how_good(folder, logged)
     if (folder / PLOT).is_file():
         facts.append(("plot", str(folder / PLOT)))
@@ -128,27 +158,38 @@ def _how_far(
     return facts
 
 
-def _state(folder: Path, config: dict[str, Any], about: dict[str, Any], logged: list[dict[str, Any]]) -> str:
+def _standing(folder: Path, config: dict[str, Any], about: dict[str, Any], logged: list[dict[str, Any]]) -> Standing:
     running, stopped = _dictionary(folder / RUNNING), _dictionary(folder / STOPPED)
     made = max((line["step"] for line in logged), default=0)
     planned = _planned(config, about)
     if running:
         host, pid = running.get("host"), running.get("pid")
         if host != socket.gethostname():
-            return f"a process on {host} has trained; the last figures are {_ago(folder / METRICS)} old"
+            return Standing("elsewhere", made, planned, host=str(host))
         if isinstance(pid, int) and alive(pid, running.get("start")):
-            left = _left(config, planned, logged)
-            return f"training now (process {pid})" + (f", {clock(left)} left" if left is not None else "")
-        return f"killed at about step {made:,}: its process is gone and said no word"
+            return Standing("training", made, planned, left=_left(config, planned, logged), process=pid)
+        return Standing("killed", made, planned)
     if stopped:
-        reason = str(stopped.get("reason"))
-        at = _number(stopped.get("step"))
-        where = f" at step {at:,.0f}" if at is not None else ""
-        return f"finished{where}" if reason == "done" else f"stopped{where}: {reason}"
+        reason, at = str(stopped.get("reason")), _number(stopped.get("step"))
+        kind = "finished" if reason == "done" else "stopped"
+        return Standing(kind, made if at is None else int(at), planned, "" if reason == "done" else reason)
     minutes = _number(_loop(config, "minutes"))
     spent = max((line["seconds"] for line in logged if _number(line.get("seconds")) is not None), default=0)
     over = (planned and made >= planned) or (minutes and spent >= 60 * minutes)
-    return "finished" if over else "not finished; nothing says why"
+    return Standing("finished" if over else "unfinished", made, planned)
+
+
+def _state(folder: Path, now: Standing) -> str:
+    if now.kind == "elsewhere":
+        return f"a process on {now.host} has trained; the last figures are {_ago(folder / METRICS)} old"
+    if now.kind == "training":
+        return f"training now (process {now.process})" + (f", {clock(now.left)} left" if now.left is not None else "")
+    if now.kind == "killed":
+        return f"killed at about step {now.step:,}: its process is gone and said no word"
+    if now.kind == "unfinished":
+        return "not finished; nothing says why"
+    where = f" at step {now.step:,}" if (folder / STOPPED).is_file() else ""
+    return f"finished{where}" if now.kind == "finished" else f"stopped{where}: {now.reason}"
 
 
 def _how_good(folder: Path, logged: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -38,18 +38,28 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def this_process() -> dict[str, Any]:
     """What RUNNING holds while a process trains."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "began": time.time(), "start": process_start(os.getpid())}
+    return process(os.getpid())
+
+
+def process(pid: int) -> dict[str, Any]:
+    """What tells a process of this machine from any other, as JSON."""
+    return {"pid": pid, "host": socket.gethostname(), "began": time.time(), "start": process_start(pid)}
+
+
+def runs_here(told: Any) -> bool:
+    """Whether what `process` told once is a process that still runs, on this machine."""
+    if not isinstance(told, dict) or told.get("host") != socket.gethostname():
+        return False
+    pid = told.get("pid")
+    return isinstance(pid, int) and alive(pid, told.get("start"))
 
 
 def taken(run: Path) -> str | None:
     """Why this process may not write to a run's folder now, or None. Of other machines' processes nothing is known."""
     told = read_json(run / RUNNING)
-    if not isinstance(told, dict) or told.get("host") != socket.gethostname():
+    if not runs_here(told) or told["pid"] == os.getpid():
         return None
-    pid = told.get("pid")
-    if not isinstance(pid, int) or pid == os.getpid() or not alive(pid, told.get("start")):
-        return None
-    return f"Process {pid} trains in {run} now. Wait for it, stop it, or add run=OTHER/FOLDER."
+    return f"Process {told['pid']} trains in {run} now. Wait for it, stop it, or add run=OTHER/FOLDER."
 
 
 def alive(pid: int, start: Any) -> bool:

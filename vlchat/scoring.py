@@ -13,6 +13,8 @@ import yaml
 
 from vlchat.commands import known_format, loading, quiet
 from vlchat.errors import VLChatError
+from vlchat.folders import weights_digest
+from vlchat.places import locate
 
 if TYPE_CHECKING:
     from vlchat.evaluate import Result
@@ -54,6 +56,15 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     add("--no-cache", action="store_true", help="ask everything again, and keep nothing")
     add("--out", type=Path, metavar="FOLDER", help="write the report, the replies and a certificate")
     add("--evidence", type=int, default=8, metavar="N", help="evidence maps of the report's worst rows (default: 8)")
+    add(
+        "--calibrate",
+        type=float,
+        nargs="?",
+        const=0.1,
+        metavar="RISK",
+        help="note in the model's folder from which "
+        'likelihood on at most this share of its answers is wrong (default: 0.1), for the chat page\'s "not sure"',
+    )
     add("--track", action="append", default=[], metavar="NAME", help="also to tensorboard, trackio, wandb or mlflow")
     add("--verify", type=Path, metavar="FOLDER", help="ask again what its certificate says, and compare")
     add("--json", action="store_true", help="print the result as JSON")
@@ -141,6 +152,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise VLChatError("--track needs --out FOLDER: what trackers keep on this machine lies there.")
     if arguments.out is not None:
         result_folder(arguments.out)
+    calibrated = _calibrated_folder(arguments)
     controls = [] if arguments.no_controls else [name.strip() for name in arguments.controls.split(",") if name.strip()]
     shared = {
         "batch_size": arguments.batch,
@@ -166,10 +178,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     if processes.first:
         _show(arguments, result, arguments.out)
+        if calibrated is not None:
+            from vlchat.evaluate import trust
+
+            found = trust.trust_of(result, arguments.calibrate, weights_digest(calibrated))
+            print(f"Calibrated: {trust.write(found, calibrated)}", file=_aside(arguments))
         if arguments.out is not None:
             place = write_page(page(result, arguments.evidence), arguments.out / PAGE)
             print(f"The report: {place}", file=_aside(arguments))
     return 0
+
+
+def _calibrated_folder(arguments: argparse.Namespace) -> Path | None:
+    """Where --calibrate writes; None without it."""
+    if arguments.calibrate is None:
+        return None
+    if not 0 < arguments.calibrate < 1:
+        raise VLChatError(f"--calibrate is {arguments.calibrate:g}; it is a share between 0 and 1, such as 0.1.")
+    folder = None if arguments.url or arguments.suite else locate(arguments.model)[0]
+    if not isinstance(folder, Path):
+        raise VLChatError("--calibrate takes one task and a model in a folder: its calibration is kept there.")
+    return folder
 
 
 def _suite(arguments: argparse.Namespace, shared: dict[str, Any]) -> int:

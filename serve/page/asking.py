@@ -15,7 +15,7 @@ from serve.decoding import Decoder
 from serve.logs import Line, Log
 from serve.rates import Rates
 from serve.requests import told
-from serve.tickets import Backend, Closed, End, Options, Ticket
+from serve.tickets import Backend, Closed, End, Likely, Options, Ticket
 from serve.visits import Visit
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
@@ -33,6 +33,7 @@ class Answer:
         place: in the line, from 1; 0 once it is being written.
         refused: why there is none, or no more of it.
         end: how it ended.
+        likely: of its tokens, once it has ended, where the backend tells.
         first_seconds, seconds: from the question to the first word, and to now.
     """
 
@@ -40,6 +41,7 @@ class Answer:
     place: int = 0
     refused: str = ""
     end: End | None = None
+    likely: tuple[Likely, ...] = ()
     first_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -91,7 +93,8 @@ class Asking:
             came.put_nowait(one)
 
         def begin() -> None:
-            begun.append(self.engine.submit(messages(), replace(options, scope=scope), deliver))
+            likely = 0 if self.engine.joins else None
+            begun.append(self.engine.submit(messages(), replace(options, scope=scope, logprobs=likely), deliver))
             if left.is_set():  # meanwhile
                 begun[0].cancel()
 
@@ -115,7 +118,7 @@ class Asking:
                 raise Closed
             if answer.end.error is not None:
                 raise answer.end.error
-            yield answer
+            yield replace(answer, likely=tuple(begun[0].likely))
         except VLChatError as error:
             if not begun:
                 self.engine.metrics.refused(told(error)[1]["error"]["code"])

@@ -12,12 +12,14 @@ from typing import Any
 import gradio as gr
 
 from serve.page.beside import pair_of
+from serve.page.inside import Panel
 from serve.page.listing import listed, listing
-from serve.page.settings import Choices, choose_how, choose_who
+from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
 from serve.page.view import conversation_view, examples_shown, shown
 from serve.page.words import label, told
 from serve.store import Turn
+from serve.tickets import Backend
 from vlchat.errors import VLChatError
 
 _SUGGESTIONS = ("what", "describe", "count")
@@ -39,14 +41,20 @@ class ChatTab:
         conversation: the id of the open one.
         chatbot: shows it.
         chosen: the settings, in the order of `Choices`.
-        answered: fires when an answer has ended or another conversation was opened; its value is (conversation, turn).
+        picker: the components that say who answers, for `choose_newest`.
     """
 
     talk: Talk
     conversation: gr.Textbox
     chatbot: gr.HTML
     chosen: list[Any]
-    answered: gr.State
+    picker: list[Any]
+
+    def choose_newest(self) -> list[Any]:
+        """Brings the chat into sight, and the model that was added last to answer there beside the first one."""
+        names = self.talk.asking.engine.names
+        choices = Choices(beside=names[-1])
+        return [gr.Tabs(selected="chat"), *to_choose(names, choices)]
 
 
 class Sidebar:
@@ -73,7 +81,8 @@ class Sidebar:
 class Conversing:
     """The conversation itself. Built within the current context."""
 
-    def __init__(self, names: Sequence[str], examples: Path) -> None:
+    def __init__(self, engine: Backend, examples: Path) -> None:
+        self.about = gr.HTML(about(engine.description), elem_id="about-model")
         self.examples = examples_of(examples)
         self.chatbot = conversation_view()
         with gr.Column(visible=False, elem_id="beside-answers") as self.pair:
@@ -101,29 +110,35 @@ class Conversing:
             max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
             elem_id="question",
         )
-        first = choose_who(names)
+        self.who, first = choose_who(engine.names)
         with gr.Accordion(label("chat.settings"), open=False, elem_id="settings"):
             self.chosen = [*first, *choose_how()]
 
 
-def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Blocks) -> ChatTab:
-    """Wires the events of both parts; within the page's context."""
+def chat_tab(
+    talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Blocks, panel: gr.Sidebar, inside: Panel
+) -> ChatTab:
+    """Wires the events of both parts; within the page's context.
+
+    Args:
+        panel: holds `inside`, and opens when an answer is to be looked into.
+    """
     side, here = sidebar, conversing
     conversation = gr.Textbox(visible="hidden", elem_id="conversation-id", label="id")
-    answered = gr.State(("", 0))
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**quiet, "queue": False}
     busy: dict[str, Any] = {"interactive": False, "submit_btn": False, "stop_btn": True}
     idle: dict[str, Any] = {"interactive": True, "submit_btn": True, "stop_btn": False}
     whole = [
-        here.chatbot, side.listing, here.pair, here.left, here.right, here.suggesting, answered, here.question
+        here.chatbot, side.listing, here.pair, here.left, here.right, here.suggesting, here.question
     ]  # fmt: skip
 
     def view(who: Visitor, there: str, turns: Sequence[Mapping[str, Any]] | None = None, busy: bool = False) -> Any:
         if turns is None:
             turns = who.shown(who.turns(there))
         examples = [] if turns else examples_shown(here.examples)
-        return shown(there, turns, who.language, examples=examples, busy=busy)
+        deep = talk.inside.here
+        return shown(there, turns, who.language, examples=examples, busy=busy, inside=deep)
 
     def at_rest(who: Visitor, there: str, turns: Sequence[Turn], words: str) -> list[Any]:
         """What the page shows of a conversation at rest, for `whole`."""
@@ -136,7 +151,6 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
             left,
             right,
             gr.Row(visible=not turns),
-            (there, turns[-1].id if turns and turns[-1].role == "assistant" else 0),
             gr.MultimodalTextbox(**idle),
         ]  # fmt: skip
 
@@ -215,13 +229,21 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         except VLChatError:
             found = None  # deleted, or somebody else's
         there = found.id if found else ""
-        choices = talk.settings(who, found) if found else None
-        values = choices.values if choices else [gr.skip()] * len(here.chosen)
+        values = settings_of(talk.settings(who, found)) if found else [gr.skip()] * (2 + len(here.chosen))
         return [there, *values, *at_rest(who, there, who.turns(there), words)]
+
+    def settings_of(choices: Choices) -> list[Any]:
+        chosen = [*to_choose(talk.asking.engine.names, choices), *choices.values[2:]]
+        return [*chosen, described(choices.adapter)]
+
+    def described(adapter: str) -> str:
+        return about(talk.asking.engine.described(adapter or None))
 
     def load(request: gr.Request) -> Any:
         keeps = talk.disk is not None and talk.disk.keeps(talk.visitor(request).owner)
-        return [keeps, *opened(request.query_params.get("c", ""), "", request)]
+        there, *shown = opened(request.query_params.get("c", ""), "", request)
+        values = [] if there else settings_of(Choices())
+        return [keeps, there, *values, *shown[len(values) :]]
 
     def act(data: gr.EventData, there: str, words: str, request: gr.Request) -> Any:
         who, told_of = talk.visitor(request), data._data or {}
@@ -240,8 +262,8 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
                     return opened("", words, request)
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
-        after = [gr.skip()] * (1 + len(here.chosen) + len(whole))
-        after[1 + len(here.chosen) + 2] = listed(who.store.conversations(who.owner, words), there, who.language, words)
+        after = [gr.skip()] * len(opening)
+        after[opening.index(side.listing)] = search(there, words, request)
         return after
 
     def search(there: str, words: str, request: gr.Request) -> Any:
@@ -261,7 +283,7 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         gr.Info(told("chat.erased", who.language))
         return [gr.Group(visible=False), *opened("", "", request)]
 
-    opening = [conversation, *here.chosen, *whole]
+    opening = [conversation, here.who, *here.chosen, here.about, *whole]
     for event in (
         page.load(load, None, [side.keep, *opening], **quick),
         side.new.click(opened, [gr.State(""), side.search], opening, cancels=streams, **quick),
@@ -270,11 +292,15 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         side.yes.click(erase, None, [side.sure, *opening], cancels=streams, **quick),
     ):
         event.then(None, conversation, None, js=_ADDRESS)
+    here.chosen[0].input(described, here.chosen[0], here.about, **quick)
     side.search.input(search, [conversation, side.search], side.listing, trigger_mode="always_last", **quick)
     side.erase.click(lambda: gr.Group(visible=True), None, side.sure, **quick)
     side.no.click(lambda: gr.Group(visible=False), None, side.sure, **quick)
 
     # What people think of answers.
+
+    def look(there: str, data: gr.EventData) -> Any:
+        return (there, _told(data, "turn")), gr.Sidebar(open=True)
 
     def like(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who, turn = talk.visitor(request), _told(data, "turn")
@@ -293,11 +319,14 @@ def chat_tab(talk: Talk, sidebar: Sidebar, conversing: Conversing, page: gr.Bloc
         talk.vote(who, there, chosen)
         return at_rest(who, there, who.turns(there), words)
 
+    here.chatbot.select(look, conversation, [inside.selected, panel], **quick).then(
+        inside.refresh, inside.selected, inside.outputs, **quiet
+    )
     here.chatbot.like(like, conversation, here.chatbot, **quick)
     here.chatbot.submit(correct, conversation, here.chatbot, **quick)
     for button, chosen in zip(here.votes, ("left", "same", "right"), strict=True):
         button.click(vote, [conversation, side.search, gr.State(chosen)], whole, **quick)
-    return ChatTab(talk, conversation, here.chatbot, here.chosen, answered)
+    return ChatTab(talk, conversation, here.chatbot, here.chosen, [here.who, *here.chosen[:2]])
 
 
 def _told(data: gr.EventData, name: str) -> int:

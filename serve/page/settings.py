@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -95,14 +96,19 @@ def nobody_or(names: Sequence[str]) -> list[tuple[Any, str]]:
     return [("–", "-"), *who(names)]
 
 
-def choose_who(names: Sequence[str]) -> list[gr.Dropdown]:
-    """Who answers, and who beside; in sight only where there is a choice."""
-    several = len(names) > 1
-    with gr.Row(elem_id="who", visible=several) as row:
+def choose_who(names: Sequence[str]) -> tuple[gr.Row, list[gr.Dropdown]]:
+    """Who answers, and who beside; in sight only where there is a choice, see `to_choose`."""
+    with gr.Row(elem_id="who", visible=False) as row:
         first = gr.Dropdown(who(names), value="", label=label("chat.adapter"), elem_id="adapter", scale=1)
         beside = gr.Dropdown(nobody_or(names), value="-", label=label("chat.beside"), elem_id="beside", scale=1)
-    first.row = row  # type: ignore[attr-defined]  # for whoever adds a name later
-    return [first, beside]
+    return row, [first, beside]
+
+
+def to_choose(names: Sequence[str], choices: Choices) -> list[Any]:
+    """What `choose_who` shows now, models that were added meanwhile among it."""
+    first = gr.update(choices=who(names), value=choices.adapter)
+    beside = gr.update(choices=nobody_or(names), value=choices.beside)
+    return [gr.update(visible=len(names) > 1), first, beside]
 
 
 def choose_how() -> list[Any]:
@@ -130,3 +136,20 @@ def choose_how() -> list[Any]:
         beams = gr.Slider(1, MOST_BEAMS, 1, step=1, label=label("chat.beams"), info=label("chat.beams-info"))
         seed = gr.Number(None, precision=0, label=label("chat.seed"), info=label("chat.seed-info"), elem_id="seed")
     return [system, temperature, top_p, longest, beams, seed]
+
+
+def about(description: Mapping[str, Any]) -> str:
+    """One line for people, as HTML: which model answers, how large it is, what it was trained on."""
+    facts = [f"<b>{html.escape(str(description.get('name') or 'A model without a name'))}</b>"]
+    if parameters := description.get("parameters"):
+        facts.append(f"{_count(int(parameters))} parameters")
+    if trained_on := description.get("trained_on"):
+        facts.append(f"trained on {html.escape(str(trained_on))}")
+    return f"<div id='about'>{' · '.join(facts)}</div>"
+
+
+def _count(parameters: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.1f}{letter}".replace(".0", "")
+    return str(parameters)

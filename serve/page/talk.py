@@ -6,20 +6,23 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from serve.inside import Facts, Inside
 from serve.messages import turns_as_messages, uploaded
 from serve.page.asking import Answer, Asking, together
 from serve.page.beside import pair_of, paired, said, settled_pair
+from serve.page.inside import Told
 from serve.page.settings import Choices
 from serve.page.view import growing, place_of, turn_shown, waiting
 from serve.page.words import language_of, told
 from serve.store import Conversation, Picture, Store, Turn
+from serve.tickets import End, Options
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
@@ -51,7 +54,10 @@ class Visitor:
 
     def shown(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """The turns for the page."""
-        return [turn_shown(turn, self.path_of, facts_line(turn, self.language)) for turn in turns]
+        return [turn_shown(turn, self.path_of, facts_line(turn, self.language), self._unsure(turn)) for turn in turns]
+
+    def _unsure(self, turn: Turn) -> str:
+        return told("inside.unsure", self.language) if turn.facts.get("unsure") else ""
 
 
 class Talk:
@@ -66,6 +72,7 @@ class Talk:
     def __init__(self, asking: Asking, disk: Store | None, examples: Path) -> None:
         self.asking, self.disk, self.examples = asking, disk, examples
         self.memory = Store(None)
+        self.inside = Inside(asking.engine)
         self._answering: set[tuple[str, str]] = set()
 
     def visitor(self, request: gr.Request) -> Visitor:
@@ -199,20 +206,32 @@ class Talk:
         if who.store is self.memory and self.disk is not None:
             self.disk.keep_rated(who.owner, self.memory, turn)
 
-    def facts(self, answer: Answer, options: Any) -> dict[str, Any]:
-        """What is kept of an answer beside its words."""
+    def facts(self, answer: Answer, options: Options) -> dict[str, Any]:
+        """What is kept of an answer beside its words: `Facts`, who answered, and why there is none."""
         reason = "The model ended its answer before the first word. Try other words or another setting."
         refused = answer.refused or ("" if answer.text.strip() or answer.end is None else reason)
-        facts: dict[str, Any] = {"reason": "cancelled", "adapter": options.adapter or ""}
-        if answer.end is not None:
-            facts |= {
-                "reason": answer.end.reason,
-                "prompt_tokens": answer.end.prompt_tokens,
-                "cached_tokens": answer.end.cached_tokens,
-                "new_tokens": answer.end.new_tokens,
-            }
-        facts |= {"first_seconds": round(answer.first_seconds, 4), "seconds": round(answer.seconds, 4)}
-        return facts | {"refused": refused} if refused else facts
+        end = answer.end or End("cancelled")
+        context = self.asking.engine.described(options.adapter).get("context_length")
+        facts = Facts(
+            end.prompt_tokens, end.cached_tokens, end.new_tokens, end.reason, round(answer.first_seconds, 4),
+            round(answer.seconds, 4), context, tuple((one.text, round(one.logprob, 4)) for one in answer.likely),
+        )  # fmt: skip
+        kept = {**asdict(facts), "adapter": options.adapter or "", **({"refused": refused} if refused else {})}
+        likelihood, trust = facts.likelihood, self.inside.trust(options.adapter)
+        unsure = likelihood is not None and trust is not None and trust.unsure(likelihood)
+        return {**kept, "unsure": True} if unsure else kept
+
+    def told(self, request: gr.Request, which: tuple[str, int]) -> Told | None:
+        """An answer to look into, see `serve.page.inside`."""
+        who = self.visitor(request)
+        turns = who.turns(which[0])
+        place = next((place for place, one in enumerate(turns) if one.id == which[1]), 0)
+        if not place or not turns[place].text:
+            return None
+        answer, kept = turns[place], who.store.conversation(who.owner, which[0]).settings
+        system = str(kept.get("system", ""))
+        messages = turns_as_messages(turns[:place], who.path_of, system, self.asking.decoder)
+        return Told(messages, answer.text, str(answer.facts.get("adapter") or "") or None, facts_of(answer))
 
     async def settled(self, who: Visitor, conversation: str) -> list[Turn]:
         """The turns, once an answer that was stopped is written down."""
@@ -223,6 +242,7 @@ class Talk:
 
     def close(self) -> None:
         """Writes all down. Nothing is asked after it."""
+        self.inside.close()
         for store in filter(None, (self.disk, self.memory)):
             store.close()
 
@@ -231,17 +251,25 @@ class Talk:
         return Choices.kept(conversation.settings, self.asking.engine.names)
 
 
+def facts_of(turn: Turn) -> Facts:
+    """What was kept of how an answer was written."""
+    known = {one.name for one in fields(Facts)}
+    return Facts(**{name: value for name, value in turn.facts.items() if name in known})
+
+
 def facts_line(turn: Turn, language: str) -> str:
-    """What is told under an answer: its tokens, its speed, why it ended."""
-    facts = turn.facts
-    if turn.role != "assistant" or not facts.get("new_tokens"):
+    """What is told under an answer: its tokens, its speed, what is left of the context, why it ended."""
+    facts = facts_of(turn)
+    if turn.role != "assistant" or not facts.new_tokens:
         return ""
-    pace = max(facts["seconds"] - facts["first_seconds"], 1e-6)
-    parts = [told("chat.tokens", language, count=facts["new_tokens"])]
-    if facts["new_tokens"] > 1:
-        parts.append(told("chat.speed", language, speed=f"{(facts['new_tokens'] - 1) / pace:.0f}"))
-    parts.append(told("chat.first", language, seconds=f"{facts['first_seconds']:.2f}"))
-    parts.append(told(f"chat.reason-{facts['reason']}", language))
+    parts = [told("chat.tokens", language, count=facts.new_tokens)]
+    if facts.rate is not None:
+        parts.append(told("chat.speed", language, speed=f"{facts.rate:.0f}"))
+    parts.append(told("chat.first", language, seconds=f"{facts.first_token:.2f}"))
+    if facts.context is not None:
+        left = max(0, facts.context - facts.prompt_tokens - facts.new_tokens)
+        parts.append(told("chat.left-over", language, left=f"{left:,}"))
+    parts.append(told(f"chat.reason-{facts.reason}", language))
     return " · ".join(parts)
 
 

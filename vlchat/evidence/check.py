@@ -11,7 +11,7 @@ from vlchat.chat import Chat
 from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
 from vlchat.evidence.heat import Evidence, Heat
-from vlchat.evidence.likelihood import asked, shown
+from vlchat.evidence.likelihood import AT_ONCE, asked, shown
 from vlchat.evidence.signals import covered
 
 
@@ -51,6 +51,7 @@ def deletion_check(
     draws: int = 8,
     seed: int = 0,
     blur: bool = False,
+    at_once: int = AT_ONCE,
 ) -> Deletion:
     """Covers the hottest `share` of the places of a map, and as many others, and compares the answer's log-likelihood.
 
@@ -62,6 +63,7 @@ def deletion_check(
         share: of the places, above 0 and below 1; at least one place is covered.
         draws: random places, and moved shapes, drawn each.
         blur: cover by a strong blur instead of each picture's mean colour.
+        at_once: variants in one pass; others who use the model come between two passes.
     """
     if not 0 < share < 1 or draws < 1:
         raise VLChatError(f"share is {share} and draws {draws}: share lies between 0 and 1, draws is at least 1.")
@@ -80,8 +82,7 @@ def deletion_check(
         for masks in chosen
     ]
     lesson = asked(chat, [messages], [found.answer], [found.word])
-    with chat.turn:
-        whole, *rest = shown(chat, lesson, variants)
+    whole, *rest = shown(chat, lesson, variants, at_once)
     costs = [whole - score for score in rest]
     return Deletion(costs[0], tuple(costs[1 : 1 + draws]), tuple(costs[1 + draws :]), count / len(flat))
 

@@ -13,7 +13,7 @@ from vlchat.chat import Chat
 from vlchat.data.formats import Message
 from vlchat.errors import ConfigError, VLChatError, nearest
 from vlchat.evidence import signals
-from vlchat.evidence.likelihood import Asked, asked, bare, logprobs
+from vlchat.evidence.likelihood import Asked, Words, asked, bare, logprobs
 from vlchat.evidence.seen import on_grid, seen_pictures
 
 # name -> one signed number for each image token of each picture, or a map of a picture's cells
@@ -68,14 +68,14 @@ class Evidence:
 
     Attributes:
         method: a name of `METHODS`.
-        answer: what was explained; `word`: of it this word only, or None.
+        answer: what was explained; `word`: of it this only, or None.
         logprob: the log-likelihood of what was explained, a sum over its tokens.
         maps: one for each picture of the conversation, in reading order.
     """
 
     method: str
     answer: str
-    word: str | None
+    word: Words | None
     logprob: float
     maps: tuple[Heat, ...]
 
@@ -85,7 +85,7 @@ def evidence(
     messages: Sequence[Message],
     answer: str | None = None,
     *,
-    word: str | None = None,
+    word: Words | None = None,
     method: str = "integrated",
 ) -> Evidence:
     """Which parts of its pictures an answer came from.
@@ -101,7 +101,7 @@ def evidence(
     Args:
         messages: the conversation up to the user's turn that is answered; pictures as `Chat.stream` takes them.
         answer: the answer to explain, right or wrong; None lets the model answer.
-        word: a word or phrase of the answer; only its tokens are explained.
+        word: a word or phrase of the answer, or where it begins and ends in it; only its tokens are explained.
 
     Raises:
         VLChatError: there is no picture, no answer or no such word; or the model gives no map by this method, and why.
@@ -114,10 +114,10 @@ def evidences(
     conversations: Sequence[Sequence[Message]],
     answers: Sequence[str | None],
     *,
-    words: Sequence[str | None] | None = None,
+    words: Sequence[Words | None] | None = None,
     method: str = "integrated",
 ) -> list[Evidence]:
-    """`evidence` of several conversations in one batch."""
+    """`evidence` of several conversations in one batch. Others who use the model come between two of its passes."""
     if method not in METHODS:
         raise ConfigError(f'method is "{method}"; use {", ".join(METHODS)}{nearest(method, METHODS) or "."}')
     words = [None] * len(conversations) if words is None else words
@@ -128,10 +128,14 @@ def evidences(
     if not all(lesson.pictures):
         blind = next(number for number, pictures in enumerate(lesson.pictures, start=1) if not pictures)
         raise VLChatError(f"Conversation {blind} has no picture, so there is no evidence map to draw.")
-    seen = seen_pictures(chat.processor, lesson)
-    with chat.turn, torch.no_grad():
-        found = METHODS[method](chat, lesson, seen)
-        scores = logprobs(chat, lesson)[0].tolist() if found.logprobs is None else found.logprobs
+    seen = seen_pictures(
+        chat.processor, [picture for pictures in lesson.pictures for picture in pictures], lesson.batch
+    )
+    found = METHODS[method](chat, lesson, seen)
+    scores = found.logprobs
+    if scores is None:
+        with chat.turn, torch.no_grad():
+            scores = logprobs(chat, lesson)[0].tolist()
     model = bare(chat)
     maps = [
         values.numpy() if values.ndim == 2 else on_grid(values, number, found.batch or lesson.batch, model)

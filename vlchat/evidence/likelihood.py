@@ -17,6 +17,13 @@ from vlchat.errors import VLChatError
 from vlchat.generation import last_run
 from vlchat.prompt import pictures_of, validate
 
+AT_ONCE = 16  # pictures in one pass of many
+Words = str | tuple[int, int]  # a word or phrase of an answer, or where it begins and ends in it
+
+
+class NoMap(VLChatError):
+    """A method gives no map of a model; another one does."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -33,7 +40,7 @@ class Asked:
     explained: torch.Tensor
     conversations: list[list[dict[str, Any]]]
     answers: list[str]
-    words: list[str | None]
+    words: list[Words | None]
 
     @property
     def pictures(self) -> list[list[Any]]:
@@ -47,12 +54,12 @@ def bare(chat: Chat) -> Any:
 
 
 def asked(
-    chat: Chat, conversations: Sequence[Sequence[Message]], answers: Sequence[str], words: Sequence[str | None]
+    chat: Chat, conversations: Sequence[Sequence[Message]], answers: Sequence[str], words: Sequence[Words | None]
 ) -> Asked:
     """Tensors of the conversations with `answers` to their last turns.
 
     Args:
-        words: of each answer the word or phrase to explain; None explains all of it but the tokens that close it.
+        words: of each answer what of it is to be explained; None is all of it but the tokens that close it.
 
     Raises:
         VLChatError: an answer that is empty, or does not hold its word; a conversation that the processor refuses.
@@ -96,8 +103,10 @@ def logprobs(chat: Chat, lesson: Asked, **options: Any) -> tuple[torch.Tensor, A
     return (said * lesson.explained[:, columns + 1].to(said)).sum(dim=1), out
 
 
-def shown(chat: Chat, lesson: Asked, variants: Sequence[tuple[int, list[Any]]], at_once: int = 16) -> list[float]:
+def shown(chat: Chat, lesson: Asked, variants: Sequence[tuple[int, list[Any]]], at_once: int = AT_ONCE) -> list[float]:
     """The log-probability of rows' explained tokens when they are shown other pictures, as of `logprobs`.
+
+    Others who use the model come between two passes.
 
     Args:
         variants: which row, and the pictures it is shown, as many as it had.
@@ -109,7 +118,7 @@ def shown(chat: Chat, lesson: Asked, variants: Sequence[tuple[int, list[Any]]], 
         rows = [row for row, _ in some]
         turns = [_with_pictures(lesson.conversations[row], pictures) for row, pictures in some]
         other = asked(chat, turns, [lesson.answers[row] for row in rows], [lesson.words[row] for row in rows])
-        with torch.no_grad():
+        with chat.turn, torch.no_grad():
             found += logprobs(chat, other)[0].tolist()
     return found
 
@@ -128,7 +137,7 @@ def _with_pictures(messages: list[dict[str, Any]], pictures: list[Any]) -> list[
     ]
 
 
-def _chosen(chat: Chat, ids: torch.Tensor, places: torch.Tensor, word: str | None, answer: str) -> torch.Tensor:
+def _chosen(chat: Chat, ids: torch.Tensor, places: torch.Tensor, word: Words | None, answer: str) -> torch.Tensor:
     tokenizer = getattr(chat.processor, "tokenizer", chat.processor)
     added = tokenizer.added_tokens_decoder.items()
     special = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
@@ -137,10 +146,13 @@ def _chosen(chat: Chat, ids: torch.Tensor, places: torch.Tensor, word: str | Non
         return places[kept] if kept else places
     ends = [len(tokenizer.decode(ids[kept[: count + 1]])) for count in range(len(kept))]
     text = tokenizer.decode(ids[kept])
-    begin = text.lower().find(word.strip().lower())
-    if begin < 0 or not word.strip():
+    if isinstance(word, str):
+        begin = text.lower().find(word.strip().lower()) if word.strip() else -1
+        end = begin + len(word.strip())
+    else:
+        begin, end = (max(0, text.find(answer.strip())) + place for place in word)
+    if not 0 <= begin < end <= len(text):
         raise VLChatError(f'The answer "{answer}" does not hold "{word}", so there is no evidence for that word.')
-    end = begin + len(word.strip())
     touched = [
         place for place, first, last in zip(kept, [0, *ends[:-1]], ends, strict=True) if first < end and last > begin
     ]

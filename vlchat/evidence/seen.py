@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,30 +11,39 @@ import torch
 from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from vlchat.errors import VLChatError
-from vlchat.evidence.likelihood import Asked
+from vlchat.evidence.likelihood import NoMap
 
 
-def seen_pictures(processor: Any, lesson: Asked) -> list[Image.Image]:
-    """The pictures of all rows, in reading order, after the processor's crop, scale and padding.
+def seen_pictures(
+    processor: Any, pictures: Sequence[Image.Image], batch: Mapping[str, torch.Tensor]
+) -> list[Image.Image]:
+    """The pictures after the processor's crop, scale and padding.
 
     Pictures that are cut into tiles or strips of patches are shown as they came: the model saw all of each.
+
+    Args:
+        pictures: as they came.
+        batch: what the processor made of them.
     """
-    flat = [picture for pictures in lesson.pictures for picture in pictures]
-    pixels = lesson.batch.get("pixel_values")
-    if pixels is None or pixels.ndim != 4 or len(pixels) != len(flat) or pixels.shape[1] != 3:
-        return flat
+    pixels = batch.get("pixel_values")
+    if pixels is None or pixels.ndim != 4 or len(pixels) != len(pictures) or pixels.shape[1] != 3:
+        return list(pictures)
+    shown = as_pictures(processor, pixels)
+    sizes = batch.get("image_sizes")  # of pictures that fill only a part of what all of a batch share
+    if sizes is None:
+        return shown
+    return [one.crop((0, 0, width, height)) for one, (height, width) in zip(shown, sizes.tolist(), strict=True)]
+
+
+def as_pictures(processor: Any, pixels: torch.Tensor) -> list[Image.Image]:
+    """What a processor made of pictures or pieces of them, (pieces, 3, height, width), to be looked at."""
     maker = getattr(processor, "image_processor", processor)
-    shown = pixels.detach().float().cpu().permute(0, 2, 3, 1).numpy()  # (pictures, height, width, channels)
+    shown = pixels.detach().float().cpu().permute(0, 2, 3, 1).numpy()  # (pieces, height, width, channels)
     if getattr(maker, "do_normalize", True):
         shown = shown * np.asarray(maker.image_std) + np.asarray(maker.image_mean)
     if getattr(maker, "do_rescale", True):
         shown = shown / maker.rescale_factor
-    pictures = [Image.fromarray(one) for one in np.clip(shown.round(), 0, 255).astype(np.uint8)]
-    sizes = lesson.batch.get("image_sizes")  # of pictures that fill only a part of what all of a batch share
-    if sizes is None:
-        return pictures
-    return [one.crop((0, 0, width, height)) for one, (height, width) in zip(pictures, sizes.tolist(), strict=True)]
+    return [Image.fromarray(one) for one in np.clip(shown.round(), 0, 255).astype(np.uint8)]
 
 
 def on_grid(signal: torch.Tensor, number: int, batch: dict[str, torch.Tensor], model: Any) -> np.ndarray:
@@ -44,7 +54,7 @@ def on_grid(signal: torch.Tensor, number: int, batch: dict[str, torch.Tensor], m
         model: without an adapter's wrapper.
 
     Raises:
-        VLChatError: tokens that have no places in the picture.
+        NoMap: tokens that have no places in the picture.
     """
     values = signal.float().cpu()
     grids, sizes = batch.get("image_grid_thw"), batch.get("image_sizes")
@@ -63,7 +73,7 @@ def on_grid(signal: torch.Tensor, number: int, batch: dict[str, torch.Tensor], m
         rows = round(math.sqrt(len(values) * height / width))
         if rows and rows * round(len(values) / rows) == len(values):
             return values.view(rows, -1).numpy()
-    raise VLChatError(
+    raise NoMap(
         f"This model gives no evidence map by its tokens because the {len(values)} of a picture have no places in it "
         f'(where {type(model).__name__} puts them is not known here). method="occlusion" works with any '
         "model."

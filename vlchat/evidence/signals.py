@@ -14,12 +14,10 @@ from PIL import Image, ImageFilter, ImageStat
 from torch import nn
 
 from vlchat.chat import Chat
-from vlchat.errors import VLChatError
-from vlchat.evidence.likelihood import Asked, bare, logprobs, shown
+from vlchat.evidence.likelihood import Asked, NoMap, bare, logprobs, shown
 
 STEPS = 8  # of integrated gradients
 CELLS = 8  # along the longer side of a picture that is covered place by place
-AT_ONCE = 16  # pictures in one pass of occlusion
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,10 @@ def _gradients(
     told: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[list[torch.Tensor], list[float]]:
     """`told(features, mean gradient at the points)` of each picture, and the log-likelihoods at the last point."""
-    with torch.enable_grad(), _gradients_pass(chat), _leaves(bare(chat)) as leaves:
-        total: list[torch.Tensor] = []
-        for leaves.along in points:
+    leaves = _Leaves()
+    total: list[torch.Tensor] = []
+    for leaves.along in points:
+        with chat.turn, torch.enable_grad(), _gradients_pass(chat), _leaves(bare(chat), leaves):
             scores, _ = logprobs(chat, lesson)
             _check_count(chat, leaves.points, lesson)
             slopes = torch.autograd.grad(scores.sum(), leaves.points)
@@ -88,15 +87,16 @@ def attention(chat: Chat, lesson: Asked, seen: list[Image.Image]) -> Signals:
     """The mean attention from the positions that say the answer to the image tokens, over heads and later layers."""
     model = bare(chat)
     if not _keeps_grid(model):
-        raise VLChatError(_no_places(model) + ' Use method="gradient".')
+        raise NoMap(_no_places(model) + ' Use method="gradient".')
     ids = lesson.batch["input_ids"]
     token = getattr(model.config, "image_token_id", None)
-    with _eager(model), _leaves(model) as leaves:
+    leaves = _Leaves()
+    with chat.turn, torch.no_grad(), _eager(model), _leaves(model, leaves):
         scores, out = logprobs(chat, lesson, output_attentions=True)
         lengths = [len(features) for features in leaves.features]
         _check_count(chat, lengths, lesson)
     if not out.attentions or token is None or int((ids == token).sum()) != sum(lengths):
-        raise VLChatError(f'{type(model).__name__} does not tell its attention to pictures. Use method="gradient".')
+        raise NoMap(f'{type(model).__name__} does not tell its attention to pictures. Use method="gradient".')
     later = out.attentions[len(out.attentions) // 2 :]
     mean = torch.stack([layer.float().mean(1) for layer in later]).mean(0)  # (rows, from, to)
     values: list[torch.Tensor] = []
@@ -126,7 +126,7 @@ def occlusion(chat: Chat, lesson: Asked, seen: list[Image.Image]) -> Signals:
                 hidden = np.zeros((rows, columns), dtype=bool)
                 hidden.flat[cell] = True
                 variants.append((row, [*pictures[:number], covered(picture, hidden), *pictures[number + 1 :]]))
-    scores = shown(chat, lesson, variants, AT_ONCE)
+    scores = shown(chat, lesson, variants)
     whole, rest = scores[: len(own)], iter(scores[len(own) :])
     values = []
     picture_rows = [row for row, pictures in enumerate(own) for _ in pictures]
@@ -161,10 +161,12 @@ class _Leaves:
 
     Attributes:
         along: 1 takes it at the features themselves, 0 where all tokens are their mean.
+        made: what the tower made of the pictures, which are the same at every point.
     """
 
     def __init__(self) -> None:
         self.along = 1.0
+        self.made: Any = None
         self.features: list[torch.Tensor] = []
         self.points: list[torch.Tensor] = []
 
@@ -178,47 +180,45 @@ class _Leaves:
 
 
 @contextmanager
-def _leaves(model: Any) -> Iterator[_Leaves]:
+def _leaves(model: Any, leaves: _Leaves) -> Iterator[None]:
     """Makes the features of every picture leaves of the graph of each forward pass.
 
     They are the image tokens, or for our connectors whose tokens have no places in the picture the patches that go into
     them.
     """
-    leaves = _Leaves()
     if not _keeps_grid(model):
         connector = getattr(getattr(model, "model", None), "connector", None)
         if connector is None:
-            raise VLChatError(_no_places(model) + ' Use method="occlusion", which works with any model.')
+            raise NoMap(_no_places(model) + ' Use method="occlusion", which works with any model.')
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             return (torch.stack(leaves.take(arguments[0])), *arguments[1:])
 
         handle = connector.register_forward_pre_hook(before)
         try:
-            yield leaves
+            yield
         finally:
             handle.remove()
         return
     owner = next((part for part in (getattr(model, "model", None), model) if hasattr(part, "get_image_features")), None)
     if owner is None:
-        raise VLChatError(
+        raise NoMap(
             f"{type(model).__name__} gives no evidence map by its tokens because it does not give its pictures' "
             'features apart. Use method="occlusion", which works with any model.'
         )
     original = owner.get_image_features
-    kept: list[Any] = []
 
     def features(*arguments: Any, **options: Any) -> Any:
-        if not kept:  # the same pictures at every point
+        if leaves.made is None:
             with torch.no_grad():
-                kept.append(original(*arguments, **options))
-        out = copy.copy(kept[0])
+                leaves.made = original(*arguments, **options)
+        out = copy.copy(leaves.made)
         out.pooler_output = leaves.take(leaves.features or out.pooler_output)
         return out
 
     owner.get_image_features = features  # on this one model; its class keeps its own
     try:
-        yield leaves
+        yield
     finally:
         del owner.get_image_features
 
@@ -268,7 +268,7 @@ def _no_places(model: Any) -> str:
 def _check_count(chat: Chat, features: Sequence[Any], lesson: Asked) -> None:
     pictures = sum(map(len, lesson.pictures))
     if len(features) != pictures:
-        raise VLChatError(
+        raise NoMap(
             f"{type(bare(chat)).__name__} gives no evidence map by its tokens because it makes {len(features)} pieces "
             f'of {pictures} pictures. Use method="occlusion", which works with any model.'
         )

@@ -13,10 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.i18n import I18n, I18nData
 
-from serve.page.words import chat, feedback
+from serve.page.words import chat, feedback, inside, room
 
 LANGUAGES = ("en", "zh")
-WORDS: dict[str, tuple[str, str]] = {**chat.WORDS, **feedback.WORDS}
+WORDS: dict[str, tuple[str, str]] = {**chat.WORDS, **feedback.WORDS, **inside.WORDS, **room.WORDS}
 _CHINESE = ("zh", "zh-CN", "zh-TW", "zh-HK", "zh-SG", "zh-Hans", "zh-Hant")  # Gradio looks for the whole tag
 
 

@@ -24,6 +24,7 @@ WORDS = {
     "chat.tokens": ("{count} tokens", "{count} 个词元"),
     "chat.speed": ("{speed} tokens/s", "{speed} 词元/秒"),
     "chat.first": ("first word after {seconds} s", "{seconds} 秒后出首词"),
+    "chat.left-over": ("{left} tokens of context left", "上下文还剩 {left} 个词元"),
     "chat.reason-stop": ("ended by itself", "自行结束"),
     "chat.reason-length": ("cut at the longest answer", "达到最长回答"),
     "chat.reason-cancelled": ("stopped", "已停止"),
