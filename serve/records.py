@@ -1,4 +1,4 @@
-"""What `serve.store` keeps: its shapes in Python, and the tables that they lie in."""
+"""What `serve.store` keeps, as Python has it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlchat.errors import VLChatError
 from vlchat.texts import joined
 
 Role = Literal["user", "assistant"]
 TITLE = 60  # characters of a title that is made from a question
+
+
+class Absent(VLChatError):
+    """It isn't there, or it is somebody else's."""
 
 
 @dataclass(frozen=True)
@@ -101,79 +106,6 @@ class Vote:
     when: float
 
 
-VERSION = 1
-KIND = 0x766C6368  # "vlch"
-# A conversation that is not listed holds one rated answer, kept when its exchange was taken back (`origin` is where it
-# was) or was never kept. A picture is there while a turn shows it.
-SCHEMA = """
-CREATE TABLE person (
-    owner BLOB PRIMARY KEY,
-    keeps INTEGER NOT NULL
-);
-
-CREATE TABLE conversation (
-    id TEXT PRIMARY KEY,
-    owner BLOB NOT NULL,
-    title TEXT NOT NULL DEFAULT '',
-    renamed INTEGER NOT NULL DEFAULT 0,
-    pinned INTEGER NOT NULL DEFAULT 0,
-    changed REAL NOT NULL,
-    settings TEXT NOT NULL DEFAULT '{}',
-    listed INTEGER NOT NULL DEFAULT 1,
-    origin TEXT REFERENCES conversation ON DELETE CASCADE
-);
-
-CREATE INDEX conversation_owner ON conversation (owner);
-
-CREATE INDEX conversation_origin ON conversation (origin);
-
-CREATE TABLE turn (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    conversation TEXT NOT NULL REFERENCES conversation ON DELETE CASCADE,
-    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
-    text TEXT NOT NULL,
-    facts TEXT NOT NULL,
-    rating INTEGER NOT NULL DEFAULT 0 CHECK (rating IN (-1, 0, 1)),
-    correction TEXT NOT NULL DEFAULT '',
-    rated REAL
-);
-
-CREATE INDEX turn_conversation ON turn (conversation);
-
-CREATE TABLE picture (
-    owner BLOB NOT NULL,
-    digest TEXT NOT NULL,
-    content BLOB NOT NULL,
-    PRIMARY KEY (owner, digest)
-);
-
-CREATE TABLE shown (
-    turn INTEGER NOT NULL REFERENCES turn ON DELETE CASCADE,
-    place INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    owner BLOB NOT NULL,
-    digest TEXT NOT NULL,
-    PRIMARY KEY (turn, place),
-    FOREIGN KEY (owner, digest) REFERENCES picture (owner, digest)
-);
-
-CREATE INDEX shown_picture ON shown (owner, digest);
-
-CREATE TRIGGER unseen AFTER DELETE ON shown
-WHEN NOT EXISTS (SELECT 1 FROM shown WHERE owner = old.owner AND digest = old.digest)
-BEGIN
-    DELETE FROM picture WHERE owner = old.owner AND digest = old.digest;
-END;
-
-CREATE TABLE vote (
-    question INTEGER PRIMARY KEY REFERENCES turn ON DELETE CASCADE,
-    answers TEXT NOT NULL,
-    chosen TEXT NOT NULL,
-    voted REAL NOT NULL
-)
-"""
-
-
 def as_json(value: Mapping[str, Any]) -> str:
     """JSON that UTF-8 can hold."""
     return joined(json.dumps(dict(value), ensure_ascii=False))
@@ -186,3 +118,11 @@ def title_of(text: str, pictures: Sequence[str]) -> str:
         return words
     cut = words[:TITLE].rsplit(" ", 1)[0] if " " in words[TITLE // 2 : TITLE] else words[: TITLE - 1]
     return f"{cut}…"
+
+
+def absent_turn() -> Absent:
+    return Absent("This part of the conversation isn't here any more. Open the conversation again.")
+
+
+def absent_picture() -> Absent:
+    return Absent("This picture isn't here any more. Add it again.")

@@ -15,25 +15,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.database import Database, Row
-from serve.records import KIND, SCHEMA, VERSION, as_json, title_of
+from serve.database import Row
+from serve.records import Absent as Absent
 from serve.records import Conversation as Conversation
 from serve.records import Picture as Picture
 from serve.records import Rated as Rated
 from serve.records import Role as Role
 from serve.records import Turn as Turn
 from serve.records import Vote as Vote
+from serve.records import absent_turn, as_json
+from serve.tables import Tables
 from vlchat.errors import VLChatError
 from vlchat.texts import joined
 
 FILE = "history.sqlite"
 _LONGEST_TITLE = 200
 _CONVERSATION = "id, title, pinned, changed, settings"
-_TURN = "turn.id, role, text, facts, rating, correction"
-
-
-class Absent(VLChatError):
-    """It isn't there, or it is somebody else's."""
 
 
 class Store:
@@ -50,7 +47,7 @@ class Store:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._base = Database(None if folder is None else folder / FILE, SCHEMA, VERSION, KIND)
+        self._tables = Tables(None if folder is None else folder / FILE)
 
     def conversations(self, owner: str, words: str = "") -> list[Conversation]:
         """Pinned ones first, then the newest.
@@ -58,7 +55,7 @@ class Store:
         Args:
             words: each must stand in the title or in what was said, in any case and language; a part of a word will do.
         """
-        rows = self._base.read(
+        rows = self._tables.read(
             f"SELECT {_CONVERSATION}, (SELECT group_concat(text, char(10)) FROM turn WHERE conversation = c.id) "
             "FROM conversation AS c WHERE owner = ? AND listed ORDER BY pinned DESC, changed DESC, rowid DESC",
             _key(owner),
@@ -70,12 +67,12 @@ class Store:
     def begin(self, owner: str, settings: Mapping[str, Any] = {}) -> Conversation:
         """A new conversation, which is empty and without a title."""
         id = secrets.token_urlsafe(16)
-        with self._base.writing():
-            self._begin(id, _key(owner), settings=as_json(settings))
+        with self._tables.writing():
+            self._tables.begin(id, _key(owner), settings=as_json(settings))
         return self.conversation(owner, id)
 
     def conversation(self, owner: str, id: str) -> Conversation:
-        rows = self._base.read(
+        rows = self._tables.read(
             f"SELECT {_CONVERSATION} FROM conversation WHERE id = ? AND owner = ? AND listed", joined(id), _key(owner)
         )
         if not rows:
@@ -85,7 +82,7 @@ class Store:
     def turns(self, owner: str, conversation: str) -> list[Turn]:
         """In the order in which they were said."""
         self.conversation(owner, conversation)
-        return self._turns("conversation = ?", conversation)
+        return self._tables.turns("conversation = ?", conversation)
 
     def add(
         self, owner: str, conversation: str, role: Role, text: str, pictures: Sequence[tuple[str, bytes]] = (),
@@ -99,35 +96,35 @@ class Store:
             pictures: names and bytes, as they were uploaded.
         """
         files = [(Picture(name, hashlib.sha256(content).hexdigest()), content) for name, content in pictures]
-        with self._base.writing():
+        with self._tables.writing():
             id = self.conversation(owner, conversation).id
-            turn = self._add(_key(owner), id, role, text, as_json(facts), files)
-            self._base.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), id)
-            self._title(id)
+            turn = self._tables.add(_key(owner), id, role, text, as_json(facts), files)
+            self._tables.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), id)
+            self._tables.title(id)
         return turn
 
     def finish(self, owner: str, turn: int, text: str, facts: Mapping[str, Any]) -> None:
         """Replaces what a turn says, for an answer that grew."""
-        with self._base.writing():
-            self._own_turn(owner, turn)
-            self._base.write("UPDATE turn SET text = ?, facts = ? WHERE id = ?", joined(text), as_json(facts), turn)
+        with self._tables.writing():
+            self._tables.own_turn(_key(owner), turn)
+            self._tables.write("UPDATE turn SET text = ?, facts = ? WHERE id = ?", joined(text), as_json(facts), turn)
 
     def cut(self, owner: str, conversation: str, turn: int) -> None:
         """Takes a turn away and all that come after it. Answers of them that were rated stay as feedback."""
-        with self._base.writing():
+        with self._tables.writing():
             turns = self.turns(owner, conversation)
             places = [place for place, one in enumerate(turns) if one.id == turn]
             if not places:
-                raise _absent_turn()
+                raise absent_turn()
             for place in range(places[0], len(turns)):
                 if _is_rated(turns[place]):
                     self._keep_apart(_key(owner), conversation, turns[: place + 1], origin=conversation)
-            self._base.write("DELETE FROM turn WHERE conversation = ? AND id >= ?", conversation, turn)
-            self._base.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), conversation)
+            self._tables.write("DELETE FROM turn WHERE conversation = ? AND id >= ?", conversation, turn)
+            self._tables.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), conversation)
 
     def picture(self, owner: str, digest: str) -> bytes:
         """The bytes of one that a turn of this owner shows."""
-        return self._content(_key(owner), digest)
+        return self._tables.content(_key(owner), digest)
 
     def settle(self, owner: str, conversation: str, settings: Mapping[str, Any]) -> None:
         """Replaces a conversation's settings."""
@@ -137,50 +134,50 @@ class Store:
         """Gives it a title; a blank one is that of its first question again."""
         title = " ".join(joined(title).split())[:_LONGEST_TITLE]
         self._change(owner, conversation, "title = ?, renamed = ?", title, bool(title))
-        with self._base.writing():
-            self._title(conversation)
+        with self._tables.writing():
+            self._tables.title(conversation)
 
     def pin(self, owner: str, conversation: str, whether: bool = True) -> None:
         self._change(owner, conversation, "pinned = ?", whether)
 
     def delete(self, owner: str, conversation: str) -> None:
         """Takes it away with its feedback; nothing of it stays on the disk."""
-        with self._base.writing():
+        with self._tables.writing():
             id = self.conversation(owner, conversation).id
-            self._base.write("DELETE FROM conversation WHERE id = ?", id)
-        self._base.scrub()
+            self._tables.write("DELETE FROM conversation WHERE id = ?", id)
+        self._tables.scrub()
 
     def erase(self, owner: str) -> None:
         """Takes away everything of somebody, feedback too; nothing of it stays on the disk."""
-        with self._base.writing():
-            self._base.write("DELETE FROM conversation WHERE owner = ?", _key(owner))
-        self._base.scrub()
+        with self._tables.writing():
+            self._tables.write("DELETE FROM conversation WHERE owner = ?", _key(owner))
+        self._tables.scrub()
 
     def keeps(self, owner: str) -> bool:
         """Whether somebody's history is kept."""
-        rows = self._base.read("SELECT keeps FROM person WHERE owner = ?", _key(owner))
+        rows = self._tables.read("SELECT keeps FROM person WHERE owner = ?", _key(owner))
         return not rows or bool(rows[0][0])
 
     def keep(self, owner: str, whether: bool) -> None:
         """Says whether it is. What was kept before stays until it is deleted."""
-        with self._base.writing():
-            self._base.write("INSERT OR REPLACE INTO person VALUES (?, ?)", _key(owner), whether)
+        with self._tables.writing():
+            self._tables.write("INSERT OR REPLACE INTO person VALUES (?, ?)", _key(owner), whether)
 
     def rate(self, owner: str, turn: int, rating: int, correction: str = "") -> None:
         """Sets an answer's thumb and what it should have been; 0 and "" take both back."""
         if rating not in (-1, 0, 1):
             raise VLChatError(f"A rating is 1, -1 or 0, not {rating}.")
         correction = joined(correction).strip()
-        with self._base.writing():
-            conversation, role, listed = self._own_turn(owner, turn)
+        with self._tables.writing():
+            conversation, role, listed = self._tables.own_turn(_key(owner), turn)
             if role != "assistant":
                 raise VLChatError("Only answers are rated.")
-            self._base.write(
+            self._tables.write(
                 "UPDATE turn SET rating = ?, correction = ?, rated = ? WHERE id = ?",
                 rating, correction, time.time(), turn,
             )  # fmt: skip
             if not (listed or rating or correction):
-                self._base.write("DELETE FROM conversation WHERE id = ?", conversation)
+                self._tables.write("DELETE FROM conversation WHERE id = ?", conversation)
 
     def keep_rated(self, owner: str, aside: Store, turn: int) -> None:
         """Keeps of a conversation that isn't kept the one exchange that was rated, and only that.
@@ -191,31 +188,33 @@ class Store:
         Args:
             aside: a store in memory, where the conversation is.
         """
-        found = aside._own_turn(owner, turn)
-        turns = aside._turns("conversation = ? AND turn.id <= ?", found[0], turn)
+        found = aside._tables.own_turn(_key(owner), turn)
+        turns = aside._tables.turns("conversation = ? AND turn.id <= ?", found[0], turn)
         answer, asked = turns[-1], [one for one in turns if one.role == "user"][-1:]
         shown = next((one.pictures for one in reversed(turns) if one.pictures), ())
         question = [Turn(one.id, "user", one.text, one.pictures or shown, {}, 0, "") for one in asked]
-        with self._base.writing():
-            self._base.write("DELETE FROM conversation WHERE id = ? AND owner = ?", _apart(found[0], turn), _key(owner))
+        with self._tables.writing():
+            self._tables.write(
+                "DELETE FROM conversation WHERE id = ? AND owner = ?", _apart(found[0], turn), _key(owner)
+            )
             if _is_rated(answer):
-                self._keep_apart(_key(owner), found[0], [*question, answer], contents=aside._content)
+                self._keep_apart(_key(owner), found[0], [*question, answer], contents=aside._tables.content)
 
     def rated(self, owner: str | None) -> list[Rated]:
         """The answers with a thumb or a correction, oldest turn first; None: everybody's, for who runs the server."""
-        found = self._base.read(
+        found = self._tables.read(
             "SELECT owner, conversation, turn.id, rated FROM turn JOIN conversation AS c ON c.id = conversation "
             "WHERE (rating != 0 OR correction != '') AND (? IS NULL OR owner = ?) ORDER BY turn.id",
             *(2 * [None if owner is None else _key(owner)]),
         )
         return [
-            Rated(whose, tuple(self._turns("conversation = ? AND turn.id <= ?", conversation, turn)), when)
+            Rated(whose, tuple(self._tables.turns("conversation = ? AND turn.id <= ?", conversation, turn)), when)
             for whose, conversation, turn, when in found
         ]
 
     def content(self, of: Rated | Vote, picture: Picture) -> bytes:
         """The bytes of a picture of what `rated` or `votes` gave."""
-        return self._content(of.owner, picture.digest)
+        return self._tables.content(of.owner, picture.digest)
 
     def vote(
         self, owner: str, conversation: str, question: int, answers: Mapping[str, str], chosen: str
@@ -229,119 +228,56 @@ class Store:
         """
         if chosen and chosen not in answers:
             raise VLChatError("A vote is for one of the answers, or for none.")
-        with self._base.writing():
-            found, role, _ = self._own_turn(owner, question)
+        with self._tables.writing():
+            found, role, _ = self._tables.own_turn(_key(owner), question)
             if (found, role) != (conversation, "user"):
-                raise _absent_turn()
-            self._base.write(
+                raise absent_turn()
+            self._tables.write(
                 "INSERT OR REPLACE INTO vote VALUES (?, ?, ?, ?)",
                 question, as_json(answers), joined(chosen), time.time(),
             )  # fmt: skip
 
     def votes(self, owner: str | None) -> list[Vote]:
         """As `rated`."""
-        found = self._base.read(
+        found = self._tables.read(
             "SELECT owner, question, answers, chosen, voted FROM vote JOIN turn ON turn.id = question "
             "JOIN conversation AS c ON c.id = conversation WHERE ? IS NULL OR owner = ? ORDER BY question",
             *(2 * [None if owner is None else _key(owner)]),
         )
         return [
-            Vote(whose, self._turns("turn.id = ?", question)[0], json.loads(answers), chosen, when)
+            Vote(whose, self._tables.turns("turn.id = ?", question)[0], json.loads(answers), chosen, when)
             for whose, question, answers, chosen, when in found
         ]
 
     def unvote(self, owner: str, question: int) -> None:
         """Takes a vote back."""
-        with self._base.writing():
-            self._own_turn(owner, question)
-            self._base.write("DELETE FROM vote WHERE question = ?", question)
+        with self._tables.writing():
+            self._tables.own_turn(_key(owner), question)
+            self._tables.write("DELETE FROM vote WHERE question = ?", question)
 
     def close(self) -> None:
-        self._base.close()
-
-    def _begin(
-        self, id: str, owner: bytes, *, settings: str = "{}", listed: bool = True, origin: str | None = None
-    ) -> None:
-        self._base.write(
-            "INSERT INTO conversation (id, owner, changed, settings, listed, origin) VALUES (?, ?, ?, ?, ?, ?)",
-            id, owner, time.time(), settings, listed, origin,
-        )  # fmt: skip
-
-    def _add(
-        self, owner: bytes, conversation: str, role: Role, text: str, facts: str, files: Sequence[tuple[Picture, bytes]]
-    ) -> int:
-        turn = self._base.write(
-            "INSERT INTO turn (conversation, role, text, facts) VALUES (?, ?, ?, ?)",
-            conversation, role, joined(text), facts,
-        )  # fmt: skip
-        for place, (picture, content) in enumerate(files):
-            self._base.write("INSERT OR IGNORE INTO picture VALUES (?, ?, ?)", owner, picture.digest, content)
-            self._base.write(
-                "INSERT INTO shown VALUES (?, ?, ?, ?, ?)", turn, place, joined(picture.name), owner, picture.digest
-            )
-        return turn
+        self._tables.close()
 
     def _keep_apart(
         self, owner: bytes, conversation: str, turns: Sequence[Turn], *, origin: str | None = None,
         contents: Callable[[bytes, str], bytes] | None = None,
     ) -> None:  # fmt: skip
         """Copies turns, of which the last was rated, into a conversation that is not listed."""
-        answer, read = turns[-1], contents or self._content
+        answer, read = turns[-1], contents or self._tables.content
         id = _apart(conversation, answer.id)
-        self._begin(id, owner, listed=False, origin=origin)
+        self._tables.begin(id, owner, listed=False, origin=origin)
         for turn in turns:
             files = [(picture, read(owner, picture.digest)) for picture in turn.pictures]
-            copy = self._add(owner, id, turn.role, turn.text, as_json(turn.facts), files)
-        self._base.write(
+            copy = self._tables.add(owner, id, turn.role, turn.text, as_json(turn.facts), files)
+        self._tables.write(
             "UPDATE turn SET rating = ?, correction = ?, rated = ? WHERE id = ?",
             answer.rating, answer.correction, time.time(), copy,
         )  # fmt: skip
 
-    def _turns(self, which: str, *values: Any) -> list[Turn]:
-        shown: dict[int, list[Picture]] = {}
-        for turn, name, digest in self._base.read(
-            "SELECT turn.id, name, digest FROM shown JOIN turn ON turn.id = shown.turn "
-            f"WHERE {which} ORDER BY turn.id, place",
-            *values,
-        ):
-            shown.setdefault(turn, []).append(Picture(name, digest))
-        rows = self._base.read(f"SELECT {_TURN} FROM turn WHERE {which} ORDER BY turn.id", *values)
-        return [
-            Turn(id, role, text, tuple(shown.get(id, ())), json.loads(facts), rating, correction)
-            for id, role, text, facts, rating, correction in rows
-        ]
-
-    def _content(self, owner: bytes, digest: str) -> bytes:
-        rows = self._base.read("SELECT content FROM picture WHERE owner = ? AND digest = ?", owner, joined(digest))
-        if not rows:
-            raise Absent("This picture isn't here any more. Add it again.")
-        content: bytes = rows[0][0]
-        return content
-
-    def _own_turn(self, owner: str, turn: int) -> Row:
-        """Its conversation, its role, and whether the conversation is listed."""
-        rows = self._base.read(
-            "SELECT conversation, role, listed FROM turn JOIN conversation AS c ON c.id = conversation "
-            "WHERE turn.id = ? AND owner = ?",
-            turn if abs(turn) < 2**63 else 0,  # more than SQLite takes
-            _key(owner),
-        )
-        if not rows:
-            raise _absent_turn()
-        return rows[0]
-
-    def _title(self, conversation: str) -> None:
-        """That of the first question, unless people gave it one."""
-        first = self._turns(
-            "turn.id = (SELECT min(id) FROM turn WHERE conversation = ? AND role = 'user')", conversation
-        )
-        title = title_of(first[0].text, [picture.name for picture in first[0].pictures]) if first else ""
-        self._base.write("UPDATE conversation SET title = ? WHERE id = ? AND NOT renamed", title, conversation)
-
     def _change(self, owner: str, conversation: str, what: str, *values: Any) -> None:
-        with self._base.writing():
+        with self._tables.writing():
             id = self.conversation(owner, conversation).id
-            self._base.write(f"UPDATE conversation SET {what} WHERE id = ?", *values, id)
+            self._tables.write(f"UPDATE conversation SET {what} WHERE id = ?", *values, id)
 
 
 def _key(owner: str) -> bytes:
@@ -355,10 +291,6 @@ def _apart(conversation: str, turn: int) -> str:
 
 def _is_rated(turn: Turn) -> bool:
     return bool(turn.rating or turn.correction)
-
-
-def _absent_turn() -> Absent:
-    return Absent("This part of the conversation isn't here any more. Open the conversation again.")
 
 
 def _folded(text: str) -> str:
