@@ -92,9 +92,9 @@ def test_drawn_answers_are_those_of_their_seed(chat: Chat, engine: Engine, pictu
 
 
 def test_a_search_over_beams_is_the_models_own(chat: Chat, engine: Engine, picture: Callable) -> None:
-    messages = said("two cats", picture(1, (60, 40)))
+    messages = ask_messages(picture(1), "two cats")
     (expected,) = chat.answers([messages], max_new_tokens=6, beams=4)
-    assert expected.text != chat.batch([messages], max_new_tokens=6)[0], "the test needs beams that find another answer"
+    assert expected.text != chat.batch([messages], max_new_tokens=6)[0], "the test needs beams that find another"
     beside = engine.submit(messages, Options(6))
     assert "".join(engine.submit(messages, Options(6, beams=4))) == expected.text
     assert "".join(beside).strip() == chat.batch([messages], max_new_tokens=6)[0]

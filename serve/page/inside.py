@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from serve.inside import Facts, Inside, words
+from serve.inside import Facts, Found, Inside, words
 from serve.page import inside_html
 from serve.page.words import label, language_of, told
 from serve.tickets import Busy
@@ -19,7 +21,12 @@ from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
 
 CSS = (Path(__file__).parent / "inside.css").read_text(encoding="utf-8")
+<<<<<<< HEAD
 Turn = tuple[str, int]  # ids of a conversation and of an answer in it
+=======
+_STILL_THERE = 0.5  # seconds between two looks at whether a visitor is
+Turn = tuple[str, str]  # ids of a conversation and of an answer in it
+>>>>>>> inside
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 _PRESS = """
 element.addEventListener('click', event => {
@@ -135,17 +142,20 @@ class _Builder:
             word = _word(event, found.answer)
             buttons = self._buttons(found, word, True, say)
             yield buttons, inside_html.note(say("drawing")), hidden, "", None
-            drawn = await self.inside.look(
-                partial(self.inside.explain, selected, found.messages, found.answer, word, found.adapter)
-            )
-            shown = inside_html.evidence_map(drawn, say)
-            yield buttons, shown, gr.Button(visible=True), "", (selected, word)
+            work = partial(self.inside.explain, selected, found.messages, found.answer, word, found.adapter)
+            async with aclosing(self._looked(work)) as looks:
+                async for drawn in looks:
+                    if drawn is None:
+                        yield (gr.skip(),) * 5
+                    else:
+                        shown = inside_html.evidence_map(drawn, say)
+                        yield buttons, shown, gr.Button(visible=True), "", (selected, word)
         except VLChatError as error:
             yield gr.skip(), _refusal(error, say), hidden, "", None
 
     async def _check(
         self, shown: tuple[Turn, tuple[int, int] | None] | None, request: gr.Request
-    ) -> AsyncIterator[str]:
+    ) -> AsyncIterator[Any]:
         if shown is None:
             return
         say = _say(request)
@@ -155,22 +165,36 @@ class _Builder:
             if found is None:
                 return
             yield inside_html.note(say("checking"))
-            held = await self.inside.look(
-                partial(self.inside.check, turn, found.messages, found.answer, word, found.adapter)
-            )
-            yield inside_html.verdict(held, say)
+            work = partial(self.inside.check, turn, found.messages, found.answer, word, found.adapter)
+            async with aclosing(self._looked(work)) as looks:
+                async for held in looks:
+                    yield gr.skip() if held is None else inside_html.verdict(held, say)
         except VLChatError as error:
             yield _refusal(error, say)
 
-    async def _see(self, selected: Turn | None, request: gr.Request) -> AsyncIterator[str]:
+    async def _see(self, selected: Turn | None, request: gr.Request) -> AsyncIterator[Any]:
         say = _say(request)
         try:
             found = await self._fetched(request, selected)
-            if found is not None:
-                seen = await self.inside.look(partial(self.inside.saw, found.messages, found.adapter))
-                yield inside_html.saw(seen, say)
+            if found is None:
+                return
+            work = partial(self.inside.saw, found.messages, found.adapter)
+            async with aclosing(self._looked(work)) as looks:
+                async for seen in looks:
+                    yield gr.skip() if seen is None else inside_html.saw(seen, say)
         except VLChatError as error:
             yield _refusal(error, say)
+
+    async def _looked(self, work: Callable[[threading.Event], Found]) -> AsyncGenerator[Found | None, None]:
+        """What `Inside.look` finds, and None now and then before that: Gradio ends an event whose visitor has left
+        only when it yields."""
+        look = asyncio.ensure_future(self.inside.look(work))
+        try:
+            while not (await asyncio.wait([look], timeout=_STILL_THERE))[0]:
+                yield None
+            yield look.result()
+        finally:
+            look.cancel()
 
     async def _fetched(self, request: gr.Request, turn: Turn | None) -> Told | None:
         return None if turn is None else await asyncio.to_thread(self.fetch, request, turn)
