@@ -21,12 +21,8 @@ from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
 
 CSS = (Path(__file__).parent / "inside.css").read_text(encoding="utf-8")
-<<<<<<< HEAD
-Turn = tuple[str, int]  # ids of a conversation and of an answer in it
-=======
 _STILL_THERE = 0.5  # seconds between two looks at whether a visitor is
-Turn = tuple[str, str]  # ids of a conversation and of an answer in it
->>>>>>> inside
+Turn = tuple[str, int]  # ids of a conversation and of an answer in it
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 _PRESS = """
 element.addEventListener('click', event => {
