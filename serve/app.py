@@ -200,5 +200,7 @@ def run(
         app.close(verbose=False)
     except KeyboardInterrupt:
         print("Stopped.", flush=True)
+        if trainings is not None:
+            trainings.close(0)
         os._exit(130)  # no thread is waited for
     return 0
