@@ -158,7 +158,7 @@ def main() -> None:
     chat.description["name"] = "model"
     page = launch(chat, port=arguments.port)
     engine = page.engine
-    engine.prefixes.budget, engine.pictures.budget = arguments.kept, arguments.pictures
+    engine.first.prefixes.budget, engine.first.pictures.budget = arguments.kept, arguments.pictures
 
     async def metrics(request: Request) -> Response:
         return Response(engine.metrics.text())

@@ -26,7 +26,7 @@ from serve import gradio_routes  # noqa: E402
 from serve.app import launch  # noqa: E402
 from vlchat.chat import Chat  # noqa: E402
 
-ASKED: list[Any] = [{"text": "two cats", "files": []}, "", 0, 4]
+ASKED: list[Any] = [{"text": "two cats", "files": []}, "", 0, 4, ""]
 
 
 @pytest.fixture(scope="module")

@@ -369,8 +369,8 @@ def until(true: Callable[[], bool]) -> None:
 
 @torture(49)
 def test_a_full_line(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, row: int) -> None:
-    engine = server.app.engine
-    monkeypatch.setattr(engine, "waiting", 1)
+    engine = server.app.engine.first
+    monkeypatch.setattr(engine.first, "waiting", 1)
     pace = server.chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.005))
     connections = []
     for number in range(engine.most):
@@ -390,7 +390,7 @@ def test_a_full_line(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, r
 @torture(50)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_slot(server: SimpleNamespace, stream: bool, row: int) -> None:
-    engine = server.app.engine
+    engine = server.app.engine.first
     pace = server.chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.005))
 
     def counted(name: str) -> float:

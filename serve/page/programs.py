@@ -26,8 +26,8 @@ def programs(asking: Asking, roots: Sequence[Path], here: Conversing) -> None:
     adapter, _, system, temperature, _, longest, *_ = here.chosen
 
     async def chat(
-        message: dict[str, Any], system: str, temperature: float, longest: int, adapter: str,
-        history: list[dict[str, Any]], request: gr.Request | None = None,
+        message: dict[str, Any], history: list[dict[str, Any]], system: str, temperature: float, longest: int,
+        adapter: str, request: gr.Request | None = None,
     ) -> AsyncIterator[tuple[Any, list[dict[str, Any]]]]:  # fmt: skip
         def messages() -> list[dict[str, Any]]:
             return conversation(message, history, system, roots, asking.decoder)
@@ -52,7 +52,7 @@ def programs(asking: Asking, roots: Sequence[Path], here: Conversing) -> None:
 
     remembered = gr.State([])
     gr.Button(visible=False).click(
-        chat, [here.question, system, temperature, longest, adapter, remembered],
+        chat, [here.question, remembered, system, temperature, longest, adapter],
         [gr.JSON(visible=False, label="Response"), remembered],
         api_name="chat", concurrency_limit=None, postprocess=False,
     )  # fmt: skip
