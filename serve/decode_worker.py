@@ -1,4 +1,5 @@
-"""The process that opens strangers' pictures for `serve.decoding`: bytes in, pixels out, one picture after another.
+"""The process that opens strangers' files for `serve.decoding`, one after another: a picture's bytes in, its pixels
+out; or a document's bytes in, and pictures of it out.
 
 It imports what `vlchat.images` needs and nothing of the model: 30 MB, and ready in a third of a second.
 """
@@ -14,11 +15,13 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
 
+from serve import documents
 from vlchat import images
 from vlchat.errors import ImageError
 
@@ -30,8 +33,8 @@ def main(seconds: int, memory: int) -> None:
     """Answers until the server closes the pipe, or is gone.
 
     Args:
-        seconds: of the processor that a picture may take; whole ones, as the kernel counts them.
-        memory: bytes that opening pictures may take beyond what the process takes at its start.
+        seconds: of the processor that a file may take; whole ones, as the kernel counts them.
+        memory: bytes that opening files may take beyond what the process takes at its start.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
     coming, going = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
@@ -43,30 +46,35 @@ def main(seconds: int, memory: int) -> None:
         about = json.loads(coming.read(told))
         data = coming.read(size)
         started = _begin(seconds)
-        picture, reply = _opened(data, about)
-        _send(going, picture, {**reply, "seconds": time.process_time() - started, "peak": _peak()})
-        del picture, data  # before the next one is begun
+        found, reply = _opened(data, about)
+        _send(going, found, {**reply, "seconds": time.process_time() - started, "peak": _peak()})
+        del found, data  # before the next one is begun
 
 
-def _opened(data: bytes, about: dict[str, Any]) -> tuple[Image.Image | None, dict[str, Any]]:
+def _opened(data: bytes, about: dict[str, Any]) -> tuple[Iterable[bytes], dict[str, Any]]:
+    """What is sent, and what is told of it before."""
     try:
+        if "most" in about:
+            document = documents.rendered(data, **about)
+            parts = [(part.place, len(part.content)) for part in document.parts]
+            told = {"kind": document.kind, "parts": parts, "total": document.total}
+            return [part.content for part in document.parts], told
         picture = images.decode(data, **about)
-        return picture, {"size": picture.size}
+        return (picture.crop(box).tobytes() for box in bands(*picture.size)), {"size": picture.size}
     except ImageError as error:
         # Decoders written in C have no MemoryError; Pillow tells their lack of memory in words.
         if isinstance(error.__cause__, MemoryError) or "out of memory" in str(error.__cause__):
-            return None, {"error": MEMORY}
-        return None, {"error": str(error), "code": error.code, "status": error.status, "kind": error.kind}
+            return (), {"error": MEMORY}
+        return (), {"error": str(error), "code": error.code, "status": error.status, "kind": error.kind}
     except MemoryError:
-        return None, {"error": MEMORY}
+        return (), {"error": MEMORY}
 
 
-def _send(going: BinaryIO, picture: Image.Image | None, reply: dict[str, Any]) -> None:
+def _send(going: BinaryIO, found: Iterable[bytes], reply: dict[str, Any]) -> None:
     text = json.dumps(reply).encode()
     going.write(struct.pack(">I", len(text)) + text)
-    if picture is not None:
-        for box in bands(*picture.size):
-            going.write(picture.crop(box).tobytes())
+    for one in found:
+        going.write(one)
     going.flush()
 
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
 from serve.decode_worker import MEMORY, bands
+from serve.documents import Document, Part
 from serve.tickets import Busy, Closed
 from vlchat import images
 from vlchat.errors import ImageError
@@ -50,7 +51,8 @@ class Opened:
     Attributes:
         outcome: `OK`, `REFUSED`, `CRASH`, `TIMEOUT` or `MEMORY`.
         picture: if it is ok; RGB.
-        error: what a person is told, if it is not.
+        document: its pictures, of one of those.
+        error: what a person is told, if it is not ok.
         seconds: of the worker's processor; on the clock, if the worker was ended.
         peak: the most memory that the worker had, in bytes; None where that is not known.
     """
@@ -60,6 +62,7 @@ class Opened:
     error: ImageError | None = None
     seconds: float = 0.0
     peak: int | None = None
+    document: Document | None = None
 
 
 class Decoder:
@@ -103,6 +106,19 @@ class Decoder:
             raise opened.error
         return opened.picture
 
+    def document(self, source: bytes | Path, most: int, *, name: str | None = None) -> Document:
+        """As `serve.documents.rendered`.
+
+        Raises:
+            ImageError: as there, and as `decode`.
+            Busy, Closed: as `decode`.
+        """
+        opened = self._open(source, {"name": name, "most": most}, images.label_of(name, "file"))
+        if opened.document is None:
+            assert opened.error is not None
+            raise opened.error
+        return opened.document
+
     async def apart(
         self, work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **more: _Arguments.kwargs
     ) -> _Result:
@@ -119,7 +135,9 @@ class Decoder:
 
     def open(self, source: bytes | Path, *, name: str | None = None, mime: str | None = None) -> Opened:
         """How it went, whatever it was; arguments as of `decode`."""
-        called = images.label_of(name)
+        return self._open(source, {"name": name, "mime": mime}, images.label_of(name))
+
+    def _open(self, source: bytes | Path, about: dict[str, Any], called: str) -> Opened:
         try:
             data = source if isinstance(source, bytes) else images.read_file(source, called, images.DEFAULT_LIMITS)
         except ImageError as error:
@@ -129,7 +147,7 @@ class Decoder:
         try:
             for _ in range(2):
                 with self._worker() as worker:
-                    opened = worker.open(data, {"name": name, "mime": mime}, called)
+                    opened = worker.open(data, about, called)
                 if opened is not None:
                     return opened
                 if self._closed:
@@ -236,7 +254,7 @@ class _Worker:
     def alive(self) -> bool:
         return not self.late and self.process.poll() is None
 
-    def open(self, data: bytes, about: dict[str, str | None], called: str) -> Opened | None:
+    def open(self, data: bytes, about: dict[str, Any], called: str) -> Opened | None:
         """How it went; None where somebody else killed the process."""
         started, working = time.perf_counter(), True
 
@@ -256,9 +274,10 @@ class _Worker:
             self._to.flush()
             reply = json.loads(self._read(*struct.unpack(">I", self._read(4))))
             picture = self._picture(*reply["size"]) if "size" in reply else None
+            document = self._document(reply) if "parts" in reply else None
         except (EOFError, OSError, ValueError):  # ValueError: the server closes, and the pipe with it
             self._to_its_end()
-            reply = picture = None
+            reply = picture = document = None
         finally:
             with self._lock:
                 working = False
@@ -268,8 +287,8 @@ class _Worker:
             if self.late or ended_by == signal.SIGXCPU:
                 return _refused(TIMEOUT, called, taken)
             return None if ended_by == signal.SIGKILL else _refused(CRASH, called, taken)
-        if picture is not None:
-            return Opened(OK, picture, None, reply["seconds"], reply["peak"])
+        if "error" not in reply:
+            return Opened(OK, picture, None, reply["seconds"], reply["peak"], document)
         if reply["error"] == MEMORY:
             return _refused(MEMORY, called, reply["seconds"], reply["peak"])
         error = ImageError(reply["error"], code=reply["code"], status=reply["status"], kind=reply["kind"])
@@ -282,6 +301,10 @@ class _Worker:
             pixels = self._read(rows * width * 3)
             picture.paste(Image.frombuffer("RGB", (width, rows), pixels, "raw", "RGB", 0, 1), box)
         return picture
+
+    def _document(self, reply: dict[str, Any]) -> Document:
+        parts = tuple(Part(place, self._read(size)) for place, size in reply["parts"])
+        return Document(reply["kind"], parts, reply["total"])
 
     def _read(self, size: int) -> bytes:
         found = self._from.read(size)

@@ -81,6 +81,16 @@ def turns_as_messages(
         ImageError: a picture that cannot be used, called by its file's name alone.
     """
     album, messages = Album(decoder), _system(system)
+    for turn in without_refused(turns):
+        pictures = [
+            {"type": "image", "image": album.add(path_of(picture), name=picture.name)} for picture in turn.pictures
+        ]
+        _append(messages, turn.role, pictures + ([{"type": "text", "text": turn.text}] if turn.text else []))
+    return messages
+
+
+def without_refused(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns that the model reads: those without the questions that were refused."""
     kept: list[Turn] = []
     for turn in turns:
         if not turn.facts.get("refused"):
@@ -90,12 +100,7 @@ def turns_as_messages(
         else:
             while kept and kept[-1].role == "user":
                 kept.pop()
-    for turn in kept:
-        pictures = [
-            {"type": "image", "image": album.add(path_of(picture), name=picture.name)} for picture in turn.pictures
-        ]
-        _append(messages, turn.role, pictures + ([{"type": "text", "text": turn.text}] if turn.text else []))
-    return messages
+    return kept
 
 
 def _system(words: str) -> list[dict[str, Any]]:

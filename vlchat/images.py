@@ -131,7 +131,7 @@ def header(
         stream.seek(0)
         with _open(stream, expected, called, limits) as image:
             _check_stills(image, head, called)
-            _check_shape(*image.size, called, limits)
+            check_shape(*image.size, called, limits)
             told = image.format != "PNG" or "exif" in image.info  # else Pillow decodes a PNG to look behind its pixels
             return image.size[::-1] if told and _turn(image) in _ONTO_THE_SIDE else image.size
 
@@ -226,7 +226,7 @@ def _check_mime(mime: str | None, actual: str, called: str) -> None:
         return
     declared = mime.split(";")[0].strip().lower().replace("image/jpg", "image/jpeg")
     if declared not in ("application/octet-stream", f"image/{actual.lower()}"):
-        raise _unsupported(f"{called} was declared as {_printable(declared)} but is image/{actual.lower()}.")
+        raise _unsupported(f"{called} was declared as {printable(declared)} but is image/{actual.lower()}.")
 
 
 def _check_stills(image: Image.Image, data: bytes, called: str) -> None:
@@ -247,7 +247,7 @@ def _check_stills(image: Image.Image, data: bytes, called: str) -> None:
 
 
 def _pixels(image: Image.Image, called: str, limits: ImageLimits, shorter_side: int | None = None) -> Image.Image:
-    _check_shape(*image.size, called, limits)
+    check_shape(*image.size, called, limits)
     try:
         if shorter_side is not None:
             _draft(image, shorter_side)
@@ -266,7 +266,12 @@ def _draft(image: Image.Image, shorter_side: int) -> None:
             return
 
 
-def _check_shape(width: int, height: int, called: str, limits: ImageLimits) -> None:
+def check_shape(width: int, height: int, called: str, limits: ImageLimits) -> None:
+    """Refuses pictures of no pixels, too many, or an extreme shape; `called` is what messages call it.
+
+    Raises:
+        ImageError: as `decode`.
+    """
     if width < 1 or height < 1:
         raise ImageError(f"{called} is {width} x {height} pixels: there is nothing to see.", kind="side_ratio")
     if width * height > limits.max_pixels:
@@ -353,7 +358,8 @@ def _numbers(band: Image.Image) -> np.ndarray:
     return np.nan_to_num(np.asarray(band).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Words from outside for a message, on one line and short."""
     return "".join(character if character.isprintable() else "?" for character in text)[:80]
 
 

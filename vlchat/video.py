@@ -6,6 +6,7 @@ Moving GIF, WebP and PNG are read by Pillow. MP4, MOV, WebM, Matroska and AVI ne
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ class VideoLimits:
         max_bytes: size of the file.
         max_frames: how many frames may be asked for; each becomes a picture with all its tokens.
         max_decoded_pixels: width x height x the frames that have to be decoded on the way to those asked for.
+        max_seconds: how long it may last.
         picture: of each frame.
     """
 
     max_bytes: int = 256 * 1024 * 1024
     max_frames: int = 64
     max_decoded_pixels: int = 4_000_000_000
+    max_seconds: float = math.inf
     picture: ImageLimits = ImageLimits()
 
 
@@ -60,6 +63,13 @@ def frames(
     Raises:
         ImageError: a file that is missing, damaged, too large, or of another format; PyAV is needed and not installed.
     """
+    return [frame for _, frame in timed_frames(source, count, limits=limits, name=name)]
+
+
+def timed_frames(
+    source: bytes | str | Path, count: int = FRAMES, *, limits: VideoLimits = DEFAULT_LIMITS, name: str | None = None
+) -> list[tuple[float, Image.Image]]:
+    """As `frames`, each with the second at which it comes on."""
     label = images.label_of(name if name is not None or isinstance(source, bytes) else str(source), "video")
     if type(count) is not int or not 1 <= count <= limits.max_frames:
         raise ImageError(f"{label} is to give {count} frames; from 1 to {limits.max_frames} are possible.")
@@ -151,18 +161,25 @@ def _container(data: bytes, label: str) -> str:
 
 def _from_pillow(
     data: bytes, format_name: str, count: int, label: str, limits: VideoLimits
-) -> Iterator[Image.Image]:
+) -> Iterator[tuple[float, Image.Image]]:
     with Image.open(io.BytesIO(data), formats=[format_name]) as moving:
         width, height = moving.size
         _check_work(width * height, limits, label)
         total = getattr(moving, "n_frames", 1)
         _check_work(width * height * total, limits, label)  # each frame is drawn on the one before
-        for place in sampled_places(total, count):
+        places, seconds = sampled_places(total, count), 0.0
+        for place in range(places[-1] + 1):
             moving.seek(place)
-            yield images.decode(moving.copy(), limits=limits.picture, name="a frame")
+            moving.load()  # of a WebP, the duration is known only then
+            if place in places:
+                _check_length(seconds, limits, label)
+                yield seconds, images.decode(moving.copy(), limits=limits.picture, name="a frame")
+            seconds += float(moving.info.get("duration", 0)) / 1000
 
 
-def _from_pyav(data: bytes, format_name: str, count: int, label: str, limits: VideoLimits) -> Iterator[Image.Image]:
+def _from_pyav(
+    data: bytes, format_name: str, count: int, label: str, limits: VideoLimits
+) -> Iterator[tuple[float, Image.Image]]:
     import av
 
     opened: Any = av.open(io.BytesIO(data), format=format_name)
@@ -174,6 +191,10 @@ def _from_pyav(data: bytes, format_name: str, count: int, label: str, limits: Vi
         _check_work(pixels, limits, label)
         length = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
         begins = float((stream.start_time or 0) * stream.time_base)
+        if not length:  # what browsers record does not tell it; its last packet does
+            times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            length = float(max(times, default=0) * stream.time_base) - begins
+        _check_length(length, limits, label)
         decoded = 0
         last = None
         for part in range(count):
@@ -190,7 +211,15 @@ def _from_pyav(data: bytes, format_name: str, count: int, label: str, limits: Vi
                 last = frame.pts
                 # Phones film lying down and write beside it how the picture is to be turned.
                 upright = frame.to_image().rotate(frame.rotation, expand=True)
-                yield images.decode(upright, limits=limits.picture, name="a frame")
+                seconds = max(0.0, float(frame.time or 0.0) - begins)
+                yield seconds, images.decode(upright, limits=limits.picture, name="a frame")
+
+
+def _check_length(seconds: float, limits: VideoLimits, label: str) -> None:
+    if seconds > limits.max_seconds:
+        raise _too_large(
+            f"{label} lasts {seconds / 60:,.0f} minutes; at most {limits.max_seconds / 60:,.0f} are taken. Cut it."
+        )
 
 
 def _check_work(pixels: int, limits: VideoLimits, label: str) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import gradio as gr
 
+from serve.page.attached import take_time
 from serve.page.beside import pair_of
 from serve.page.inside import Panel
 from serve.page.listing import listed, listing
+from serve.page.media import FILE_TYPES, media
 from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
-from serve.page.view import conversation_view, examples_shown, shown
+from serve.page.view import conversation_view, examples_shown, shown, to_be_opened
 from serve.page.words import label, told
 from serve.store import Turn
 from serve.tickets import Backend
@@ -99,17 +101,19 @@ class Conversing:
             self.suggestions = [
                 gr.Button(label(f"chat.suggest-{name}"), size="sm", elem_classes="suggestion") for name in _SUGGESTIONS
             ]
-        self.question = gr.MultimodalTextbox(
-            file_types=["image"],
-            file_count="multiple",
-            sources=["upload"],
-            placeholder=label("chat.placeholder"),
-            label=label("chat.question"),
-            show_label=False,
-            autofocus=True,
-            max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
-            elem_id="question",
-        )
+        with gr.Row(elem_id="asking"):
+            self.question = gr.MultimodalTextbox(
+                file_types=FILE_TYPES,
+                file_count="multiple",
+                sources=["upload"],
+                placeholder=label("chat.placeholder"),
+                label=label("chat.question"),
+                show_label=False,
+                autofocus=True,
+                max_plain_text_length=100_000,  # a long text stays text; Gradio would make it a file
+                elem_id="question",
+            )
+            media()
         self.who, first = choose_who(engine.names)
         with gr.Accordion(label("chat.settings"), open=False, elem_id="settings"):
             self.chosen = [*first, *choose_how()]
@@ -127,6 +131,7 @@ def chat_tab(
     conversation = gr.Textbox(visible="hidden", elem_id="conversation-id", label="id")
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**quiet, "queue": False}
+    slow: dict[str, Any] = {**quiet, "concurrency_limit": None}
     busy: dict[str, Any] = {"interactive": False, "submit_btn": False, "stop_btn": True}
     idle: dict[str, Any] = {"interactive": True, "submit_btn": True, "stop_btn": False}
     whole = [
@@ -156,18 +161,26 @@ def chat_tab(
 
     # A question goes in, in whichever way; its answer comes; the page is at rest again.
 
-    def ask(request: gr.Request, message: dict[str, Any], there: str, *values: Any) -> Any:
+    async def ask(request: gr.Request, message: dict[str, Any], there: str, *values: Any) -> AsyncIterator[Any]:
         who = talk.visitor(request)
+        waits = take_time(message)
+        if waits:
+            turns = [*who.shown(who.turns(there)), to_be_opened(waits, who.language)]
+            yield view(who, there, turns, busy=True), there, gr.MultimodalTextbox(interactive=False), gr.skip()
         try:
-            there = talk.ask(who, there, Choices.of(values), message)
+            there, sentences = await talk.ask(who, there, Choices.of(values), message)
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
-            return gr.skip(), there, gr.skip(), gr.skip()
-        return view(who, there, busy=True), there, gr.MultimodalTextbox(None, **busy), gr.Row(visible=False)
+            yield view(who, there) if waits else gr.skip(), there, gr.MultimodalTextbox(**idle), gr.skip()
+            return
+        for sentence in sentences:
+            gr.Info(html.escape(sentence), duration=20)
+        yield view(who, there, busy=True), there, gr.MultimodalTextbox(None, **busy), gr.Row(visible=False)
 
-    def example(data: gr.EventData, request: gr.Request, there: str, *values: Any) -> Any:
+    async def example(data: gr.EventData, request: gr.Request, there: str, *values: Any) -> AsyncIterator[Any]:
         picture, question = here.examples[_told(data, "index")]
-        return ask(request, {"text": question, "files": [str(picture)]}, there, *values)
+        async for one in ask(request, {"text": question, "files": [str(picture)]}, there, *values):
+            yield one
 
     def again(there: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
@@ -202,8 +215,8 @@ def chat_tab(
 
     asked = [here.chatbot, conversation, here.question, here.suggesting]
     begun = [
-        here.question.submit(ask, [here.question, conversation, *here.chosen], asked, **quick),
-        here.chatbot.example_select(example, [conversation, *here.chosen], asked, **quick),
+        here.question.submit(ask, [here.question, conversation, *here.chosen], asked, **slow),
+        here.chatbot.example_select(example, [conversation, *here.chosen], asked, **slow),
         here.chatbot.retry(again, conversation, [here.chatbot, here.question], **quick),
         here.chatbot.edit(edit, conversation, [here.chatbot, here.question], **quick),
     ]
@@ -211,7 +224,7 @@ def chat_tab(
     for event in begun:
         stream = event.then(
             answer, [conversation, *here.chosen], [here.chatbot, here.pair, here.left, here.right],
-            concurrency_limit=None, **quiet,
+            **slow,
         )  # fmt: skip
         stream.then(settle, [conversation, side.search], whole, **quick).then(None, conversation, None, js=_ADDRESS)
         streams.append(stream)

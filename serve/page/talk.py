@@ -13,9 +13,11 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from serve.decoding import Decoder
 from serve.inside import Facts, Inside
-from serve.messages import turns_as_messages, uploaded
+from serve.messages import turns_as_messages, uploaded, without_refused
 from serve.page.asking import Answer, Asking, together
+from serve.page.attached import attached
 from serve.page.beside import pair_of, paired, said, settled_pair
 from serve.page.inside import Told
 from serve.page.settings import Choices
@@ -28,6 +30,9 @@ from vlchat.errors import VLChatError
 
 _KEEP = 1.0  # seconds between two times that a growing answer is written down
 _SETTLE = 2.0  # seconds in which an answer that was stopped is written down
+# A page or a film takes longer than a picture: eight frames, each after the hundred before it, of a phone's film.
+_DOCUMENT_SECONDS = 20
+_DOCUMENT_CLOCK = 90.0
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,17 @@ class Talk:
         asking: asks the engine.
         disk: where conversations are kept; None where the operator keeps none.
         examples: a folder whose pictures may be asked about, too.
+
+    Attributes:
+        memory: conversations that are not kept.
+        documents: turns documents into pictures, in processes of their own: pictures are not held up by them.
     """
 
     def __init__(self, asking: Asking, disk: Store | None, examples: Path) -> None:
         self.asking, self.disk, self.examples = asking, disk, examples
         self.memory = Store(None)
         self.inside = Inside(asking.engine)
+        self.documents = Decoder(2, seconds=_DOCUMENT_SECONDS, clock=_DOCUMENT_CLOCK)
         self._answering: set[tuple[str, str]] = set()
 
     def visitor(self, request: gr.Request) -> Visitor:
@@ -89,29 +99,38 @@ class Talk:
         """The folders that pictures may come from."""
         return [Path(get_upload_folder()), self.examples]
 
-    def ask(self, who: Visitor, conversation: str, choices: Choices, message: Mapping[str, Any]) -> str:
-        """Writes a question down.
+    async def ask(
+        self, who: Visitor, conversation: str, choices: Choices, message: Mapping[str, Any]
+    ) -> tuple[str, Sequence[str]]:
+        """Writes a question down, its documents as pictures.
 
         Args:
             conversation: its id; "" begins one.
             message: `{"text": str, "files": [path | {"path": path}]}`.
 
         Returns:
-            The conversation's id.
+            The conversation's id; and sentences for the visitor, of what the model sees of documents.
 
         Raises:
             VLChatError: it can't be asked.
         """
+        return await self.documents.apart(self._ask, who, conversation, choices, message)
+
+    def _ask(
+        self, who: Visitor, conversation: str, choices: Choices, message: Mapping[str, Any]
+    ) -> tuple[str, Sequence[str]]:
         text = str(message.get("text") or "").strip()
-        pictures = [(path.name, path.read_bytes()) for path in uploaded(message.get("files") or [], self.roots)]
-        if not (text or pictures):
+        files = uploaded(message.get("files") or [], self.roots)
+        if not (text or files):
             raise VLChatError("Type a question, or add a picture.")
         if (who.owner, conversation) in self._answering:
             raise VLChatError(told("chat.busy", who.language))
+        already = sum(len(turn.pictures) for turn in without_refused(who.turns(conversation)))
+        found = attached(files, already, self.documents, who.language)
         there = conversation or who.store.begin(who.owner, choices.__dict__).id
         who.store.settle(who.owner, there, choices.__dict__)
-        who.store.add(who.owner, there, "user", text, pictures)
-        return there
+        who.store.add(who.owner, there, "user", text, found.pictures)
+        return there, found.told
 
     def again(self, who: Visitor, conversation: str) -> None:
         """Takes the last answer back, to be written anew."""
@@ -243,6 +262,7 @@ class Talk:
     def close(self) -> None:
         """Writes all down. Nothing is asked after it."""
         self.inside.close()
+        self.documents.close()
         for store in filter(None, (self.disk, self.memory)):
             store.close()
 

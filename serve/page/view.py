@@ -90,7 +90,15 @@ def growing(turn: int, text: str) -> dict[str, Any]:
 
 def waiting(place: int, language: str) -> dict[str, Any]:
     """An answer whose turn has not come."""
-    words = told("chat.in-line", language, place=place) if place else "…"
+    return _to_come(told("chat.in-line", language, place=place) if place else "…")
+
+
+def to_be_opened(names: Sequence[str], language: str) -> dict[str, Any]:
+    """A question whose documents are being opened."""
+    return _to_come(told("chat.media-opening", language, names=", ".join(names)))
+
+
+def _to_come(words: str) -> dict[str, Any]:
     return {"id": 0, "role": "assistant", "text": "", "html": "", "pictures": [], "growing": True, "waiting": words}
 
 

@@ -98,4 +98,41 @@ WORDS = {
     "chat.suggest-what": ("What is this?", "What is this?"),
     "chat.suggest-describe": ("Describe the picture.", "Describe the picture."),
     "chat.suggest-count": ("How many things are there?", "How many things are there?"),
+    "chat.media-page": ("{name}, page {page}", "{name}，第 {page} 页"),
+    "chat.media-pages": (
+        "{name} has {total} pages. The model sees {count} of them: {pages}.",
+        "{name} 共有 {total} 页，模型只看其中 {count} 页：{pages}。",
+    ),
+    "chat.media-frames": (
+        "The model sees {name} as {count} pictures, at {times}.",
+        "模型把 {name} 看作 {count} 张图片，时间为 {times}。",
+    ),
+    "chat.media-opening": ("Opening {names} …", "正在打开 {names} …"),
+    "chat.media-unknown": (
+        "“{name}” can't be looked at. Add pictures (JPEG, PNG, WebP, GIF), PDFs or short videos (MP4, MOV, WebM).",
+        "无法查看“{name}”。请添加图片（JPEG、PNG、WebP、GIF）、PDF 或短视频（MP4、MOV、WebM）。",
+    ),
+    "chat.media-many": (
+        "A conversation has at most {most} pictures, and with these it would have {count}. Take some away, or start a "
+        "new one.",
+        "一个对话最多有 {most} 张图片，加上这些会有 {count} 张。请减少图片，或开始新对话。",
+    ),
+    "chat.media-many-files": (
+        "These are {count} files; a conversation has at most {most} pictures. Add fewer.",
+        "这里有 {count} 个文件，一个对话最多有 {most} 张图片。请少添加一些。",
+    ),
+    "chat.media-large": (
+        "“{name}” has {size} MB; at most {most} MB are taken. Make it smaller.",
+        "“{name}” 有 {size} MB，最多接受 {most} MB。请缩小文件。",
+    ),
+    "chat.media-together": (
+        "These files have {size} MB together; at most {most} MB are taken at once. Add them one after another.",
+        "这些文件共有 {size} MB，一次最多接受 {most} MB。请分次添加。",
+    ),
+    "chat.media-taken": ("Added: {names}", "已添加：{names}"),
+    "chat.media-take": ("Take the picture", "拍照"),
+    "chat.media-closed": (
+        "The camera can't be used. Allow it in the browser, or add a file.",
+        "无法使用相机。请在浏览器中允许，或添加文件。",
+    ),
 }
