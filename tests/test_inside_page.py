@@ -192,8 +192,8 @@ def test_chinese_on_a_phone_in_the_dark(browser: Any, served: Any) -> None:
     playwright.expect(page.locator("#inside-sure")).to_contain_text("不确定。")
     page.get_by_role("button", name="整个回答").click()
     drawn(page)
-    playwright.expect(page.locator("#inside-map figcaption")).to_contain_text("经过连接层的积分梯度")
-    playwright.expect(page.locator("#inside-check")).to_have_text("检验此图")
+    playwright.expect(page.locator("#inside-map figcaption")).to_contain_text("经过连接器的积分梯度")
+    playwright.expect(page.locator("#inside-check")).to_have_text("检验这张证据图")
     playwright.expect(page.locator("#inside-saw")).to_contain_text("模型看到的画面")
     panel = page.locator("#inside").bounding_box()
     assert panel["x"] >= 0 and panel["x"] + panel["width"] <= 390

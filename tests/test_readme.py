@@ -17,6 +17,8 @@ from vlchat.cli import _parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"^```\w*\n.*?^```$", re.S | re.M)
 MINI = ROOT / "vlchat" / "assets" / "mini"
 RESULTS = ROOT / "benchmarks" / "results"
 needs_model = pytest.mark.skipif(not (MINI / "config.json").is_file(), reason="the embedded model is not there")
@@ -30,6 +32,39 @@ def _blocks(language: str = "") -> list[str]:
 def _tree() -> list[str]:
     block = README.split("## Tree", 1)[1].split("```")[1]
     return [line.split()[0] for line in block.strip().splitlines()]
+
+
+def _figures(text: str) -> list[str]:
+    """Numbers in their order; English sets a space before %, Chinese does not."""
+    return re.findall(r"\d(?:[\d.,]*\d)?%?", text.replace(" %", "%"))
+
+
+def _code(readme: str) -> list[str | tuple[str, list[str]]]:
+    """The blocks, letter for letter; of the tree, the last, whose descriptions are translated, names and figures."""
+    *blocks, tree = FENCED.findall(readme)
+    described = [line.split(maxsplit=1) for line in tree.splitlines()[1:-1]]
+    return [*blocks, *((name, _figures(said)) for name, said in described)]
+
+
+def _sections(readme: str) -> list[dict[str, object]]:
+    """What no language changes of each section's prose."""
+    prose = re.sub(r"^\[\S+\]\(README\S*\)$", "", FENCED.sub("", readme), flags=re.M)  # the other language is named
+    return [
+        {
+            "level": len(section) - len(section.lstrip("#")),
+            "links": re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", section),  # and pictures
+            "names": sorted(" ".join(name.split()) for name in re.findall(r"`([^`]+)`", section)),
+            "figures": _figures(re.sub(r"`[^`]+`", "", section)),
+            "rows": re.findall(r"^(?:\||\d\.)", section, re.M),
+        }
+        for section in re.split(r"^(?=#+ )", prose, flags=re.M)
+    ]
+
+
+def test_both_languages_say_the_same() -> None:
+    assert _code(CHINESE) == _code(README)
+    assert _sections(CHINESE) == _sections(README)
+    assert "[中文](README.zh.md)" in README and "[English](README.md)" in CHINESE
 
 
 def test_everything_in_the_tree_exists() -> None:
