@@ -25,7 +25,7 @@ ARGUMENTS = [
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
 EXAMPLES = Path(__file__).resolve().parent.parent / "vlchat" / "assets" / "examples"
-PATIENCE = 180_000  # milliseconds: a busy machine is slow, and only a broken page waits this long
+PATIENCE = int(os.environ.get("VLCHAT_PATIENCE", 180_000))  # milliseconds: a busy machine is slow, and only a broken page waits this long
 ANSWER = "#conversation .bot-row .message-content"
 QUESTION = "#conversation .user-row .message-content"
 
