@@ -99,7 +99,7 @@ def build_app(
     engine = Several(Engine(chat, waiting=WAITING_LIMIT) if isinstance(chat, Chat) else chat)
     asking = Asking(engine, Decoder(), rates or Rates(), log or Log())
     talk = Talk(asking, None if history is None else Store(history), examples)
-    with Page(title="vlchat", analytics_enabled=False, delete_cache=(3600, 86400), fill_height=True) as page:
+    with Page(title="vlchat", analytics_enabled=False, delete_cache=(600, 3600), fill_height=True) as page:
         page.engine, page.decoder, page.talk = engine, asking.decoder, talk
         with gr.Sidebar(elem_id="sidebar", open=False):
             sidebar = Sidebar(keeps=history is not None)

@@ -29,7 +29,7 @@ UNREAD = 60.0  # seconds for which what nobody reads is kept
 MOST_SESSIONS = 1000  # pages, whose state is kept
 MOST_WAITING = 256  # events that wait for one of forty threads; questions have a line of their own
 MOST_UNREAD = 64  # events of one page
-_CLOSED = ("/gradio_api/process_recording",)  # it writes files, and starts ffmpeg
+_CLOSED = ("/gradio_api/process_recording", "/gradio_api/deep_link")  # they write files, and one starts ffmpeg
 _SENTENCES = {
     400: "This can't be asked so.",
     404: "There is no such thing here.",

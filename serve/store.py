@@ -12,6 +12,7 @@ import secrets
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from vlchat.texts import joined
 
 FILE = "history.sqlite"
 _LONGEST_TITLE = 200
+_MOST_LISTED = 500
 _CONVERSATION = "id, title, pinned, changed, settings"
 
 
@@ -50,19 +52,22 @@ class Store:
         self._tables = Tables(None if folder is None else folder / FILE)
 
     def conversations(self, owner: str, words: str = "") -> list[Conversation]:
-        """Pinned ones first, then the newest.
+        """Pinned ones first, then the newest; at most 500, the others are found by their words.
 
         Args:
             words: each must stand in the title or in what was said, in any case and language; a part of a word will do.
         """
+        wanted = _folded(words).split()
+        said = "(SELECT group_concat(text, char(10)) FROM turn WHERE conversation = c.id)" if wanted else "''"
         rows = self._tables.read(
-            f"SELECT {_CONVERSATION}, (SELECT group_concat(text, char(10)) FROM turn WHERE conversation = c.id) "
-            "FROM conversation AS c WHERE owner = ? AND listed ORDER BY pinned DESC, changed DESC, rowid DESC",
+            f"SELECT {_CONVERSATION}, {said} "
+            "FROM conversation AS c WHERE owner = ? AND listed ORDER BY pinned DESC, changed DESC, rowid DESC "
+            + ("" if wanted else f"LIMIT {_MOST_LISTED}"),
             _key(owner),
         )
-        wanted = _folded(words).split()
-        found = [(row, _folded(f"{row[1]}\n{row[-1] or ''}") if wanted else "") for row in rows]
-        return [_conversation(row[:-1]) for row, said in found if all(word in said for word in wanted)]
+        found = ((row, _folded(f"{row[1]}\n{row[-1] or ''}") if wanted else "") for row in rows)
+        listed = (_conversation(row[:-1]) for row, said in found if all(word in said for word in wanted))
+        return list(islice(listed, _MOST_LISTED))
 
     def begin(self, owner: str, settings: Mapping[str, Any] = {}) -> Conversation:
         """A new conversation, which is empty and without a title."""
@@ -121,6 +126,14 @@ class Store:
                     self._keep_apart(_key(owner), conversation, turns[: place + 1], origin=conversation)
             self._tables.write("DELETE FROM turn WHERE conversation = ? AND id >= ?", conversation, turn)
             self._tables.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), conversation)
+
+    def replace(
+        self, owner: str, conversation: str, turn: int, text: str, pictures: Sequence[tuple[str, bytes]]
+    ) -> int:
+        """A question in place of another and of all that came after it, as one change; its id."""
+        with self._tables.writing():
+            self.cut(owner, conversation, turn)
+            return self.add(owner, conversation, "user", text, pictures)
 
     def picture(self, owner: str, digest: str) -> bytes:
         """The bytes of one that a turn of this owner shows."""

@@ -25,7 +25,8 @@ ARGUMENTS = [
     "--disable-sync", "--no-first-run",
 ]  # fmt: skip
 EXAMPLES = Path(__file__).resolve().parent.parent / "vlchat" / "assets" / "examples"
-PATIENCE = int(os.environ.get("VLCHAT_PATIENCE", 180_000))  # milliseconds: a busy machine is slow, and only a broken page waits this long
+# Milliseconds: a busy machine is slow, and only a broken page waits this long.
+PATIENCE = int(os.environ.get("VLCHAT_PATIENCE", 180_000))
 ANSWER = "#conversation .bot-row .message-content"
 QUESTION = "#conversation .user-row .message-content"
 

@@ -36,6 +36,7 @@ from vlchat.chat import Chat
 axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
 
 from serve.engine import Engine  # noqa: E402
+from serve.page.words import told  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
@@ -163,11 +164,13 @@ def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: An
         expect(items(page)).to_have_count(2, timeout=PATIENCE)
         assert items(page).first.locator(".title").inner_text() == "这是什么？${document.title = 'taken'}"
 
-        page.fill("#search textarea, #search input", "什么")
+        search = page.locator("#search textarea, #search input")
+        search.press_sequentially("什么")
         expect(items(page)).to_have_count(1, timeout=PATIENCE)
-        page.fill("#search textarea, #search input", "nowhere")
+        search.press_sequentially("nowhere")
         expect(page.locator("#conversations p")).to_have_text("None has these words.", timeout=PATIENCE)
-        page.fill("#search textarea, #search input", "")
+        search.press("Control+A")
+        search.press("Backspace")
         expect(items(page)).to_have_count(2, timeout=PATIENCE)
 
         menu(page, "pin", 1)
@@ -222,7 +225,7 @@ def test_what_is_not_kept_and_what_is_erased_leaves_nothing(browser: Any, chat: 
 
         page.uncheck("#keep input")
         page.wait_for_timeout(500)
-        send(page, "umbrella stand", OWL)
+        send(page, "umbrella stand", APPLES)
         answered(page)
         expect(items(page)).to_have_count(1, timeout=PATIENCE)
         page.reload()
@@ -294,7 +297,8 @@ def test_nasty_words_do_nothing(browser: Any, chat: Chat, kept: Policy) -> None:
 
 
 def test_markdown_tables_code_and_formulas_are_shown(browser: Any, chat: Chat, kept: Policy) -> None:
-    words = "# Head\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n```python\nprint('x')\n```\n\n$x^2$ costs $5 or $6"
+    table, code = "| a | b |\n|--|--|\n| 1 | 2 |", "```python\nprint('x')\n```"
+    words = f"# Head\n\n{table}\n\n{code}\n\nIs $x^2$ a formula? It costs $5 or $6."
     with serving(chat, kept) as address:
         page = opened(browser, address)
         assert kept.history is not None
@@ -307,7 +311,7 @@ def test_markdown_tables_code_and_formulas_are_shown(browser: Any, chat: Chat, k
         said = page.locator(ANSWER)
         expect(said.locator("table td")).to_have_count(2, timeout=PATIENCE)
         assert said.locator("h1").inner_text() == "Head" and said.locator("math msup").count() == 1
-        assert said.locator("pre span").count() > 1 and "costs $5 or $6" in said.inner_text()
+        assert said.locator("pre span").count() > 1 and "It costs $5 or $6." in said.inner_text()
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.locator("#conversation .bot-row [data-action=copy]").click()
         wait(page, lambda: page.evaluate("navigator.clipboard.readText()") == words)
@@ -420,17 +424,20 @@ def test_the_page_is_for_everyone(browser: Any, embedded: str, width: int, schem
     page.goto(embedded)
     page.wait_for_selector("#conversation .example")
     expect(page.locator("#conversation h2")).to_have_text(
-        "就一张图片提问" if chinese else "Ask about a picture", timeout=PATIENCE
+        told("chat.welcome", "zh" if chinese else "en"), timeout=PATIENCE
     )
-    assert page.locator("#question textarea").get_attribute("placeholder") in ("请就图片提问", "Ask about pictures")
+    placeholder = page.locator("#question textarea").get_attribute("placeholder")
+    assert placeholder == told("chat.placeholder", "zh" if chinese else "en")
     looked_at("empty")
     page.locator("#conversation .example", has_text="What is this?").click()
     expect(page.locator(ANSWER)).to_contain_text("owl", timeout=PATIENCE)
     actions = page.locator("#conversation .bot-row .actions button")
     expect(actions.first).to_be_visible(timeout=PATIENCE)
     labels = actions.evaluate_all("all => all.map(one => one.ariaLabel)")
-    assert ("重试" if chinese else "Retry") in labels
-    expect(page.locator("#conversation .facts").last).to_contain_text("词元" if chinese else "tokens")
+    assert told("chat.retry", "zh" if chinese else "en") in labels
+    expect(page.locator("#conversation .facts").last).to_contain_text(
+        told("chat.tokens", "zh" if chinese else "en", count="")
+    )
     assert page.locator("#question").bounding_box()["y"] < page.viewport_size["height"]
     looked_at("answer")
     page.locator("#conversation [data-action=look]").click()
@@ -446,7 +453,7 @@ def test_the_page_is_for_everyone(browser: Any, embedded: str, width: int, schem
     page.wait_for_timeout(500)
     page.locator("#settings > button").click()
     looked_at("settings")
-    page.get_by_role("tab", name="反馈" if chinese else "Feedback").click()
+    page.get_by_role("tab", name=told("feedback.tab", "zh" if chinese else "en")).click()
     looked_at("feedback")
     context.close()
 

@@ -16,7 +16,7 @@ def said(answer: Answer, language: str) -> str:
     """An answer as it stands, as HTML."""
     if answer.place and not answer.text:
         return f"<p>{told('chat.in-line', language, place=answer.place)}</p>"
-    return _html(answer.text, answer.refused)
+    return _html(answer.text, answer.refused, growing=answer.end is None)
 
 
 def paired(answers: Sequence[Answer], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,5 +56,5 @@ def settled_pair(turn: Turn, chosen: str, names: Sequence[str]) -> tuple[str, di
     return turn.text, {**left, "beside": other, "chosen": chosen}, said
 
 
-def _html(text: str, refused: str | None) -> str:
-    return as_html(text) + (f"<p><b>{html.escape(refused)}</b></p>" if refused else "")
+def _html(text: str, refused: str | None, growing: bool = False) -> str:
+    return as_html(text, growing) + (f"<p><b>{html.escape(refused)}</b></p>" if refused else "")

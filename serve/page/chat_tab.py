@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import html
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,9 @@ from serve.page.listing import listed, listing
 from serve.page.media import FILE_TYPES, media
 from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
-from serve.page.view import conversation_view, examples_shown, shown, to_be_opened
+from serve.page.view import conversation_view, examples_shown, forget, shown, to_be_opened
 from serve.page.words import label, told
-from serve.store import Turn
+from serve.store import Absent, Turn
 from serve.tickets import Backend
 from vlchat.errors import VLChatError
 
@@ -182,11 +184,13 @@ def chat_tab(
         async for one in ask(request, {"text": question, "files": [str(picture)]}, there, *values):
             yield one
 
+    @sentences
     def again(there: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.again(who, there)
         return view(who, there, busy=True), gr.MultimodalTextbox(**busy)
 
+    @sentences
     def edit(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.edit(who, there, _told(data, "turn"), str(data._data.get("text", "")))
@@ -206,8 +210,13 @@ def chat_tab(
 
     async def settle(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
-        return at_rest(who, there, await talk.settled(who, there), words)
+        try:
+            turns = await talk.settled(who, there)
+        except Absent:  # deleted, such as in another tab
+            there, turns = "", []
+        return [there, *await asyncio.to_thread(at_rest, who, there, turns, words)]
 
+    @sentences
     def take_back(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         message = talk.undo(who, there)
@@ -226,7 +235,9 @@ def chat_tab(
             answer, [conversation, *here.chosen], [here.chatbot, here.pair, here.left, here.right],
             **slow,
         )  # fmt: skip
-        stream.then(settle, [conversation, side.search], whole, **quick).then(None, conversation, None, js=_ADDRESS)
+        stream.then(settle, [conversation, side.search], [conversation, *whole], **quick).then(
+            None, conversation, None, js=_ADDRESS
+        )
         streams.append(stream)
     here.question.stop(None, None, None, cancels=streams, api_visibility="private")
     here.chatbot.undo(take_back, [conversation, side.search], whole, **quick)
@@ -271,6 +282,7 @@ def chat_tab(
                 who.store.pin(who.owner, one, not pinned)
             elif action == "delete":
                 who.store.delete(who.owner, one)
+                forget(who.owner)
                 if one == there:
                     return opened("", words, request)
         except VLChatError as error:
@@ -279,20 +291,24 @@ def chat_tab(
         after[opening.index(side.listing)] = search(there, words, request)
         return after
 
+    @sentences
     def search(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         return listed(who.store.conversations(who.owner, words), there, who.language, words)
 
+    @sentences
     def keep(whether: bool, request: gr.Request) -> Any:
         who = talk.visitor(request)
         if talk.disk is not None and who.owner:
             talk.disk.keep(who.owner, whether)
         return opened("", "", request)
 
+    @sentences
     def erase(request: gr.Request) -> Any:
         who = talk.visitor(request)
         for store in filter(None, (talk.disk, talk.memory)):
             store.erase(who.owner)
+        forget(who.owner)
         gr.Info(told("chat.erased", who.language))
         return [gr.Group(visible=False), *opened("", "", request)]
 
@@ -306,7 +322,7 @@ def chat_tab(
     ):
         event.then(None, conversation, None, js=_ADDRESS)
     here.chosen[0].input(described, here.chosen[0], here.about, **quick)
-    side.search.input(search, [conversation, side.search], side.listing, trigger_mode="always_last", **quick)
+    side.search.change(search, [conversation, side.search], side.listing, trigger_mode="always_last", **quick)
     side.erase.click(lambda: gr.Group(visible=True), None, side.sure, **quick)
     side.no.click(lambda: gr.Group(visible=False), None, side.sure, **quick)
 
@@ -315,18 +331,21 @@ def chat_tab(
     def look(there: str, data: gr.EventData) -> Any:
         return (there, _told(data, "turn")), gr.Sidebar(open=True)
 
+    @sentences
     def like(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who, turn = talk.visitor(request), _told(data, "turn")
         correction = next((one.correction for one in who.turns(there) if one.id == turn), "")
         talk.rate(who, turn, _told(data, "rating"), correction)
         return view(who, there)
 
+    @sentences
     def correct(there: str, data: gr.EventData, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.rate(who, _told(data, "turn"), -1, str(data._data.get("text", "")))
         gr.Info(told("chat.thanks", who.language))
         return view(who, there)
 
+    @sentences
     def vote(there: str, words: str, chosen: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
         talk.vote(who, there, chosen)
@@ -340,6 +359,19 @@ def chat_tab(
     for button, chosen in zip(here.votes, ("left", "same", "right"), strict=True):
         button.click(vote, [conversation, side.search, gr.State(chosen)], whole, **quick)
     return ChatTab(talk, conversation, here.chatbot, here.chosen, [here.who, *here.chosen[:2]])
+
+
+def sentences(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """An event's handler whose errors are told to whoever caused them, and change nothing on the page."""
+
+    @functools.wraps(handler)
+    def told_of(*arguments: Any) -> Any:
+        try:
+            return handler(*arguments)
+        except VLChatError as error:
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+
+    return told_of
 
 
 def _told(data: gr.EventData, name: str) -> int:

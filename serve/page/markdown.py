@@ -16,9 +16,15 @@ from mdit_py_plugins.texmath import texmath_plugin
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.util import ClassNotFound
 
-_LONGEST_FORMULA = 2000  # characters
+_LONGEST, _LONGEST_GROWING = 20_000, 8_000  # characters
+_LONGEST_FORMULA = 2000
+_LONGEST_CODE = 2000
+# Of these, 2,000 odd characters take at most a fifth of a second; over some others Pygments takes a minute.
+_LANGUAGES = {
+    "python": "python", "py": "python", "json": "json", "bash": "bash", "sh": "bash", "shell": "bash", "sql": "sql",
+    "yaml": "yaml", "toml": "toml", "diff": "diff", "css": "css", "go": "go", "rust": "rust",
+}  # fmt: skip
 # Of what latex2mathml writes; \href, \class and \style would let a model write any attribute.
 _ATTRIBUTES = {
     "accent", "columnalign", "columnlines", "columnspacing", "display", "displaystyle", "fence", "form",
@@ -27,14 +33,20 @@ _ATTRIBUTES = {
 }  # fmt: skip
 
 
-def as_html(text: str) -> str:
-    """What a model wrote: tables, code in colour, formulas between `$`, `$$`, `\\(` or `\\[` as MathML."""
-    return str(_reader().render(text))
+def as_html(text: str, growing: bool = False) -> str:
+    """What a model wrote: tables, code in colour, formulas between `$`, `$$`, `\\(` or `\\[` as MathML.
+
+    Args:
+        growing: there is more to come: code has no colours yet, and a long text is shown as it is.
+    """
+    if len(text) > (_LONGEST_GROWING if growing else _LONGEST):
+        return f"<p class='plain'>{html.escape(text)}</p>"
+    return str(_reader(not growing).render(text))
 
 
 @cache
-def _reader() -> MarkdownIt:
-    reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured})
+def _reader(colours: bool) -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "highlight": _coloured if colours else None})
     reader.enable(["table", "strikethrough"]).disable("image")
     # As pandoc: no space within, no digit without, so that a price is none.
     dollarmath_plugin(reader, allow_labels=False, allow_space=False, allow_digits=False, double_inline=True)
@@ -59,11 +71,10 @@ def _reader() -> MarkdownIt:
 
 
 def _coloured(code: str, language: str, _: str) -> str:
-    try:
-        lexer = get_lexer_by_name(language, stripnl=False) if language else None
-    except ClassNotFound:
-        lexer = None
-    return html.escape(code) if lexer is None else str(highlight(code, lexer, HtmlFormatter(nowrap=True)))
+    lexer = _LANGUAGES.get(language.lower())
+    if lexer is None or len(code) > _LONGEST_CODE:
+        return html.escape(code)
+    return str(highlight(code, get_lexer_by_name(lexer, stripnl=False), HtmlFormatter(nowrap=True)))
 
 
 def _formula(words: str, display: bool) -> str:

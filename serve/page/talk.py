@@ -21,14 +21,15 @@ from serve.page.attached import attached
 from serve.page.beside import pair_of, paired, said, settled_pair
 from serve.page.inside import Told
 from serve.page.settings import Choices
-from serve.page.view import growing, place_of, turn_shown, waiting
+from serve.page.view import forget_all, growing, place_of, turn_shown, waiting
 from serve.page.words import language_of, told
-from serve.store import Conversation, Picture, Store, Turn
+from serve.store import Absent, Conversation, Picture, Store, Turn
 from serve.tickets import End, Options
 from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
 _KEEP = 1.0  # seconds between two times that a growing answer is written down
+_LONGEST_TEXT = 100_000  # characters, of anything that somebody writes
 _SETTLE = 2.0  # seconds in which an answer that was stopped is written down
 # A page or a film takes longer than a picture: eight frames, each after the hundred before it, of a phone's film.
 _DOCUMENT_SECONDS = 20
@@ -84,6 +85,7 @@ class Talk:
         self.inside = Inside(asking.engine)
         self.documents = Decoder(2, seconds=_DOCUMENT_SECONDS, clock=_DOCUMENT_CLOCK)
         self._answering: set[tuple[str, str]] = set()
+        forget_all()
 
     def visitor(self, request: gr.Request) -> Visitor:
         """Who asks. Of those who show neither key nor cookie, each visit is another's."""
@@ -123,8 +125,9 @@ class Talk:
         files = uploaded(message.get("files") or [], self.roots)
         if not (text or files):
             raise VLChatError("Type a question, or add a picture.")
-        if (who.owner, conversation) in self._answering:
-            raise VLChatError(told("chat.busy", who.language))
+        _short(text)
+        _short(choices.system)
+        self._at_rest(who, conversation)
         already = sum(len(turn.pictures) for turn in without_refused(who.turns(conversation)))
         found = attached(files, already, self.documents, who.language)
         there = conversation or who.store.begin(who.owner, choices.__dict__).id
@@ -133,7 +136,12 @@ class Talk:
         return there, found.told
 
     def again(self, who: Visitor, conversation: str) -> None:
-        """Takes the last answer back, to be written anew."""
+        """Takes the last answer back, to be written anew.
+
+        Raises:
+            VLChatError: the conversation is being answered; as `undo` and `edit`.
+        """
+        self._at_rest(who, conversation)
         turns = who.turns(conversation)
         asked = _last_question(turns)
         if asked is not None and asked + 1 < len(turns):
@@ -141,6 +149,7 @@ class Talk:
 
     def undo(self, who: Visitor, conversation: str) -> dict[str, Any]:
         """Takes the last question back; it is returned as `ask` takes it."""
+        self._at_rest(who, conversation)
         turns = who.turns(conversation)
         asked = _last_question(turns)
         if asked is None:
@@ -151,11 +160,16 @@ class Talk:
 
     def edit(self, who: Visitor, conversation: str, turn: int, text: str) -> None:
         """Another wording of a question, with its pictures; what came after it is gone."""
+        self._at_rest(who, conversation)
+        _short(text)
         asked = [one for one in who.turns(conversation) if one.id == turn and one.role == "user"]
         if asked and (text.strip() or asked[0].pictures):
             pictures = [(one.name, who.store.picture(who.owner, one.digest)) for one in asked[0].pictures]
-            who.store.cut(who.owner, conversation, turn)
-            who.store.add(who.owner, conversation, "user", text.strip(), pictures)
+            who.store.replace(who.owner, conversation, turn, text.strip(), pictures)
+
+    def _at_rest(self, who: Visitor, conversation: str) -> None:
+        if (who.owner, conversation) in self._answering:
+            raise VLChatError(told("chat.busy", who.language))
 
     def _message(self, who: Visitor, turn: Turn, text: str) -> dict[str, Any]:
         return {"text": text, "files": [str(who.path_of(picture)) for picture in turn.pictures]}
@@ -185,8 +199,7 @@ class Talk:
             async with aclosing(together(streams)) as grown:
                 async for latest in grown:
                     if any(one.text for one in latest):
-                        if not kept:
-                            kept = who.store.add(who.owner, conversation, "assistant", "")
+                        kept = kept or self._begun(who, conversation, turns[-1])
                         if time.monotonic() - written > _KEEP:
                             written = time.monotonic()
                             who.store.finish(who.owner, kept, latest[0].text, {"reason": "cancelled"})
@@ -199,10 +212,12 @@ class Talk:
         finally:
             try:
                 if any(one.text or one.refused or one.end is not None for one in latest):
-                    kept = kept or who.store.add(who.owner, conversation, "assistant", "")
-                    facts = [self.facts(one, options) for one, options in zip(latest, several, strict=True)]
+                    kept = kept or self._begun(who, conversation, turns[-1])
+                    facts = [
+                        self.facts(one, options, choices.system) for one, options in zip(latest, several, strict=True)
+                    ]
                     who.store.finish(who.owner, kept, latest[0].text.strip(), paired(latest, facts))
-            except VLChatError:
+            except Absent:
                 pass  # the conversation was deleted meanwhile, by its owner
             finally:
                 self._answering.discard(key)
@@ -219,26 +234,41 @@ class Talk:
             who.store.vote(who.owner, conversation, turns[asked].id, answers, better)
         who.store.finish(who.owner, turn.id, text, facts)
 
+    def _begun(self, who: Visitor, conversation: str, question: Turn) -> int:
+        """A new answer's id, if the question that it is for still stands there.
+
+        Raises:
+            Absent: it does not.
+        """
+        if [one.id for one in who.turns(conversation)][-1:] != [question.id]:
+            raise Absent(told("chat.changed", who.language))
+        return who.store.add(who.owner, conversation, "assistant", "")
+
     def rate(self, who: Visitor, turn: int, rating: int, correction: str) -> None:
         """Keeps what a visitor thinks of an answer; of those who keep no history, that exchange alone."""
+        _short(correction)
         who.store.rate(who.owner, turn, rating, correction)
         if who.store is self.memory and self.disk is not None:
             self.disk.keep_rated(who.owner, self.memory, turn)
 
-    def facts(self, answer: Answer, options: Options) -> dict[str, Any]:
+    def facts(self, answer: Answer, options: Options, system: str) -> dict[str, Any]:
         """What is kept of an answer beside its words: `Facts`, who answered, and why there is none."""
         reason = "The model ended its answer before the first word. Try other words or another setting."
         refused = answer.refused or ("" if answer.text.strip() or answer.end is None else reason)
         end = answer.end or End("cancelled")
-        context = self.asking.engine.described(options.adapter).get("context_length")
+        try:
+            context = self.asking.engine.described(options.adapter).get("context_length")
+        except VLChatError:  # it is gone
+            context = None
         facts = Facts(
             end.prompt_tokens, end.cached_tokens, end.new_tokens, end.reason, round(answer.first_seconds, 4),
             round(answer.seconds, 4), context, tuple((one.text, round(one.logprob, 4)) for one in answer.likely),
         )  # fmt: skip
         kept = {**asdict(facts), "adapter": options.adapter or "", **({"refused": refused} if refused else {})}
-        likelihood, trust = facts.likelihood, self.inside.trust(options.adapter)
+        likelihood = facts.likelihood
+        trust = self.inside.trust(options.adapter) if likelihood is not None else None
         unsure = likelihood is not None and trust is not None and trust.unsure(likelihood)
-        return {**kept, "unsure": True} if unsure else kept
+        return {**kept, "system": system, **({"unsure": True} if unsure else {})}
 
     def told(self, request: gr.Request, which: tuple[str, int]) -> Told | None:
         """An answer to look into, see `serve.page.inside`."""
@@ -247,8 +277,8 @@ class Talk:
         place = next((place for place, one in enumerate(turns) if one.id == which[1]), 0)
         if not place or not turns[place].text:
             return None
-        answer, kept = turns[place], who.store.conversation(who.owner, which[0]).settings
-        system = str(kept.get("system", ""))
+        answer = turns[place]
+        system = str(answer.facts.get("system", ""))
         messages = turns_as_messages(turns[:place], who.path_of, system, self.asking.decoder)
         return Told(messages, answer.text, str(answer.facts.get("adapter") or "") or None, facts_of(answer))
 
@@ -265,6 +295,7 @@ class Talk:
         self.documents.close()
         for store in filter(None, (self.disk, self.memory)):
             store.close()
+        forget_all()
 
     def settings(self, who: Visitor, conversation: Conversation) -> Choices:
         """What a conversation was kept with."""
@@ -291,6 +322,11 @@ def facts_line(turn: Turn, language: str) -> str:
         parts.append(told("chat.left-over", language, left=f"{left:,}"))
     parts.append(told(f"chat.reason-{facts.reason}", language))
     return " · ".join(parts)
+
+
+def _short(text: str) -> None:
+    if len(text) > _LONGEST_TEXT:
+        raise VLChatError(f"The text has {len(text):,} characters; at most {_LONGEST_TEXT:,} are taken.")
 
 
 def _last_question(turns: Sequence[Turn]) -> int | None:

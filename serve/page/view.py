@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,14 @@ def turn_shown(turn: Turn, path_of: Callable[[Picture], Path], facts: str = "", 
 
 def growing(turn: int, text: str) -> dict[str, Any]:
     """An answer on its way; `turn` is its id."""
-    return {"id": turn, "role": "assistant", "text": text, "html": as_html(text), "pictures": [], "growing": True}
+    return {
+        "id": turn,
+        "role": "assistant",
+        "text": text,
+        "html": as_html(text, growing=True),
+        "pictures": [],
+        "growing": True,
+    }
 
 
 def waiting(place: int, language: str) -> dict[str, Any]:
@@ -118,16 +126,36 @@ def url_of(path: Path) -> str:
 
 
 def place_of(owner: str, picture: Picture, read: Callable[[str], bytes]) -> Path:
-    """A picture of the store as a file that the page may show, where nobody else can guess it.
+    """A picture of the store as a file that the page may show, where nobody else can guess it. See `forget`.
 
     Args:
         read: the bytes of a digest.
     """
-    known = hmac.digest(_SECRET, f"{owner}\0{picture.digest}".encode(), hashlib.sha256).hex()
-    path = Path(get_upload_folder()) / known / (Path(picture.name).name or "picture")
+    path = _copies(owner) / _secret(owner, picture.digest) / (Path(picture.name).name or "picture")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{secrets.token_hex(8)}")
         beside.write_bytes(read(picture.digest))
         os.replace(beside, path)
     return path
+
+
+def forget(owner: str) -> None:
+    """Removes somebody's files of `place_of`; what is still kept is written again when it is shown."""
+    shutil.rmtree(_copies(owner), ignore_errors=True)
+
+
+def forget_all() -> None:
+    """Removes everybody's, and those of servers on this machine that ended without doing so."""
+    for folder in Path(get_upload_folder()).glob("shown-*"):
+        process = folder.name.removeprefix("shown-")
+        if process == str(os.getpid()) or not (process.isdigit() and Path(f"/proc/{process}").exists()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copies(owner: str) -> Path:
+    return Path(get_upload_folder()) / f"shown-{os.getpid()}" / _secret(owner)
+
+
+def _secret(*of: str) -> str:
+    return hmac.digest(_SECRET, "\0".join(of).encode(), hashlib.sha256).hex()

@@ -93,6 +93,7 @@ WORDS = {
         "它应该怎么回答？你的回答会与问题和图片一起保存，供模型学习。",
     ),
     "chat.thanks": ("Thank you. It is kept.", "谢谢，已保存。"),
+    "chat.changed": ("The question was changed meanwhile.", "问题已被修改。"),
     "chat.busy": ("This conversation is still being answered.", "此对话的上一个问题仍在回答中。"),
     "chat.camera": ("Camera", "相机"),
     "chat.suggest-what": ("What is this?", "What is this?"),
