@@ -124,16 +124,20 @@ def choose_how() -> list[Any]:
     preset.input(PRESETS.__getitem__, preset, system, queue=False, api_visibility="private")
     with gr.Row():
         temperature = gr.Slider(
-            0, 1.5, 0, step=0.1, label=label("chat.temperature"), info=label("chat.temperature-info"),
+            0, 1.5, 0, step=0.1, min_width=260, label=label("chat.temperature"), info=label("chat.temperature-info"),
             elem_id="temperature",
         )  # fmt: skip
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label=label("chat.top-p"), info=label("chat.top-p-info"))
+        top_p = gr.Slider(
+            0.05, 1, 1, step=0.05, min_width=260, label=label("chat.top-p"), info=label("chat.top-p-info")
+        )
     with gr.Row():
         longest = gr.Slider(
-            1, LONGEST_ANSWER, 256, step=1, label=label("chat.longest"), info=label("chat.longest-info"),
+            1, LONGEST_ANSWER, 256, step=1, min_width=260, label=label("chat.longest"), info=label("chat.longest-info"),
             elem_id="longest",
         )  # fmt: skip
-        beams = gr.Slider(1, MOST_BEAMS, 1, step=1, label=label("chat.beams"), info=label("chat.beams-info"))
+        beams = gr.Slider(
+            1, MOST_BEAMS, 1, step=1, min_width=260, label=label("chat.beams"), info=label("chat.beams-info")
+        )
         seed = gr.Number(None, precision=0, label=label("chat.seed"), info=label("chat.seed-info"), elem_id="seed")
     return [system, temperature, top_p, longest, beams, seed]
 
