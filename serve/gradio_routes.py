@@ -82,6 +82,10 @@ class GradioRoutes:
 
         try:
             await self.app(scope, receive, watched)
+        except Exception:
+            if status or not values.odd:
+                raise
+            status = 500  # Gradio's words about an odd value can't be sent: they quote it
         finally:
             _values.reset(token)
         if status >= 400:
