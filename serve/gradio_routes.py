@@ -83,7 +83,7 @@ class GradioRoutes:
         try:
             await self.app(scope, receive, watched)
         except Exception:
-            if status or not values.odd:
+            if 0 < status < 400 or not values.odd:
                 raise
             status = 500  # Gradio's words about an odd value can't be sent: they quote it
         finally:
