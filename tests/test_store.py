@@ -225,6 +225,7 @@ CALLS: dict[str, Callable[[Store, str, str, int, int], object] | None] = {
     "add": lambda s, who, c, q, a: s.add(who, c, "user", "mine"),
     "finish": lambda s, who, c, q, a: s.finish(who, a, "mine", {}),
     "cut": lambda s, who, c, q, a: s.cut(who, c, q),
+    "replace": lambda s, who, c, q, a: s.replace(who, c, q, "mine", []),
     "picture": lambda s, who, c, q, a: s.picture(who, digest(CAT)),
     "settle": lambda s, who, c, q, a: s.settle(who, c, {"mine": 1}),
     "rename": lambda s, who, c, q, a: s.rename(who, c, "mine"),

@@ -370,7 +370,7 @@ def until(true: Callable[[], bool]) -> None:
 @torture(49)
 def test_a_full_line(server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, row: int) -> None:
     engine = server.app.engine.first
-    monkeypatch.setattr(engine.first, "waiting", 1)
+    monkeypatch.setattr(engine, "waiting", 1)
     pace = server.chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.005))
     connections = []
     for number in range(engine.most):
