@@ -17,6 +17,7 @@ from starlette.applications import Starlette  # noqa: E402
 import vlchat  # noqa: E402
 from serve import gradio_mended  # noqa: E402
 from serve.api import Api  # noqa: E402
+from serve.assets import assets  # noqa: E402
 from serve.decoding import Decoder  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.fetching import Hosts  # noqa: E402
@@ -49,6 +50,7 @@ gradio_mended.mend()
 EXAMPLES = Path(vlchat.__file__).parent / "assets" / "examples"
 UPLOAD_LIMIT = "32mb"  # the size at which vlchat.images refuses a file
 WAITING_LIMIT = 64
+QUEUE_LOOK = 0.02  # seconds
 
 
 class Page(gr.Blocks):
@@ -157,10 +159,12 @@ def launch(
     page = build_app(chat, rates=rates, log=log, history=policy.history, trainings=trainings)
     page.decoder.warm_up()
     page.queue(max_size=MOST_WAITING)
+    # Gradio would look a thousand times a second whether there is something to do, in the engine's way.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_LOOK
     page.state_session_capacity = MOST_SESSIONS
     api = Api(page.engine, page.decoder, rates, hosts or Hosts())
     app = Starlette(
-        routes=[*saving(page.talk), *complete_routes(api.routes, list(api.models))],
+        routes=[assets(), *saving(page.talk), *complete_routes(api.routes, list(api.models))],
         exception_handlers={Exception: failure},
     )
     gr.mount_gradio_app(app, page, "/", **mount_options())

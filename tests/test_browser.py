@@ -64,6 +64,8 @@ def opened(browser: Any, address: str, **options: Any) -> Any:
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.goto(address)
     page.wait_for_selector("#question textarea")
+    # The server has told what to show, and with it the settings, which it would else put over a test's own.
+    page.wait_for_selector("#conversation .example, #conversation article")
     return page
 
 

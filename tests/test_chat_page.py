@@ -185,7 +185,7 @@ def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: An
         expect(items(page).first.locator(".title")).to_have_text("An owl", timeout=PATIENCE)
         items(page).first.locator(".open").click()
         expect(page.locator(QUESTION)).to_have_text("first words", timeout=PATIENCE)
-        assert identity(page) == first
+        wait(page, lambda: identity(page) == first)
 
         parcel = zipfile.ZipFile(io.BytesIO(page.request.get(f"{address}/conversations/{first}.zip").body()))
         assert {Path(name).suffix for name in parcel.namelist()} == {".md", ".png"}
@@ -338,6 +338,7 @@ def test_two_models_answer_side_by_side_and_the_better_answer_stays(
         send(page, "two cats", OWL)
         expect(page.locator("#left-answer")).to_contain_text(left, timeout=PATIENCE)
         expect(page.locator("#right-answer")).to_contain_text(right, timeout=PATIENCE)
+        page.wait_for_selector("#question button[aria-label=Submit]:not([disabled])")
         page.click("#vote-right")
         expect(page.locator(ANSWER)).to_have_text(right, timeout=PATIENCE)
         expect(page.locator("#beside-answers")).to_be_hidden(timeout=PATIENCE)

@@ -6,8 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import gradio as gr
 
@@ -21,7 +21,7 @@ from vlchat.conversation import Message
 from vlchat.errors import VLChatError
 
 _LOOK = 0.5  # seconds between two looks at who is before one in the line
-_PACE = 0.01  # seconds between two looks of one reader at an answer that grows, times those that are answered
+_PACE = 0.04  # seconds between two looks of one reader at an answer that grows, times those that are answered
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Asking:
             words: of the question, for the log.
             request: the visitor's; None within tests.
         """
-        came: asyncio.Queue[str | End] = asyncio.Queue()
+        pieces, ended, news = list[str](), list[End](), asyncio.Event()
         loop, left, begun = asyncio.get_running_loop(), threading.Event(), list[Ticket]()
         visitor = request.state if request is not None else None
         tenant, caller = getattr(visitor, "tenant", ""), getattr(visitor, "caller", "")
@@ -85,12 +85,18 @@ class Asking:
         visit: Visit | None = None
 
         def deliver(one: str | End) -> None:
-            loop.call_soon_threadsafe(take, one)
+            # Words wait until they are looked for: to wake the page for each one takes from the engine's time.
+            if isinstance(one, str):
+                pieces.append(one)
+            if isinstance(one, End) or len(pieces) == 1:
+                loop.call_soon_threadsafe(take, one)
 
         def take(one: str | End) -> None:
             assert visit is not None
             visit.came(one)
-            came.put_nowait(one)
+            if isinstance(one, End):
+                ended.append(one)
+            news.set()
 
         def begin() -> None:
             likely = 0 if self.engine.joins else None
@@ -103,15 +109,18 @@ class Asking:
             visit = Visit(self.rates, caller, line)
             await self.decoder.apart(begin)
             while answer.end is None:
-                patience, pace = (None, self._pace) if answer.text else (_LOOK, 0.0)
-                pieces, end = await _gathered(came, patience, pace)
-                now = time.monotonic() - asked
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace if answer.text else _LOOK):
+                        await news.wait()
+                news.clear()
+                now, before = time.monotonic() - asked, answer
                 if pieces and not answer.text:
                     answer = replace(answer, place=0, first_seconds=now)
-                elif not answer.text and end is None:
+                elif not pieces and not ended:
                     answer = replace(answer, place=begun[0].place)
-                answer = replace(answer, text=answer.text + pieces, end=end, seconds=now)
-                if end is None and (answer.text or answer.place):
+                end = ended[0] if ended else None  # before the words, all of which came before it
+                answer = replace(answer, end=end, text="".join(pieces), seconds=now)
+                if end is None and (answer.text, answer.place) != (before.text, before.place):
                     yield answer
             assert answer.end is not None
             if answer.end.reason == "cancelled":
@@ -165,21 +174,3 @@ async def together(streams: Sequence[AsyncGenerator[Answer]]) -> AsyncGenerator[
         await asyncio.gather(*waiting, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
-
-
-async def _gathered(came: asyncio.Queue[Any], patience: float | None, pace: float) -> tuple[str, End | None]:
-    """What comes next, after `patience` seconds nothing; and all that comes within `pace` seconds of it."""
-    try:
-        async with asyncio.timeout(patience):
-            one = await came.get()
-    except TimeoutError:
-        return "", None
-    pieces: list[str] = []
-    try:
-        async with asyncio.timeout(pace):
-            while not isinstance(one, End):
-                pieces.append(one)
-                one = await came.get()
-    except TimeoutError:
-        return "".join(pieces), None
-    return "".join(pieces), one

@@ -203,8 +203,12 @@ def chat_tab(
         try:
             choices = Choices.of(values)
             async with aclosing(talk.answers(who, there, choices, request)) as answers:
+                told = False
                 async for turns, pair in answers:
-                    yield view(who, there, turns, busy=True), gr.Column(visible=bool(pair)), *(pair or ("", ""))
+                    # Once: an update has Gradio make the component anew, which takes longer than all else here.
+                    beside = None if told else gr.Column(visible=bool(pair))
+                    told = True
+                    yield view(who, there, turns, busy=True), beside, *(pair or ("", ""))
         except VLChatError as error:
             gr.Warning(html.escape(str(error)))
 
@@ -231,9 +235,10 @@ def chat_tab(
     ]
     streams = []
     for event in begun:
+        event.then(None, conversation, None, js=_ADDRESS)  # whoever reloads the page meanwhile finds it again
         stream = event.then(
             answer, [conversation, *here.chosen], [here.chatbot, here.pair, here.left, here.right],
-            **slow,
+            postprocess=False, **slow,
         )  # fmt: skip
         stream.then(settle, [conversation, side.search], [conversation, *whole], **quick).then(
             None, conversation, None, js=_ADDRESS

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,8 @@ class Talk:
 
     def vote(self, who: Visitor, conversation: str, chosen: str) -> None:
         """Chooses between the two answers to the last question: "left", "right" or "same". The better one stays."""
+        if (who.owner, conversation) in self._answering:
+            raise VLChatError(told("chat.busy", who.language))
         turns = who.turns(conversation)
         if not turns or pair_of(turns[-1]) is None:
             return
@@ -264,7 +266,7 @@ class Talk:
             end.prompt_tokens, end.cached_tokens, end.new_tokens, end.reason, round(answer.first_seconds, 4),
             round(answer.seconds, 4), context, tuple((one.text, round(one.logprob, 4)) for one in answer.likely),
         )  # fmt: skip
-        kept = {**asdict(facts), "adapter": options.adapter or "", **({"refused": refused} if refused else {})}
+        kept = {**vars(facts), "adapter": options.adapter or "", **({"refused": refused} if refused else {})}
         likelihood = facts.likelihood
         trust = self.inside.trust(options.adapter) if likelihood is not None else None
         unsure = likelihood is not None and trust is not None and trust.unsure(likelihood)
