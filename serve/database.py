@@ -101,6 +101,13 @@ class Database:
                 with self._transaction():
                     yield
 
+    def size(self) -> int:
+        """Bytes of what is in it."""
+        (pages,), (free,), (size,) = (
+            self.read(f"PRAGMA {of}")[0] for of in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
     def scrub(self) -> None:
         """Takes what was deleted out of the write-ahead log, too, as far as no other process reads there."""
         with self._told():

@@ -43,13 +43,15 @@ class Store:
     Args:
         folder: where `history.sqlite` is, or is made, with mode 0700. None keeps all in memory, for people who
             switched history off.
+        most: bytes. What is added beyond them takes the place of conversations that were changed longest ago.
 
     Raises:
         VLChatError: the folder can't be used, or its file is another program's or a newer vlchat's.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, most: int | None = None) -> None:
         self._tables = Tables(None if folder is None else folder / FILE)
+        self._most = most
 
     def conversations(self, owner: str, words: str = "") -> list[Conversation]:
         """Pinned ones first, then the newest; at most 500, the others are found by their words.
@@ -74,6 +76,7 @@ class Store:
         id = secrets.token_urlsafe(16)
         with self._tables.writing():
             self._tables.begin(id, _key(owner), settings=as_json(settings))
+            self._make_room(id)
         return self.conversation(owner, id)
 
     def conversation(self, owner: str, id: str) -> Conversation:
@@ -106,7 +109,15 @@ class Store:
             turn = self._tables.add(_key(owner), id, role, text, as_json(facts), files)
             self._tables.write("UPDATE conversation SET changed = ? WHERE id = ?", time.time(), id)
             self._tables.title(id)
+            self._make_room(id)
         return turn
+
+    def _make_room(self, spared: str) -> None:
+        while self._most is not None and self._tables.size() > self._most:
+            oldest = self._tables.read("SELECT id FROM conversation WHERE id != ? ORDER BY changed LIMIT 1", spared)
+            if not oldest:
+                return
+            self._tables.write("DELETE FROM conversation WHERE id = ?", oldest[0][0])
 
     def finish(self, owner: str, turn: int, text: str, facts: Mapping[str, Any]) -> None:
         """Replaces what a turn says, for an answer that grew."""

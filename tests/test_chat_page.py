@@ -27,6 +27,7 @@ from test_browser import (
     playwright,
     pytestmark,
     ready,
+    screen,
     send,
     wait,
 )
@@ -41,7 +42,7 @@ from serve.policy import Policy  # noqa: E402
 from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
 
-__all__ = ["browser", "pytestmark"]
+__all__ = ["browser", "pytestmark", "screen"]
 OWL, APPLES = EXAMPLES / "owl.png", EXAMPLES / "three-apples.png"
 expect = playwright.expect
 
@@ -72,9 +73,11 @@ def owner_of(page: Any) -> str:
     return f"browser/{cookie}"
 
 
-def open_list(page: Any) -> None:
-    page.locator("#sidebar .toggle-button").click()
-    expect(page.locator("#new")).to_be_in_viewport(timeout=PATIENCE)
+def open_list(page: Any, whether: bool = True) -> None:
+    if page.locator("#sidebar.open").count() != whether:
+        page.locator("#sidebar .toggle-button").click()
+    new = expect(page.locator("#new"))
+    (new.to_be_in_viewport if whether else new.not_to_be_in_viewport)(timeout=PATIENCE)
 
 
 def items(page: Any) -> Any:
@@ -92,10 +95,12 @@ def identity(page: Any) -> str:
     return str(page.url.split("c=")[1])
 
 
-def test_a_server_that_is_restarted_in_the_middle_of_an_answer_goes_on(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_a_server_that_is_restarted_in_the_middle_of_an_answer_goes_on(
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy
+) -> None:
     pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.03))
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 1024)
         send(page, "Tell me everything.", OWL)
         page.wait_for_function(f"() => document.querySelector('{ANSWER}')?.innerText.trim().split(' ').length > 3")
@@ -116,17 +121,19 @@ def test_a_server_that_is_restarted_in_the_middle_of_an_answer_goes_on(browser: 
         page.context.close()
 
 
-def test_two_visitors_never_see_each_others_conversations(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_two_visitors_never_see_each_others_conversations(
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy
+) -> None:
     with serving(chat, kept) as address:
-        anna, boris = opened(browser, address), opened(browser, address)
+        anna, boris = opened(browser, address, **screen), opened(browser, address, **screen)
         longest_answer(anna, 5)
         send(anna, "my secret", OWL)
         answered(anna)
         id = identity(anna)
         assert anna.request.get(f"{address}/conversations/{id}.zip").ok
-        for page in (boris, opened(browser, f"{address}?c={id}")):
+        for page in (boris, opened(browser, f"{address}?c={id}", **screen)):
             open_list(page)
-            expect(page.locator("#conversations p")).to_have_text("None yet.", timeout=PATIENCE)
+            expect(page.locator("#conversations p")).to_have_text(told("chat.none", page.language), timeout=PATIENCE)
             assert items(page).count() == 0 and page.locator(QUESTION).count() == 0
             assert "my secret" not in page.content()
             for kind in ("zip", "json"):
@@ -135,8 +142,9 @@ def test_two_visitors_never_see_each_others_conversations(browser: Any, chat: Ch
         boris.locator("#conversation-id textarea, #conversation-id input").evaluate(
             "(box, id) => { box.value = id; box.dispatchEvent(new Event('input', {bubbles: true})); }", id
         )
+        open_list(boris, False)
         boris.fill("#question textarea", "let me in")
-        boris.click("#question button[aria-label=Submit]")
+        boris.click("#question .submit-button")
         expect(boris.locator(".toast-body, [data-testid=toast-body]").first).to_contain_text(
             "isn't here any more", timeout=PATIENCE
         )
@@ -149,9 +157,11 @@ def test_two_visitors_never_see_each_others_conversations(browser: Any, chat: Ch
             page.context.close()
 
 
-def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_conversations_are_searched_renamed_pinned_saved_and_deleted(
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy
+) -> None:
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 5)
         send(page, "first words", OWL)
         answered(page)
@@ -162,13 +172,14 @@ def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: An
         send(page, "这是什么？${document.title = 'taken'}")
         answered(page)
         expect(items(page)).to_have_count(2, timeout=PATIENCE)
+        open_list(page)
         assert items(page).first.locator(".title").inner_text() == "这是什么？${document.title = 'taken'}"
 
         search = page.locator("#search textarea, #search input")
         search.press_sequentially("什么")
         expect(items(page)).to_have_count(1, timeout=PATIENCE)
         search.press_sequentially("nowhere")
-        expect(page.locator("#conversations p")).to_have_text("None has these words.", timeout=PATIENCE)
+        expect(page.locator("#conversations p")).to_have_text(told("chat.none-found", page.language), timeout=PATIENCE)
         search.press("Control+A")
         search.press("Backspace")
         expect(items(page)).to_have_count(2, timeout=PATIENCE)
@@ -187,6 +198,9 @@ def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: An
         expect(page.locator(QUESTION)).to_have_text("first words", timeout=PATIENCE)
         wait(page, lambda: identity(page) == first)
 
+        if page.viewport_size["width"] < 500:  # there the list has lain over the conversation
+            expect(page.locator("#new")).not_to_be_in_viewport(timeout=PATIENCE)
+        open_list(page)
         parcel = zipfile.ZipFile(io.BytesIO(page.request.get(f"{address}/conversations/{first}.zip").body()))
         assert {Path(name).suffix for name in parcel.namelist()} == {".md", ".png"}
         asked = json.loads(page.request.get(f"{address}/conversations/{first}.json").body())
@@ -201,7 +215,9 @@ def test_conversations_are_searched_renamed_pinned_saved_and_deleted(browser: An
         page.context.close()
 
 
-def test_what_is_not_kept_and_what_is_erased_leaves_nothing(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_what_is_not_kept_and_what_is_erased_leaves_nothing(
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy
+) -> None:
     folder = kept.history
     assert folder is not None
 
@@ -209,7 +225,7 @@ def test_what_is_not_kept_and_what_is_erased_leaves_nothing(browser: Any, chat: 
         return any(words.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 5)
         send(page, "zebra crossing", OWL)
         answered(page)
@@ -225,6 +241,7 @@ def test_what_is_not_kept_and_what_is_erased_leaves_nothing(browser: Any, chat: 
 
         page.uncheck("#keep input")
         page.wait_for_timeout(500)
+        open_list(page, False)
         send(page, "umbrella stand", APPLES)
         answered(page)
         expect(items(page)).to_have_count(1, timeout=PATIENCE)
@@ -235,9 +252,9 @@ def test_what_is_not_kept_and_what_is_erased_leaves_nothing(browser: Any, chat: 
     assert not on_disk("zebra crossing") and not on_disk("umbrella stand")
 
 
-def test_an_earlier_question_is_edited_with_its_picture(browser: Any, chat: Chat) -> None:
+def test_an_earlier_question_is_edited_with_its_picture(browser: Any, screen: dict[str, Any], chat: Chat) -> None:
     with serving(chat) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 6)
         send(page, "two cats", OWL)
         answered(page)
@@ -270,9 +287,9 @@ NASTY = [
 ]
 
 
-def test_nasty_words_do_nothing(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_nasty_words_do_nothing(browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy) -> None:
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         assert kept.history is not None
         store, owner = Store(kept.history), owner_of(page)
         talk = store.begin(owner)
@@ -296,11 +313,13 @@ def test_nasty_words_do_nothing(browser: Any, chat: Chat, kept: Policy) -> None:
         page.context.close()
 
 
-def test_markdown_tables_code_and_formulas_are_shown(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_markdown_tables_code_and_formulas_are_shown(
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy
+) -> None:
     table, code = "| a | b |\n|--|--|\n| 1 | 2 |", "```python\nprint('x')\n```"
     words = f"# Head\n\n{table}\n\n{code}\n\nIs $x^2$ a formula? It costs $5 or $6."
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         assert kept.history is not None
         store, owner = Store(kept.history), owner_of(page)
         talk = store.begin(owner)
@@ -319,7 +338,7 @@ def test_markdown_tables_code_and_formulas_are_shown(browser: Any, chat: Chat, k
 
 
 def test_two_models_answer_side_by_side_and_the_better_answer_stays(
-    browser: Any, chat: Chat, kept: Policy, tmp_path: Path
+    browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy, tmp_path: Path
 ) -> None:
     other = Chat.load(tmp_path / "model")
     torch.manual_seed(1)
@@ -331,14 +350,14 @@ def test_two_models_answer_side_by_side_and_the_better_answer_stays(
     both = Several(Engine(chat))
     both.add("other", Engine(other))
     with serving(both, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 6)
         page.click("#beside input")
         page.get_by_role("option", name="other").click()
         send(page, "two cats", OWL)
         expect(page.locator("#left-answer")).to_contain_text(left, timeout=PATIENCE)
         expect(page.locator("#right-answer")).to_contain_text(right, timeout=PATIENCE)
-        page.wait_for_selector("#question button[aria-label=Submit]:not([disabled])")
+        page.wait_for_selector("#question .submit-button:not([disabled])")
         page.click("#vote-right")
         expect(page.locator(ANSWER)).to_have_text(right, timeout=PATIENCE)
         expect(page.locator("#beside-answers")).to_be_hidden(timeout=PATIENCE)
@@ -352,9 +371,9 @@ def test_two_models_answer_side_by_side_and_the_better_answer_stays(
         page.context.close()
 
 
-def test_thumbs_and_corrections_are_kept(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_thumbs_and_corrections_are_kept(browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy) -> None:
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 5)
         send(page, "two cats", OWL)
         answered(page)
@@ -376,13 +395,13 @@ def test_thumbs_and_corrections_are_kept(browser: Any, chat: Chat, kept: Policy)
         page.context.close()
 
 
-def test_settings_stay_with_their_conversation(browser: Any, chat: Chat, kept: Policy) -> None:
+def test_settings_stay_with_their_conversation(browser: Any, screen: dict[str, Any], chat: Chat, kept: Policy) -> None:
     with serving(chat, kept) as address:
-        page = opened(browser, address)
+        page = opened(browser, address, **screen)
         longest_answer(page, 7)
         page.click("#settings > button")
         page.click("#preset input")
-        page.get_by_role("option", name="Short answers").click()
+        page.get_by_role("option", name=told("chat.preset-short", page.language)).click()
         system = page.locator("#system textarea")
         expect(system).to_have_value("Answer in as few words as possible.", timeout=PATIENCE)
         page.click("#settings > button")
@@ -450,8 +469,7 @@ def test_the_page_is_for_everyone(browser: Any, embedded: str, width: int, schem
     open_list(page)
     items(page).first.locator("summary").click()
     looked_at("list")
-    page.locator("#sidebar .toggle-button").click()
-    page.wait_for_timeout(500)
+    open_list(page, False)
     page.locator("#settings > button").click()
     looked_at("settings")
     page.get_by_role("tab", name=told("feedback.tab", "zh" if chinese else "en")).click()

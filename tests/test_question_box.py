@@ -24,7 +24,8 @@ from test_browser import (
     opened,
     part,
     playwright,
-    pytestmark,  # noqa: F401
+    pytestmark,
+    screen,
     send,
     wait,
 )
@@ -36,6 +37,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from serve import documents
 from vlchat.chat import Chat
 
+__all__ = ["pytestmark", "screen"]
 pytest.importorskip("pypdfium2", reason="pypdfium2 is not installed")
 pytest.importorskip("av", reason="PyAV is not installed")
 OWL, APPLES = EXAMPLES / "owl.png", EXAMPLES / "three-apples.png"
@@ -76,8 +78,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    page = opened(browser, address, permissions=["camera"])
+def page(browser: Any, address: str, screen: dict[str, Any]) -> Iterator[Any]:
+    page = opened(browser, address, permissions=["camera"], **screen)
     page.wait_for_selector("#media .open")
     yield page
     assert page.complaints == []
@@ -112,6 +114,10 @@ def pictures_of(document: documents.Document) -> list[Image.Image]:
     return [Image.open(io.BytesIO(one.content)).convert("RGB") for one in document.parts]
 
 
+def either(page: Any, english: str, chinese: str) -> str:
+    return {"en": english, "zh": chinese}[page.language]
+
+
 def told(page: Any, words: str) -> None:
     playwright.expect(page.locator("#media .told")).to_contain_text(words, timeout=PATIENCE)
 
@@ -140,13 +146,16 @@ def test_a_pdf_becomes_its_pages_and_stays_them(page: Any, chat: Chat, tmp_path:
     bring(page, "drop", tmp_path / "report.pdf")
     holds(page, 1)
     ask(page, "two cats")
-    playwright.expect(page.locator("body")).to_contain_text("report.pdf has 12 pages", timeout=PATIENCE)
+    playwright.expect(page.locator("body")).to_contain_text(
+        either(page, "report.pdf has 12 pages", "report.pdf 共有 12 页"), timeout=PATIENCE
+    )
     answered(page, 1, answer)
     names = page.locator("#conversation .user-row img").evaluate_all("all => all.map((one) => one.alt)")
-    assert names == [f"report.pdf, page {number}.png" for number in (1, 3, 4, 6, 7, 9, 10, 12)]
-    page.locator("#conversation button[aria-label=Undo]").last.click()
+    name = either(page, "report.pdf, page {}.png", "report.pdf，第 {} 页.png")
+    assert names == [name.format(number) for number in (1, 3, 4, 6, 7, 9, 10, 12)]
+    page.locator("#conversation [data-action=undo]").last.click()
     holds(page, 8)
-    page.click("#question button[aria-label=Submit]")
+    page.click("#question .submit-button")
     answered(page, 1, answer)
 
 
@@ -160,21 +169,23 @@ def test_a_film_becomes_frames(page: Any, chat: Chat, tmp_path: Path, kind: str)
     holds(page, 1)
     ask(page, "two cats")
     answered(page, 1, expected(chat, part("user", "two cats", *frames)))
-    playwright.expect(page.locator("body")).to_contain_text(f"sees clip.{kind} as 8 pictures", timeout=PATIENCE)
+    hint = either(page, f"sees clip.{kind} as 8 pictures", f"模型把 clip.{kind} 看作 8 张图片")
+    playwright.expect(page.locator("body")).to_contain_text(hint, timeout=PATIENCE)
     assert page.locator("#conversation .user-row img").last.get_attribute("alt").startswith(f"clip.{kind}, 0m01s.")
 
 
 def test_the_camera_takes_a_picture_by_keyboard(page: Any, chat: Chat) -> None:
-    page.get_by_role("button", name="Camera").focus()
+    camera = page.get_by_role("button", name=either(page, "Camera", "相机"))
+    camera.focus()
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('#media video').videoWidth > 0")
     page.keyboard.press("Escape")
-    assert page.evaluate("() => document.querySelector('#media video').srcObject") is None, "it is off again"
-    page.get_by_role("button", name="Camera").click()
+    page.wait_for_function("() => document.querySelector('#media video').srcObject === null")  # it is off again
+    camera.click()
     page.wait_for_function("() => document.querySelector('#media video').videoWidth > 0")
-    page.get_by_role("button", name="Take the picture").click()
+    page.get_by_role("button", name=either(page, "Take the picture", "拍照")).click()
     holds(page, 1)
-    told(page, "Added: camera-1.jpg")
+    told(page, either(page, "Added: camera-1.jpg", "已添加：camera-1.jpg"))
     ask(page, "What is this?")
     answered(page)
     size = page.locator("#conversation .user-row img").evaluate("one => [one.naturalWidth, one.naturalHeight]")
@@ -185,22 +196,30 @@ def test_what_is_not_taken_is_told_in_a_sentence(page: Any, chat: Chat, tmp_path
     (tmp_path / "notes.txt").write_text("words")
     (tmp_path / "large.mp4").write_bytes(bytes(33 * 2**20))
     bring(page, "drop", tmp_path / "notes.txt", OWL)
-    told(page, "“notes.txt” can't be looked at")
+    told(page, either(page, "“notes.txt” can't be looked at", "无法查看“notes.txt”"))
     holds(page, 1)
     page.set_input_files("#question input[type=file]", str(tmp_path / "large.mp4"))
-    told(page, "“large.mp4” has 33 MB; at most 32 MB are taken")
+    told(page, either(page, "“large.mp4” has 33 MB; at most 32 MB are taken", "“large.mp4” 有 33 MB，最多接受 32 MB"))
     bring(page, "drop", *[OWL] * 16)
-    told(page, "These are 17 files; a conversation has at most 16 pictures")
+    told(
+        page,
+        either(
+            page,
+            "These are 17 files; a conversation has at most 16 pictures",
+            "这里有 17 个文件，一个对话最多有 16 张图片",
+        ),
+    )
     holds(page, 1)
     (tmp_path / "archive.pdf").write_bytes(b"PK\x03\x04 and more")
     bring(page, "drop", tmp_path / "archive.pdf")
     holds(page, 2)
     ask(page, "two cats")
-    playwright.expect(page.locator("body")).to_contain_text("“archive.pdf” can't be looked at", timeout=PATIENCE)
+    hint = either(page, "“archive.pdf” can't be looked at", "无法查看“archive.pdf”")
+    playwright.expect(page.locator("body")).to_contain_text(hint, timeout=PATIENCE)
     playwright.expect(page.locator("#question textarea")).to_have_value("two cats", timeout=PATIENCE)
     holds(page, 2)
-    page.locator("#question button[aria-label='Remove file']").last.click()
-    page.click("#question button[aria-label=Submit]:not([disabled])")
+    page.locator("#question .thumbnail-item .delete-button").last.click()
+    page.click("#question .submit-button:not([disabled])")
     answered(page, 1, expected(chat, part("user", "two cats", OWL)))
 
 
@@ -215,7 +234,8 @@ def test_a_conversations_pictures_are_counted_over_its_turns(page: Any, tmp_path
     bring(page, "drop", OWL)
     holds(page, 1)
     ask(page, "two cats")
-    playwright.expect(page.locator("body")).to_contain_text("with these it would have 17", timeout=PATIENCE)
+    hint = either(page, "with these it would have 17", "加上这些会有 17 张")
+    playwright.expect(page.locator("body")).to_contain_text(hint, timeout=PATIENCE)
     assert page.locator(ANSWER).count() == 2
 
 

@@ -270,6 +270,24 @@ def test_every_method_refuses_what_is_somebody_elses_like_what_is_not_there(stor
         store.cut("anna", talk(store)[0], asked)  # her own turn, of another conversation
 
 
+def test_the_oldest_make_room(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        store = Store(folder, 1_000_000)
+        begun = []
+        for number in range(8):
+            owner = ("bob", "anna")[number % 2]
+            begun.append(store.begin(owner).id)
+            picture = random.Random(number).randbytes(300_000)
+            store.add(owner, begun[-1], "user", "?", [("x.png", picture)])
+        assert [one.id for one in store.conversations("anna")] == [begun[7], begun[5]]
+        assert [one.id for one in store.conversations("bob")] == [begun[6]]
+        large = store.begin("anna").id
+        store.add("anna", large, "user", "?", [("x.png", bytes(2_000_000))])
+        assert [one.id for one in store.conversations("anna")] == [large], "what is added stays"
+        assert not store.conversations("bob")
+        store.close()
+
+
 def test_no_text_breaks_it(store: Store) -> None:
     draw = random.Random(0)
     alphabet = [

@@ -58,9 +58,10 @@ function form(words, text, label, send, taken, ended) {
     if (event.key === 'Escape') { event.stopPropagation(); ended(); }
     if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); taken(area.value); }
   });
-  requestAnimationFrame(() => area.focus());
   return asked;
 }
+// At once: what is typed next belongs there.
+const append = (article, asked) => { article.append(asked); asked.querySelector('textarea').focus(); };
 
 function enlarge(picture) {
   const close = enlarged.querySelector('.close');
@@ -90,7 +91,7 @@ function actions(turn, article) {
       const end = () => { asked.remove(); bubble.hidden = false; article.querySelector('.actions').hidden = false; };
       const asked = form(words, turn.text, words.edit, words.send, (text) => { end(); trigger('edit', {turn: turn.id, text}); }, end);
       bubble.hidden = article.querySelector('.actions').hidden = true;
-      article.append(asked);
+      append(article, asked);
     }, {disabled: off});
     return turn.text ? [edit, button('copy', (one) => copy(turn.text, one))] : [edit];
   }
@@ -117,7 +118,7 @@ function correct(turn, article) {
   const end = () => asked.remove();
   const asked = form(words, turn.correction || turn.text, words.correct, words.save,
     (text) => { end(); trigger('submit', {turn: turn.id, text}); }, end);
-  article.append(asked);
+  append(article, asked);
 }
 
 // Changes a part of a turn where it shows something else than before, and nothing else: a selection or a form stays.

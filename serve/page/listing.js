@@ -70,3 +70,8 @@ element.addEventListener('keydown', (event) => {
 
 watch('value', render);
 render();
+// On a phone the list lies over the conversation that was chosen.
+document.addEventListener('click', (event) => {
+  if (!element.isConnected || !matchMedia('(max-width: 768px)').matches) return;
+  if (event.target.closest('#new, #conversations [data-action=open]')) document.querySelector('#sidebar.open .toggle-button')?.click();
+});

@@ -30,6 +30,7 @@ from vlchat.errors import VLChatError
 
 _KEEP = 1.0  # seconds between two times that a growing answer is written down
 _LONGEST_TEXT = 100_000  # characters, of anything that somebody writes
+_MEMORY = 1 << 29  # bytes, of all conversations that are not kept
 _SETTLE = 2.0  # seconds in which an answer that was stopped is written down
 # A page or a film takes longer than a picture: eight frames, each after the hundred before it, of a phone's film.
 _DOCUMENT_SECONDS = 20
@@ -81,9 +82,10 @@ class Talk:
 
     def __init__(self, asking: Asking, disk: Store | None, examples: Path) -> None:
         self.asking, self.disk, self.examples = asking, disk, examples
-        self.memory = Store(None)
+        self.memory = Store(None, _MEMORY)
         self.inside = Inside(asking.engine)
         self.documents = Decoder(2, seconds=_DOCUMENT_SECONDS, clock=_DOCUMENT_CLOCK)
+        self._asked: set[tuple[str, str]] = set()  # and not yet answering
         self._answering: set[tuple[str, str]] = set()
         forget_all()
 
@@ -133,6 +135,7 @@ class Talk:
         there = conversation or who.store.begin(who.owner, choices.__dict__).id
         who.store.settle(who.owner, there, choices.__dict__)
         who.store.add(who.owner, there, "user", text, found.pictures)
+        self._asked.add((who.owner, there))
         return there, found.told
 
     def again(self, who: Visitor, conversation: str) -> None:
@@ -146,6 +149,8 @@ class Talk:
         asked = _last_question(turns)
         if asked is not None and asked + 1 < len(turns):
             who.store.cut(who.owner, conversation, turns[asked + 1].id)
+        if asked is not None:
+            self._asked.add((who.owner, conversation))
 
     def undo(self, who: Visitor, conversation: str) -> dict[str, Any]:
         """Takes the last question back; it is returned as `ask` takes it."""
@@ -166,6 +171,7 @@ class Talk:
         if asked and (text.strip() or asked[0].pictures):
             pictures = [(one.name, who.store.picture(who.owner, one.digest)) for one in asked[0].pictures]
             who.store.replace(who.owner, conversation, turn, text.strip(), pictures)
+            self._asked.add((who.owner, conversation))
 
     def _at_rest(self, who: Visitor, conversation: str) -> None:
         if (who.owner, conversation) in self._answering:
@@ -177,14 +183,15 @@ class Talk:
     async def answers(
         self, who: Visitor, conversation: str, choices: Choices, request: gr.Request
     ) -> AsyncGenerator[tuple[list[dict[str, Any]], tuple[str, ...]]]:
-        """The conversation, its last question being answered, kept as it grows.
+        """The conversation, its last question being answered, kept as it grows. One that was not just asked is not.
 
         Yields:
             The turns for the page, and (where two answer, `Choices.beside`) both answers as HTML.
         """
         turns, key = who.turns(conversation), (who.owner, conversation)
-        if not turns or turns[-1].role != "user" or key in self._answering:
+        if key not in self._asked or key in self._answering or not turns or turns[-1].role != "user":
             return
+        self._asked.discard(key)
         self._answering.add(key)
         before, kept, written = who.shown(turns), 0, time.monotonic()
         names = [choices.adapter, *([choices.beside] if choices.beside != "-" else [])]
