@@ -38,6 +38,7 @@ axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright", re
 
 from serve.engine import Engine  # noqa: E402
 from serve.page.words import told  # noqa: E402
+from serve.page.words.errors import in_language  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
@@ -146,7 +147,7 @@ def test_two_visitors_never_see_each_others_conversations(
         boris.fill("#question textarea", "let me in")
         boris.click("#question .submit-button")
         expect(boris.locator(".toast-body, [data-testid=toast-body]").first).to_contain_text(
-            "isn't here any more", timeout=PATIENCE
+            in_language("This conversation isn't here any more. Begin a new one.", boris.language), timeout=PATIENCE
         )
         assert kept.history is not None
         store = Store(kept.history)

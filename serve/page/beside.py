@@ -9,6 +9,7 @@ from typing import Any
 from serve.page.asking import Answer
 from serve.page.markdown import as_html
 from serve.page.words import told
+from serve.page.words.errors import in_language
 from serve.store import Turn
 
 
@@ -16,7 +17,7 @@ def said(answer: Answer, language: str) -> str:
     """An answer as it stands, as HTML."""
     if answer.place and not answer.text:
         return f"<p>{told('chat.in-line', language, place=answer.place)}</p>"
-    return _html(answer.text, answer.refused, growing=answer.end is None)
+    return _html(answer.text, answer.refused, language, growing=answer.end is None)
 
 
 def paired(answers: Sequence[Answer], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -26,12 +27,14 @@ def paired(answers: Sequence[Answer], facts: Sequence[Mapping[str, Any]]) -> dic
     return {**facts[0], "beside": {"text": answers[1].text.strip(), "facts": dict(facts[1])}}
 
 
-def pair_of(turn: Turn) -> tuple[str, str] | None:
+def pair_of(turn: Turn, language: str) -> tuple[str, str] | None:
     """Both answers of a turn as HTML, while nobody has chosen."""
     other = turn.facts.get("beside")
     if other is None or "chosen" in turn.facts:
         return None
-    return _html(turn.text, turn.facts.get("refused")), _html(other["text"], other["facts"].get("refused"))
+    answers = (turn.text, turn.facts), (other["text"], other["facts"])
+    left, right = (_html(text, facts.get("refused"), language) for text, facts in answers)
+    return left, right
 
 
 def settled_pair(turn: Turn, chosen: str, names: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, str]]:
@@ -56,5 +59,6 @@ def settled_pair(turn: Turn, chosen: str, names: Sequence[str]) -> tuple[str, di
     return turn.text, {**left, "beside": other, "chosen": chosen}, said
 
 
-def _html(text: str, refused: str | None, growing: bool = False) -> str:
-    return as_html(text, growing) + (f"<p><b>{html.escape(refused)}</b></p>" if refused else "")
+def _html(text: str, refused: str | None, language: str, growing: bool = False) -> str:
+    told = f"<p><b>{html.escape(in_language(refused, language))}</b></p>" if refused else ""
+    return as_html(text, growing) + told

@@ -21,7 +21,8 @@ from serve.page.media import FILE_TYPES, media
 from serve.page.settings import Choices, about, choose_how, choose_who, to_choose
 from serve.page.talk import Talk, Visitor
 from serve.page.view import conversation_view, examples_shown, forget, shown, to_be_opened
-from serve.page.words import label, told
+from serve.page.words import label, language_of, told
+from serve.page.words.errors import in_language
 from serve.store import Absent, Turn
 from serve.tickets import Backend
 from vlchat.errors import VLChatError
@@ -149,7 +150,7 @@ def chat_tab(
 
     def at_rest(who: Visitor, there: str, turns: Sequence[Turn], words: str) -> list[Any]:
         """What the page shows of a conversation at rest, for `whole`."""
-        pair = pair_of(turns[-1]) if turns else None
+        pair = pair_of(turns[-1], who.language) if turns else None
         left, right = pair or ("", "")
         return [
             view(who, there, who.shown(turns[:-1] if pair else turns)),
@@ -172,7 +173,7 @@ def chat_tab(
         try:
             there, sentences = await talk.ask(who, there, Choices.of(values), message)
         except VLChatError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(in_language(str(error), who.language)))
             yield view(who, there) if waits else gr.skip(), there, gr.MultimodalTextbox(**idle), gr.skip()
             return
         for sentence in sentences:
@@ -210,7 +211,7 @@ def chat_tab(
                     told = True
                     yield view(who, there, turns, busy=True), beside, *(pair or ("", ""))
         except VLChatError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(in_language(str(error), who.language)))
 
     async def settle(there: str, words: str, request: gr.Request) -> Any:
         who = talk.visitor(request)
@@ -291,7 +292,7 @@ def chat_tab(
                 if one == there:
                     return opened("", words, request)
         except VLChatError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(in_language(str(error), who.language)))
         after = [gr.skip()] * len(opening)
         after[opening.index(side.listing)] = search(there, words, request)
         return after
@@ -374,7 +375,9 @@ def sentences(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*arguments)
         except VLChatError as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            request = next((one for one in arguments if isinstance(one, gr.Request)), None)
+            words = in_language(str(error), language_of(request))
+            raise gr.Error(html.escape(words), print_exception=False) from None
 
     return told_of
 

@@ -61,7 +61,10 @@ class Visitor:
 
     def shown(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """The turns for the page."""
-        return [turn_shown(turn, self.path_of, facts_line(turn, self.language), self._unsure(turn)) for turn in turns]
+        return [
+            turn_shown(turn, self.path_of, self.language, facts_line(turn, self.language), self._unsure(turn))
+            for turn in turns
+        ]
 
     def _unsure(self, turn: Turn) -> str:
         return told("inside.unsure", self.language) if turn.facts.get("unsure") else ""
@@ -234,7 +237,7 @@ class Talk:
         if (who.owner, conversation) in self._answering:
             raise VLChatError(told("chat.busy", who.language))
         turns = who.turns(conversation)
-        if not turns or pair_of(turns[-1]) is None:
+        if not turns or pair_of(turns[-1], who.language) is None:
             return
         turn, asked = turns[-1], _last_question(turns)
         text, facts, answers = settled_pair(turn, chosen, self.asking.engine.names)

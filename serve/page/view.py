@@ -18,6 +18,7 @@ from gradio.utils import get_upload_folder
 from serve.page.markdown import as_html
 from serve.page.template import template
 from serve.page.words import LANGUAGES, told
+from serve.page.words.errors import in_language
 from serve.store import Picture, Turn
 
 _SECRET = secrets.token_bytes(32)
@@ -62,11 +63,14 @@ def shown(
     }
 
 
-def turn_shown(turn: Turn, path_of: Callable[[Picture], Path], facts: str = "", unsure: str = "") -> dict[str, Any]:
+def turn_shown(
+    turn: Turn, path_of: Callable[[Picture], Path], language: str, facts: str = "", unsure: str = ""
+) -> dict[str, Any]:
     """One turn.
 
     Args:
         path_of: where the page finds a picture.
+        language: in which it is told why there is no answer.
         facts: what is told under an answer.
         unsure: what is told of an answer that is likely wrong.
     """
@@ -76,7 +80,7 @@ def turn_shown(turn: Turn, path_of: Callable[[Picture], Path], facts: str = "", 
         "text": turn.text,
         "html": as_html(turn.text) if turn.role == "assistant" else "",
         "pictures": [{"url": url_of(path_of(one)), "name": one.name} for one in turn.pictures],
-        "refused": turn.facts.get("refused", ""),
+        "refused": in_language(str(turn.facts.get("refused", "")), language),
         "rating": turn.rating,
         "correction": turn.correction,
         "facts": facts,
