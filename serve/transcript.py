@@ -94,11 +94,11 @@ def messages_of(turns: Iterable[Turn], shown: Callable[[Picture], dict[str, Any]
     messages: list[dict[str, Any]] = []
     for turn in turns:
         if turn.role == "assistant":
-            if REFUSED in turn.facts:
+            if turn.text and messages and messages[-1]["role"] == "user":  # though it may have broken off
+                messages.append({"role": "assistant", "content": turn.text})
+            elif REFUSED in turn.facts:
                 while messages and messages[-1]["role"] == "user":
                     messages.pop()
-            elif turn.text and messages and messages[-1]["role"] == "user":
-                messages.append({"role": "assistant", "content": turn.text})
             continue
         parts = [shown(picture) for picture in turn.pictures]
         parts += [{"type": "text", "text": turn.text}] if turn.text else []

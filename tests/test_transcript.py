@@ -77,6 +77,16 @@ def test_markdown_with_its_pictures(store: Store, png: Callable[[int], bytes]) -
     assert as_markdown(store, "anna", id) == as_markdown(store, "anna", id)
 
 
+def test_an_answer_that_broke_off_is_there_as_the_model_reads_it(store: Store) -> None:
+    id = store.begin("anna").id
+    for text, facts in (("It began", {"refused": "The server went away."}), ("", {"refused": "No."}), ("Yes.", {})):
+        store.add("anna", id, "user", "?")
+        store.add("anna", id, "assistant", text, facts=facts)
+    asked = json.loads(as_request(store, "anna", id, model="mini"))
+    assert [one["content"] for one in asked["messages"] if one["role"] == "assistant"] == ["It began"]
+    assert len(asked["messages"]) == 3 and asked["metadata"]["answer"] == "Yes."
+
+
 def test_a_question_is_shown_as_it_was_typed() -> None:
     markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
     reader = markdown_it.MarkdownIt("gfm-like", {"linkify": False})
