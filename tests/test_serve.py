@@ -76,8 +76,10 @@ def said(role: str, text: str, *pictures: str) -> dict[str, Any]:
 
 def test_an_answer_streams_and_is_the_models_own(client: Client, chat: Chat, good: str) -> None:
     expected = chat.ask(Path(good), "two cats", max_new_tokens=20, system="no dogs")
+    pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.05))  # so that it is seen to grow
     job = ask(client, "two cats", good, length=20, system="no dogs")
     assert job.result().strip() == expected
+    pace.remove()
     pieces = job.outputs()
     assert len(pieces) > 3
     assert all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:], strict=False))
