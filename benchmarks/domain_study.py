@@ -95,16 +95,21 @@ def run(dataset: str, name: str, seed: int, arguments: argparse.Namespace) -> di
         batch_size=128, max_new_tokens=_LONGEST_ANSWER, floor=rows_of(files, dataset, rows, arm.form), remember=False,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
-    if not arguments.keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    return {
+    found = {
         "set": dataset, "arm": name, "seed": seed, "part": arguments.part, "share": arguments.share, "steps": steps,
         "rows_a_step": arm.batch, "train_seconds": round(seconds), "seconds": round(time.monotonic() - started),
         "protocol": result.protocol, "weights": result.model.get("weights"), "sha256": result.data.get("sha256"),
         "right": _digits([row["score"] for row in result.rows]),
-        **{control: _digits([row["controls"][control]["score"] for row in result.rows]) for control in CONTROLS},
+        # A row that a control left as it was, such as by shuffling it to a copy of its own pictures, scores as it did.
+        **{
+            control: _digits([row["controls"].get(control, row)["score"] for row in result.rows])
+            for control in CONTROLS
+        },
         "floor": _digits([row["floor"]["score"] for row in result.rows]),
     }  # fmt: skip
+    if not arguments.keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 def _config(
