@@ -8,6 +8,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from test_browser import (
     PATIENCE,
     QUESTION,
     answered,
+    attach,
     browser,
     longest_answer,
     opened,
@@ -42,6 +44,7 @@ from serve.page.words.errors import in_language  # noqa: E402
 from serve.policy import Policy  # noqa: E402
 from serve.several import Several  # noqa: E402
 from serve.store import Store  # noqa: E402
+from serve.tickets import Options  # noqa: E402
 
 __all__ = ["browser", "pytestmark", "screen"]
 OWL, APPLES = EXAMPLES / "owl.png", EXAMPLES / "three-apples.png"
@@ -393,6 +396,39 @@ def test_thumbs_and_corrections_are_kept(browser: Any, screen: dict[str, Any], c
 
         wait(page, corrected)
         store.close()
+        page.context.close()
+
+
+def test_a_suggestion_is_asked_as_the_settings_say(browser: Any, screen: dict[str, Any], chat: Chat) -> None:
+    """Drawn with a seed, then by beams: each answer is the model's own with these settings."""
+    with serving(chat) as address:
+        page = opened(browser, address, **screen)
+        longest_answer(page, 6)
+        page.click("#settings > button")
+        for name, value in (("temperature", "0.9"), ("top-p", "0.95"), ("seed", "11")):
+            page.locator(f"#{name} input[type=number]").fill(value)
+            page.keyboard.press("Tab")
+        page.click("#settings > button")
+        attach(page, OWL)
+        page.locator("#suggestions button").first.click()
+        box = page.locator("#question textarea")
+        expect(box).to_have_value("What is this?", timeout=PATIENCE)
+        box.press("Enter")
+        asked = [part("user", "What is this?", OWL)]
+        with closing(Engine(chat)) as engine:
+            drawn = "".join(engine.submit(asked, Options(6, temperature=0.9, top_p=0.95, seed=11))).strip()
+        assert drawn != chat.batch([asked], max_new_tokens=6)[0].strip(), "the test needs a seed that draws another"
+        answered(page, 1, drawn)
+        expect(page.locator("#suggestions")).to_be_hidden(timeout=PATIENCE)
+
+        page.click("#settings > button")
+        for name, value in (("temperature", "0"), ("beams", "4")):
+            page.locator(f"#{name} input[type=number]").fill(value)
+            page.keyboard.press("Tab")
+        page.click("#settings > button")
+        send(page, "two cats")
+        asked += [part("assistant", drawn), part("user", "two cats")]
+        answered(page, 2, chat.answers([asked], max_new_tokens=6, beams=4)[0].text.strip())
         page.context.close()
 
 

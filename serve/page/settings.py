@@ -128,16 +128,18 @@ def choose_how() -> list[Any]:
             elem_id="temperature",
         )  # fmt: skip
         top_p = gr.Slider(
-            0.05, 1, 1, step=0.05, min_width=260, label=label("chat.top-p"), info=label("chat.top-p-info")
-        )
+            0.05, 1, 1, step=0.05, min_width=260, label=label("chat.top-p"), info=label("chat.top-p-info"),
+            elem_id="top-p",
+        )  # fmt: skip
     with gr.Row():
         longest = gr.Slider(
             1, LONGEST_ANSWER, 256, step=1, min_width=260, label=label("chat.longest"), info=label("chat.longest-info"),
             elem_id="longest",
         )  # fmt: skip
         beams = gr.Slider(
-            1, MOST_BEAMS, 1, step=1, min_width=260, label=label("chat.beams"), info=label("chat.beams-info")
-        )
+            1, MOST_BEAMS, 1, step=1, min_width=260, label=label("chat.beams"), info=label("chat.beams-info"),
+            elem_id="beams",
+        )  # fmt: skip
         seed = gr.Number(None, precision=0, label=label("chat.seed"), info=label("chat.seed-info"), elem_id="seed")
     return [system, temperature, top_p, longest, beams, seed]
 
