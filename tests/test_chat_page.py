@@ -349,6 +349,7 @@ def test_two_models_answer_side_by_side_and_the_better_answer_stays(
     with torch.no_grad():
         for parameter in other.model.model.connector.parameters():
             parameter.add_(torch.randn_like(parameter))
+    other.description["trained_on"] = "other things"
     left, right = (one.ask(OWL, "two cats", max_new_tokens=6) for one in (chat, other))
     assert left != right, "the test needs answers that differ"
     both = Several(Engine(chat))
@@ -372,6 +373,16 @@ def test_two_models_answer_side_by_side_and_the_better_answer_stays(
         (vote,) = store.votes(owner_of(page))
         assert vote.chosen == "other" and sorted(vote.answers.values()) == sorted([left, right])
         store.close()
+
+        # The other one goes on alone; the page tells what it is.
+        page.click("#adapter input")
+        page.get_by_role("option", name="other").click()
+        expect(page.locator("#about-model")).to_contain_text("trained on other things", timeout=PATIENCE)
+        page.click("#beside input")
+        page.get_by_role("option", name="–").click()
+        asked = [part("user", "two cats", OWL), part("assistant", right), part("user", "and dogs ?")]
+        send(page, "and dogs ?")
+        answered(page, 2, other.batch([asked], max_new_tokens=6)[0].strip())
         page.context.close()
 
 
