@@ -204,11 +204,11 @@ def chat_tab(
         try:
             choices = Choices.of(values)
             async with aclosing(talk.answers(who, there, choices, request)) as answers:
-                told = False
+                first = True
                 async for turns, pair in answers:
                     # Once: an update has Gradio make the component anew, which takes longer than all else here.
-                    beside = None if told else gr.Column(visible=bool(pair))
-                    told = True
+                    beside = gr.Column(visible=bool(pair)) if first else None
+                    first = False
                     yield view(who, there, turns, busy=True), beside, *(pair or ("", ""))
         except VLChatError as error:
             gr.Warning(html.escape(in_language(str(error), who.language)))
