@@ -13,6 +13,7 @@ from serve.page.talk import Talk
 from serve.page.template import template
 from serve.page.view import place_of, url_of
 from serve.page.words import LANGUAGES, told
+from serve.page.words.errors import in_language
 from serve.store import Picture, Rated, Store, Vote
 from vlchat.errors import VLChatError
 
@@ -55,7 +56,7 @@ def feedback_tab(talk: Talk, tab: gr.Tab) -> None:
                 (talk.disk or talk.memory).rate(who.owner, turn if isinstance(turn, int) else 0, 0)
             gr.Info(told("feedback.removed", who.language))
         except VLChatError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(html.escape(in_language(str(error), who.language)))
         return shown(request)
 
     tab.select(shown, None, view, **quick)

@@ -16,6 +16,7 @@ import gradio as gr
 from serve.inside import Facts, Found, Inside, words
 from serve.page import inside_html
 from serve.page.words import label, language_of, told
+from serve.page.words.errors import in_language
 from serve.tickets import Busy
 from vlchat.data.formats import Message
 from vlchat.errors import VLChatError
@@ -120,7 +121,7 @@ class _Builder:
                 told = inside_html.facts(found.facts, trust, say)
                 buttons = self._buttons(found, None, False, say)
         except VLChatError as error:
-            told = inside_html.note(str(error))
+            told = _refusal(error, request)
         pictures = found is not None and _has_picture(found.messages) and self.inside.here
         return [
             told, buttons, "", gr.Button(visible=False), "", gr.Accordion(open=False, visible=pictures), "", None,
@@ -147,7 +148,7 @@ class _Builder:
                         shown = inside_html.evidence_map(drawn, say)
                         yield buttons, shown, gr.Button(visible=True), "", (selected, word)
         except VLChatError as error:
-            yield gr.skip(), _refusal(error, say), hidden, "", None
+            yield gr.skip(), _refusal(error, request), hidden, "", None
 
     async def _check(
         self, shown: tuple[Turn, tuple[int, int] | None] | None, request: gr.Request
@@ -166,7 +167,7 @@ class _Builder:
                 async for held in looks:
                     yield gr.skip() if held is None else inside_html.verdict(held, say)
         except VLChatError as error:
-            yield _refusal(error, say)
+            yield _refusal(error, request)
 
     async def _see(self, selected: Turn | None, request: gr.Request) -> AsyncIterator[Any]:
         say = _say(request)
@@ -179,7 +180,7 @@ class _Builder:
                 async for seen in looks:
                     yield gr.skip() if seen is None else inside_html.saw(seen, say)
         except VLChatError as error:
-            yield _refusal(error, say)
+            yield _refusal(error, request)
 
     async def _looked(self, work: Callable[[threading.Event], Found]) -> AsyncGenerator[Found | None, None]:
         """What `Inside.look` finds, and None now and then before that: Gradio ends an event whose visitor has left
@@ -224,5 +225,6 @@ def _word(event: gr.EventData, answer: str) -> tuple[int, int] | None:
     return begin, end
 
 
-def _refusal(error: VLChatError, say: Callable[..., str]) -> str:
-    return inside_html.note(say("busy") if isinstance(error, Busy) else str(error))
+def _refusal(error: VLChatError, request: gr.Request) -> str:
+    words = _say(request)("busy") if isinstance(error, Busy) else in_language(str(error), language_of(request))
+    return inside_html.note(words)

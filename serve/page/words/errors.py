@@ -30,6 +30,9 @@ SENTENCES = {
     "The pictures of this conversation have more than {most} million pixels together. Make them smaller, or start a "
     "new one.": "此对话的图片总像素超过 {most} 百万。请缩小图片，或开始新对话。",
     "All {count} places in the line are taken. Ask again in a minute.": "排队的 {count} 个位置已满。请一分钟后再试。",
+    "The model that answered is on another server, which cannot be looked into.": (
+        "回答的模型在另一台服务器上，无法查看其内部。"
+    ),
     "Too many pictures are being opened. Ask again in a minute.": "正在打开的图片过多。请一分钟后再试。",
     "More than {rate} {what}. Ask again in {seconds} s.": "超过限额（{rate} {what}）。请 {seconds} 秒后再试。",
     "The server is stopping. Ask again in a minute.": "服务器正在停止。请一分钟后再试。",
