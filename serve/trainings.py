@@ -190,7 +190,7 @@ class Trainings:
             self._refuse_second()
             run = self.run(name)
             if not run.resumable:
-                raise VLChatError(f'"{name}" is {run.kind}: there is nothing to go on with.')
+                raise VLChatError(f'There is nothing to go on with in "{name}".')
             words, cwd = self._resuming(run)
             self._begin(run.folder, words, cwd)
         return self.run(name)

@@ -198,14 +198,14 @@ def _inside(zipped: str, member: zipfile.ZipInfo) -> PurePosixPath:
     inside = _parts(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)
     if inside is None:
-        reason = "leads out of the zip"
+        reason = "leads out of the zip."
     elif kind and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-        reason = "is a link, or no plain file"
+        reason = "is a link, or no plain file."
     elif member.flag_bits & 1:
-        reason = "has a password"
+        reason = "has a password."
     else:
         return inside
-    raise VLChatError(f"{zipped} is refused: its member {_shown(member.filename)} {reason}.")
+    raise VLChatError(f"{zipped} is refused: its member {_shown(member.filename)} {reason}")
 
 
 def _parts(spelled: str) -> PurePosixPath | None:

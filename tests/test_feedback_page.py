@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,43 +82,51 @@ def photographed(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"feedback-{name}.png")
 
 
+@pytest.mark.parametrize(("width", "language", "dark"), [(1280, "en", False), (390, "zh-CN", True)])
 def test_everybody_sees_and_takes_back_their_own(
-    browser: Any, tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    browser: Any, tmp_path: Path, tiny_clip: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch,
+    width: int, language: str, dark: bool,
+) -> None:  # fmt: skip
     from serve.keys import Keys
+    from serve.page.words import told
     from serve.policy import Policy
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     filled(tmp_path / "history")
     chat = Chat.load(save_talkative(tmp_path / "model", tiny_clip, tiny_tokenizer))
     policy = Policy(keys=Keys([f"{name}: {key}" for name, key in KEYS.items()]), history=tmp_path / "history")
+    screen: dict[str, Any] = {"width": width, "language": language, "dark": dark}
+    say = partial(told, language=language[:2])
     with serving(chat, policy) as address:
-        with at(browser, address, "anna") as page:
-            assert page.locator("#feedback .counts").inner_text() == "Answers: 3 (1 up, 2 down, 2 corrected). Votes: 1."
-            evil, colour, owl = (item.inner_text() for item in page.locator("#feedback .answers li").all())
+        with at(browser, address, "anna", **screen) as page:
+            counted = page.locator("#feedback .counts").inner_text()
+            assert counted == say("feedback.counts", answers=3, up=1, down=2, corrected=2, votes=1)
+            answers = page.locator("#feedback .answers li")
+            evil, colour, owl = (item.inner_text() for item in answers.all())
             assert evil.count(EVIL) == 3 and "Brown." in colour
             assert "What is this called here?" in owl and "This is a blort." in owl
-            assert page.locator("#feedback .answers li").nth(1).get_by_role("img", name="Good answer").count() == 1
-            pictures = page.locator("#feedback .answers li").last.locator("img")
+            for key in ("question", "answer", "correction"):
+                assert say(f"feedback.{key}") in owl
+            assert answers.nth(1).get_by_role("img", name=say("feedback.up"), exact=True).count() == 1
+            pictures = answers.last.locator("img")
             page.wait_for_function(
                 "() => [...document.querySelectorAll('#feedback img')].every((one) => one.naturalWidth)"
             )
             assert pictures.get_attribute("alt") == "owl.png"
             assert page.locator("#feedback tbody").inner_text().split() == ["base", "tuned", "0", "1", "0"]
-            photographed(page, "desktop")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            photographed(page, f"{width}-{language}")
 
             # By keyboard alone, one thumb and the vote are taken back; a reload shows what is left.
-            page.locator("#feedback .answers li").nth(1).get_by_role("button").focus()
+            answers.nth(1).get_by_role("button", name=say("feedback.remove")).focus()
             page.keyboard.press("Enter")
-            playwright.expect(page.locator("#feedback .answers li")).to_have_count(2, timeout=PATIENCE)
+            playwright.expect(answers).to_have_count(2, timeout=PATIENCE)
             page.locator("#feedback .votes li").get_by_role("button").click()
             playwright.expect(page.locator("#feedback .votes li")).to_have_count(0, timeout=PATIENCE)
-        with at(browser, address, "anna", width=390, language="zh-CN", dark=True) as page:
-            expected = "回答：2（赞 0，踩 2，已更正 2）。投票：0。"
-            assert page.locator("#feedback .counts").inner_text() == expected
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390
-            photographed(page, "phone")
-        with at(browser, address, "bob") as page:
+        with at(browser, address, "anna", **screen) as page:
+            counted = page.locator("#feedback .counts").inner_text()
+            assert counted == say("feedback.counts", answers=2, up=0, down=2, corrected=2, votes=0)
+        with at(browser, address, "bob", **screen) as page:
             assert page.locator("#feedback li").count() == 1
             assert "Bob's answer" in page.locator("#feedback li").inner_text()
             assert "blort" not in page.content()

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 from talkative import save_talkative
-from test_browser import ARGUMENTS, CHROMIUM, EXAMPLES, PATIENCE
+from test_browser import ARGUMENTS, CHROMIUM, EXAMPLES, PATIENCE, SCREENS
 
 from vlchat.chat import Chat, ask_messages
 from vlchat.evaluate import trust
 from vlchat.folders import weights_digest
 
 gr = pytest.importorskip("gradio", reason="gradio is not installed")
+from serve.page.words import told  # noqa: E402
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 ANSWER = "two cats <b>and</b> ${1 + 1} {{dog}}"
@@ -75,8 +78,10 @@ def browser() -> Iterator[Any]:
 
 
 def opened(browser: Any, address: str, turn: str = "pictures", **options: Any) -> Any:
-    page = browser.new_page(**{"viewport": {"width": 1280, "height": 1500}, **options})
+    tall = {"width": options["viewport"]["width"], "height": 1500} if "viewport" in options else {}
+    page = browser.new_page(**{**options, "viewport": tall or {"width": 1280, "height": 1500}})
     page.set_default_timeout(PATIENCE)
+    page.say = partial(told, language=str(options.get("locale", "en"))[:2])
     page.complaints = []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.goto(address)
@@ -85,10 +90,10 @@ def opened(browser: Any, address: str, turn: str = "pictures", **options: Any) -
 
 
 def choose(page: Any, turn: str) -> None:
-    """Selects an answer; again where the page's scripts were not there yet."""
+    """Selects an answer, on a phone from below the panel; again where the page's scripts were not there yet."""
     button = page.get_by_label(turn, exact=True)
     for _ in range(PATIENCE // 500):
-        button.click(force=True)
+        button.evaluate("one => one.click()")
         page.wait_for_timeout(500)
         if button.is_checked():
             return
@@ -103,20 +108,21 @@ def drawn(page: Any) -> list[str]:
 def photographed(page: Any, name: str) -> None:
     if folder := os.environ.get("VLCHAT_SCREENSHOTS"):
         page.wait_for_timeout(500)
-        page.screenshot(path=str(Path(folder) / f"inside-{name}.png"))
+        page.screenshot(path=str(Path(folder) / f"inside-{name.replace(', ', '-')}.png"))
 
 
-def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, served: Any) -> None:
-    page = opened(browser, served.address)
+@pytest.mark.parametrize("screen", SCREENS)
+def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, served: Any, screen: str) -> None:
+    page = opened(browser, served.address, **SCREENS[screen])
+    say = page.say
     facts = page.locator("#inside-facts")
-    playwright.expect(facts).to_contain_text("4 tokens, 3 a second")
-    playwright.expect(facts).to_contain_text("304 of 8,192 tokens used, 7,888 left")
-    playwright.expect(facts).to_contain_text("after 0.25 s")
-    playwright.expect(page.locator("#inside-sure")).to_have_text(
-        "Not sure. 20 %: so many of the answers that were about as likely were right (200 questions of “scenes”)."
-    )
+    playwright.expect(facts).to_contain_text(say("inside.written_rate", tokens="4", rate="3"))
+    playwright.expect(facts).to_contain_text(say("inside.context_told", used="304", most="8,192", left="7,888"))
+    playwright.expect(facts).to_contain_text(say("inside.first_told", seconds="0.25"))
+    sure = say("inside.sure_told", share="20", rows="200", task="scenes")
+    playwright.expect(page.locator("#inside-sure")).to_have_text(f"{say('inside.unsure')} {sure}")
     words = page.locator("#inside-words .words button")
-    assert words.all_inner_texts() == ["Whole answer", *ANSWER.split()]
+    assert words.all_inner_texts() == [say("inside.whole"), *ANSWER.split()]
     assert page.locator("#inside-words .words b").count() == 0, "a model's words stay words"
     assert page.locator("#inside-words .less").inner_text() == "cats"
     playwright.expect(page.locator("#inside-check")).to_be_hidden()
@@ -126,35 +132,52 @@ def test_words_are_pressed_by_mouse_and_by_keys(browser: Any, served: Any) -> No
     assert len(cats) == 2
     playwright.expect(words.nth(2)).to_have_attribute("aria-pressed", "true")
     caption = page.locator("#inside-map figcaption")
-    playwright.expect(caption).to_contain_text("Where “cats” came from")
-    playwright.expect(caption).to_contain_text("integrated gradients")
+    playwright.expect(caption).to_contain_text(say("inside.map_of", words="cats"))
+    playwright.expect(caption).to_contain_text(say("inside.method_integrated"))
     alt = page.locator("#inside-map img").first.get_attribute("alt")
-    assert re.match(r"Picture 1\. In colour: the places that “cats” came from, strongest (at|on|in) the ", alt)
-    photographed(page, "light")
+    places = [say(f"inside.place_{place}") for place in range(9)]
+    assert alt in [say("inside.map_alt", number=1, words="cats", place=place) for place in places]
+    inside_the_panel(page)
+    photographed(page, screen)
 
+    playwright.expect(page.locator("#inside-check")).to_have_text(say("inside.check"))
     page.click("#inside-check")
-    playwright.expect(page.locator("#inside-verdict")).to_contain_text(
-        re.compile(r"(The map holds|Do not trust this map)\. Covering the \d+ % .* at most [\d.,]+ times\.")
+    verdict = page.locator("#inside-verdict")
+    playwright.expect(verdict).to_contain_text(
+        re.compile("|".join(re.escape(say(f"inside.check_{how}")) for how in ("good", "bad")))
     )
+    sentence = say("inside.check_told", share="!", shown="!", draws="!", random="!")
+    playwright.expect(verdict).to_contain_text(re.compile(re.escape(sentence).replace("!", r"[\d.,]+")))
 
     words.nth(1).focus()
     page.keyboard.press("Enter")
-    playwright.expect(caption).to_contain_text("Where “two” came from")
+    playwright.expect(caption).to_contain_text(say("inside.map_of", words="two"))
     two = drawn(page)
     assert two != cats
     assert page.evaluate("document.activeElement.innerText") == "two", "the focus stays on the word"
-    playwright.expect(page.locator("#inside-verdict")).to_be_empty()
+    playwright.expect(verdict).to_be_empty()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Space")
-    playwright.expect(caption).to_contain_text("Where “two cats <b>and</b> ${1 + 1} {{dog}}” came from")
+    playwright.expect(caption).to_contain_text(say("inside.map_of", words="two cats <b>and</b> ${1 + 1} {{dog}}"))
     assert drawn(page) not in (two, cats)
 
-    page.get_by_text("What the model saw").click()
+    page.get_by_text(say("inside.saw")).click()
     seen = page.locator("#inside-seen")
-    playwright.expect(seen).to_contain_text("Picture 2 came with 90 × 30 pixels. The model saw 24 × 24 pixels.")
-    playwright.expect(seen).to_contain_text("To the language model it is 4 tokens.")
+    came, saw = say("inside.saw_came", number=2, came="90 × 30"), say("inside.saw_seen", seen="24 × 24")
+    playwright.expect(seen).to_contain_text(f"{came} {saw}")
+    playwright.expect(seen).to_contain_text(say("inside.saw_tokens", tokens="4"))
     assert seen.locator("img").count() == 2 and page.complaints == []
+    inside_the_panel(page)
     page.close()
+
+
+def inside_the_panel(page: Any) -> None:
+    """Nothing that is pressed or looked at sticks out."""
+    panel, width = page.locator("#inside").bounding_box(), page.viewport_size["width"]
+    assert panel["x"] >= 0 and panel["x"] + panel["width"] <= width
+    for one in page.locator("#inside button, #inside img").all():
+        if box := one.bounding_box():
+            assert box["x"] >= panel["x"] - 1 and box["x"] + box["width"] <= panel["x"] + panel["width"] + 1
 
 
 @pytest.mark.parametrize("leaving", ["another answer", "the page"])
@@ -175,30 +198,13 @@ def test_a_map_that_nobody_waits_for_is_not_finished(browser: Any, served: Any, 
     page.close()
 
 
-def test_an_answer_without_a_picture_and_none_at_all(browser: Any, served: Any) -> None:
-    page = opened(browser, served.address, "words")
-    playwright.expect(page.locator("#inside-words")).to_contain_text("There is no picture in this conversation")
-    playwright.expect(page.locator("#inside-facts")).to_contain_text("at the longest answer that was asked for")
+@pytest.mark.parametrize("screen", SCREENS)
+def test_an_answer_without_a_picture_and_none_at_all(browser: Any, served: Any, screen: str) -> None:
+    page = opened(browser, served.address, "words", **SCREENS[screen])
+    playwright.expect(page.locator("#inside-words")).to_contain_text(page.say("inside.no_picture"))
+    playwright.expect(page.locator("#inside-facts")).to_contain_text(page.say("inside.ended_length"))
     assert page.locator("#inside-sure").count() == 0 and page.locator("#inside-words button").count() == 0
     choose(page, "nothing")
-    playwright.expect(page.locator("#inside-facts")).to_contain_text("Ask something")
+    playwright.expect(page.locator("#inside-facts")).to_contain_text(page.say("inside.nothing"))
     assert page.complaints == []
-    page.close()
-
-
-def test_chinese_on_a_phone_in_the_dark(browser: Any, served: Any) -> None:
-    phone = {"viewport": {"width": 390, "height": 1400}, "locale": "zh-CN", "color_scheme": "dark"}
-    page = opened(browser, served.address, **phone)
-    playwright.expect(page.locator("#inside-sure")).to_contain_text("不确定。")
-    page.get_by_role("button", name="整个回答").click()
-    drawn(page)
-    playwright.expect(page.locator("#inside-map figcaption")).to_contain_text("经过连接器的积分梯度")
-    playwright.expect(page.locator("#inside-check")).to_have_text("检验这张证据图")
-    playwright.expect(page.locator("#inside-saw")).to_contain_text("模型看到的画面")
-    panel = page.locator("#inside").bounding_box()
-    assert panel["x"] >= 0 and panel["x"] + panel["width"] <= 390
-    for one in page.locator("#inside button, #inside img").all():
-        if box := one.bounding_box():
-            assert box["x"] >= panel["x"] - 1 and box["x"] + box["width"] <= panel["x"] + panel["width"] + 1
-    photographed(page, "phone-dark-zh")
     page.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from tiny_runs import base, config_of, squares
 from vlchat.chat import Chat
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+from serve.page.words import told  # noqa: E402
+from serve.page.words.errors import in_language  # noqa: E402
+from serve.page.words.room_errors import KINDS  # noqa: E402
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-PATIENCE = 240_000  # milliseconds: a busy machine is slow, and only a broken page waits this long
+PATIENCE = int(os.environ.get("VLCHAT_PATIENCE", 240_000))  # milliseconds: only a broken page waits this long
 
 
 class Room:
@@ -74,6 +80,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, room: Room, locale: str = "en-US", width: int = 1280, theme: str = "light") -> Any:
     page = browser.new_context(locale=locale, viewport={"width": width, "height": 900}).new_page()
     page.set_default_timeout(PATIENCE)
+    page.say = partial(told, language=locale[:2])
     page.complaints = []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.goto(f"{room.address}?__theme={theme}")
@@ -86,7 +93,7 @@ def upload(page: Any, *files: Path) -> None:
     playwright.expect(page.locator("#room-files .file")).to_have_count(len(files), timeout=PATIENCE)
 
 
-def shows(page: Any, place: str, text: str) -> None:
+def shows(page: Any, place: str, text: str | re.Pattern[str]) -> None:
     playwright.expect(page.locator(place)).to_contain_text(text, timeout=PATIENCE)
 
 
@@ -97,31 +104,37 @@ def fits(page: Any, name: str) -> None:
         page.screenshot(path=f"{folder}/room-{name}.png", full_page=True)
 
 
-def test_somebody_trains_on_their_own_data_and_chats_with_the_result(browser: Any, room: Room, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("locale", "width", "theme"), [("en-US", 1280, "light"), ("zh-CN", 390, "dark")])
+def test_somebody_trains_on_their_own_data_and_chats_with_the_result(
+    browser: Any, room: Room, tmp_path: Path, locale: str, width: int, theme: str
+) -> None:
     data = squares(tmp_path / "mine", pictures=8)
     rows = json.loads(data.read_text())
     rows[0]["question"] = rows[1]["question"] = "Is <img src=x onerror=alert(1)> it?"
     rows.append({"id": "<b>broken</b>", "image": "absent.png", "question": "What?", "answer": "red"})
     data.write_text(json.dumps(rows))
-    page = opened(browser, room)
+    page = opened(browser, room, locale, width, theme)
+    say = page.say
 
     # A zip that leads out is refused in the room's own words, and the next try works.
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as packed:
         packed.writestr("../evil.png", b"x")
     upload(page, tmp_path / "bad.zip")
     page.click("#room-check")
-    shows(page, "#room-report [role=alert]", "bad.zip is refused: its member ../evil.png leads out of the zip.")
+    refused = "bad.zip is refused: its member ../evil.png leads out of the zip."
+    shows(page, "#room-report [role=alert]", in_language(refused, locale[:2]))
     page.click("#room-start")
-    shows(page, "#room-planned [role=alert]", "Check the data first.")
-    fits(page, "refused")
+    shows(page, "#room-planned [role=alert]", say("room.check_first"))
+    fits(page, f"refused-{width}")
 
     # The doctor's report names the bad row.
-    page.click("#room-files button[aria-label=Clear]")
+    page.click("#room-files .icon-button-wrapper button >> nth=-1")
     upload(page, data, *sorted(data.parent.glob("*.png")))
     page.click("#room-check")
-    shows(page, "#room-report", "1 of 17 rows cannot be used")
+    shows(page, "#room-report", say("room.bad", bad=1, rows=17))
     bad = page.locator("#room-report tbody tr")
-    assert bad.locator("td").all_inner_texts() == ["17", "<b>broken</b>", "image", '"absent.png" was not found']
+    kind = "" if locale == "en-US" else f"{KINDS['missing_file']}："
+    assert bad.locator("td").all_inner_texts() == ["17", "<b>broken</b>", "image", f'{kind}"absent.png" was not found']
     command = page.locator("#room-check-command textarea")
     assert command.input_value().startswith(f"vlchat check {room.trainings.folder}/uploads/data/data.json --model ")
 
@@ -130,59 +143,58 @@ def test_somebody_trains_on_their_own_data_and_chats_with_the_result(browser: An
     page.fill("#room-aside input", "2")
     page.fill("#room-name textarea, #room-name input", "Squares")
     page.click("#room-plan")
-    shows(page, "#room-planned [role=alert]", "1 rows cannot be used: leave them out")
+    shows(page, "#room-planned [role=alert]", say("room.has_bad", bad=1))
     page.check("#room-leave-out input")
     page.click("#room-plan")
-    shows(page, "#room-planned", "It fits on this machine.")
+    shows(page, "#room-planned", say("room.fits"))
     shows(page, "#room-planned pre", "3,000 of 4 rows")
     begins = page.locator("#room-train-command textarea").input_value()
     assert begins.startswith("vlchat train ") and "loop.steps=3000" in begins and "max_bad=1" in begins
-    fits(page, "planned")
+    fits(page, f"planned-{width}")
 
     # Loss and answers come while it trains.
     page.click("#room-start")
-    shows(page, "#room-planned", "“Squares” has begun")
-    shows(page, "#room-progress", "of 3,000 · loss ")
-    shows(page, "#room-samples", "Right answer")
-    shows(page, "#room-runs", "training")
+    shows(page, "#room-planned", say("room.begun", name="Squares"))
+    told_so_far = f"{say('room.progress', step='!', planned='3,000')} · {say('room.now_loss', loss='!')}"
+    shows(page, "#room-progress", re.compile(re.escape(told_so_far).replace("!", r"[\d.,]+")))
+    shows(page, "#room-samples", say("room.reference"))
+    shows(page, "#room-runs", say("room.training"))
     playwright.expect(page.locator("#room-curve polyline[points]")).to_have_count(2, timeout=PATIENCE)
     assert page.locator("#room-output textarea").input_value().startswith(f"$ {begins}\n")
     assert page.locator("#room-run-command textarea").input_value() == begins
     assert page.locator("#room-samples img, #room-report b").count() == 0, "people's words are inert"
-    fits(page, "training")
+    fits(page, f"training-{width}")
 
-    # Another page, on a phone and in Chinese, sees it come along by itself.
-    phone = opened(browser, room, "zh-CN", 390, "dark")
-    shows(phone, "#room-runs", "训练中")
-    shows(phone, "#training-room", "留出的行数")
-    step = phone.locator("#room-progress p").inner_text()
-    phone.wait_for_function("before => document.querySelector('#room-progress p').innerText != before", arg=step)
-    fits(phone, "phone")
-    phone.context.close()
+    # Another page sees it come along by itself.
+    other = opened(browser, room, locale, width, theme)
+    shows(other, "#room-runs", say("room.training"))
+    shows(other, "#training-room", say("room.aside"))
+    step = other.locator("#room-progress p").inner_text()
+    other.wait_for_function("before => document.querySelector('#room-progress p').innerText != before", arg=step)
+    other.context.close()
 
     # Stop saves, Resume goes on, and the result is there to chat with.
     page.click("#room-stop")
-    shows(page, "#room-said", "“Squares” finishes its step, saves and stops.")
-    shows(page, "#room-runs", "stopped")
+    shows(page, "#room-said", say("room.stopping", name="Squares"))
+    shows(page, "#room-runs", say("room.stopped"))
     assert "--resume auto" in page.locator("#room-run-command textarea").input_value()
     page.click("#room-resume")
-    shows(page, "#room-said", "“Squares” goes on.")
-    shows(page, "#room-runs", "training")
+    shows(page, "#room-said", say("room.resumed", name="Squares"))
+    shows(page, "#room-runs", say("room.training"))
     page.click("#room-stop")
-    shows(page, "#room-runs", "stopped")
+    shows(page, "#room-runs", say("room.stopped"))
     page.click("#room-chat")
-    shows(page, "#room-said", "“Squares” is loaded beside the base.")
+    shows(page, "#room-said", say("room.added", name="Squares"))
     assert room.added["Squares"].description["name"] == "Squares"
     chat = page.locator("#room-chat-command textarea").input_value()
     assert chat == f"vlchat chat --model {room.trainings.folder}/Squares"
-    fits(page, "stopped")
+    fits(page, f"stopped-{width}")
 
     # The page is opened anew, and the run is there.
-    again = opened(browser, room, "zh-CN")
+    again = opened(browser, room, locale, width, theme)
     shows(again, "#room-runs", "Squares")
-    shows(again, "#room-progress", "已停止")
-    assert again.locator("#room-resume").inner_text() == "继续"
-    fits(again, "chinese")
+    shows(again, "#room-progress", say("room.stopped"))
+    assert again.locator("#room-resume").inner_text() == say("room.resume")
     assert page.complaints == again.complaints == []
     page.context.close()
     again.context.close()

@@ -148,7 +148,7 @@ class _Builder:
         try:
             checked = self.trainings.check(files or [])
         except VLChatError as error:
-            return [room_html.problem(error), _filled(""), None, *[gr.skip()] * 4]
+            return [room_html.problem(error, language), _filled(""), None, *[gr.skip()] * 4]
         steps, aside = self.trainings.suggested(checked, what)
         bad = bool(checked.report["bad_rows"])
         return [
@@ -174,7 +174,7 @@ class _Builder:
             outcome = self.trainings.plan(name.strip(), settings)
             begins = self.trainings.command(name.strip(), settings)
         except VLChatError as error:
-            return [room_html.problem(error), _filled(""), _filled("")]
+            return [room_html.problem(error, language), _filled(""), _filled("")]
         return [
             room_html.plan(outcome, language), _filled(outcome.command), _filled(begins),
         ]  # fmt: skip
@@ -188,7 +188,7 @@ class _Builder:
             settings = _settings(checked, what, steps, aside, leave_out, language)
             run = self.trainings.start(name.strip(), settings)
         except VLChatError as error:
-            return [room_html.problem(error), _filled(""), *[gr.skip()] * 13]
+            return [room_html.problem(error, language), _filled(""), *[gr.skip()] * 13]
         begun = room_html.notice(told("room.begun", language, name=run.name))
         return [begun, _filled(""), *self._pick_newest(language, run)]
 
@@ -203,15 +203,16 @@ class _Builder:
             act(name)
             said = room_html.notice(told(done, language, name=name))
         except VLChatError as error:
-            said = room_html.problem(error)
+            said = room_html.problem(error, language)
         return [said, *self._seen(name, language)]
 
     def _add(self, name: str, request: gr.Request) -> str:
+        language = language_of(request)
         try:
             self.add(name, self.trainings.run(name).folder)
         except VLChatError as error:
-            return room_html.problem(error)
-        return room_html.notice(told("room.added", language_of(request), name=name))
+            return room_html.problem(error, language)
+        return room_html.notice(told("room.added", language, name=name))
 
     # -- what is seen of a run
 

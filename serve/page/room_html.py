@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from serve.page.words import told
+from serve.page.words import room_errors, told
+from serve.page.words.errors import in_language
 from serve.processes import Outcome
 from serve.run_view import Run, RunView
 from serve.trainings import Checked
@@ -17,9 +18,9 @@ _MOST_FAULTS = 100  # that are shown of a kind; `vlchat check` tells all
 _MOST_WORDS = 240  # letters of an answer
 
 
-def problem(sentence: object) -> str:
-    """A sentence that tells what went wrong."""
-    return f'<p class="room-problem" role="alert">{_text(str(sentence))}</p>'
+def problem(sentence: object, language: str = "en") -> str:
+    """A sentence that tells what went wrong, in the language where it is known in it."""
+    return f'<p class="room-problem" role="alert">{_text(in_language(str(sentence), language))}</p>'
 
 
 def notice(sentence: str) -> str:
@@ -138,9 +139,15 @@ def _standing(run: Run, say: Any) -> list[str]:
 def _faults(faults: Sequence[Mapping[str, Any]], caption: str, language: str) -> str:
     say = partial(told, language=language)
     head = [say(f"room.{name}") for name in ("row", "id", "field", "fault")]
-    rows = ([f"{one['row']:,}", one["id"], one["field"], one["reason"]] for one in faults[:_MOST_FAULTS])
+    rows = ([f"{one['row']:,}", one["id"], one["field"], _reason(one, language)] for one in faults[:_MOST_FAULTS])
     more = len(faults) - _MOST_FAULTS
     return _table(caption, head, rows) + (f"<p>{_text(say('room.more', count=f'{more:,}'))}</p>" if more > 0 else "")
+
+
+def _reason(fault: Mapping[str, Any], language: str) -> str:
+    """The doctor's own words, which name the value; in Chinese behind what kind of fault it is."""
+    kind = room_errors.KINDS.get(fault["kind"]) if language == "zh" else None
+    return f"{kind}：{fault['reason']}" if kind else fault["reason"]
 
 
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from serve.page.words import room_errors
+
 # `{called}` is a picture or a file as `vlchat.images.label_of` calls it; what stands for the others is kept.
 SENTENCES = {
     "Type a question, or add a picture.": "请输入问题，或添加图片。",
@@ -96,7 +98,7 @@ def in_language(sentence: str, language: str) -> str:
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
     return [
         (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(english)), re.DOTALL), chinese)
-        for english, chinese in SENTENCES.items()
+        for english, chinese in {**SENTENCES, **room_errors.SENTENCES}.items()
     ]
 
 
