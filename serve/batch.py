@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 
 from serve import slots as keys_and_values
+from serve.attention import regroup
 from serve.choices import chosen, likely, prepare
 from serve.prefixes import Kept, Pictures, Prefixes, named
 from serve.products import rearrange
@@ -52,6 +53,7 @@ class Batch:
                 self.model.get_decoder()
             )
             if self.joins:
+                regroup(self.model.get_decoder())
                 tower, decoder = self.model.model.vision_tower, self.model.get_decoder()
                 self._tower_share = tower.num_parameters() / decoder.num_parameters()
         self.rows: list[Row] = []

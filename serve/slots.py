@@ -179,10 +179,14 @@ def of(cache: DynamicCache) -> KeyValues:
 
 
 def filled(found: KeyValues, tokens: int) -> DynamicCache:
-    """A cache of one conversation that begins with the first tokens of another."""
+    """A cache of one conversation that begins with the first tokens of another, which it does not copy: it puts new
+    tokens behind them by a new tensor.
+    """
     cache = DynamicCache()
     for number, (keys, values) in enumerate(found):
-        cache.update(keys[:, :, :tokens], values[:, :, :tokens], number)
+        cache.update(keys[:, :, :0], values[:, :, :0], number)  # makes the layer
+        layer: Any = cache.layers[number]
+        layer.keys, layer.values = keys[:, :, :tokens], values[:, :, :tokens]
     return cache
 
 

@@ -17,10 +17,11 @@ from talkative import Steps, save_talkative
 from tiny_models import LANGUAGES, tiny
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from serve import attention
 from serve.engine import MIB, Engine
 from serve.prefixes import Kept, Pictures, Prefixes, common, named
 from serve.products import FEW, rearrange
-from serve.slots import fits
+from serve.slots import filled, fits
 from serve.tickets import Busy, Closed, End, Options
 from vlchat.chat import Chat, ask_messages
 from vlchat.errors import VLChatError
@@ -314,6 +315,40 @@ def test_linear_layers_compute_the_same_for_few_rows(bias: bool) -> None:
     half = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
     rearrange(half)
     assert type(half) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_to_what_is_kept_is_that_of_transformers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    query = torch.randn(2, 6, 5, 16, dtype=dtype)
+    key, value = (torch.randn(2, 2, 9, 16, dtype=dtype) for _ in range(2))
+    seen = torch.ones(5, 9, dtype=torch.bool).tril(4)[None, None]
+    added = torch.zeros(1, 1, 5, 9, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    for mask in (seen, added):
+        expected, _ = attention.sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "sdpa_attention_forward", None)
+            found, _ = attention.attention(module, query, key, value, mask, scaling=0.2)
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, attention.attention(module, query, key, value, mask, scaling=0.1)[0])
+    for states, mask in ((query, None), (query[:, :, -1:], seen[:, :, -1:])):
+        expected, _ = attention.sdpa_attention_forward(module, states, key, value, mask)
+        assert torch.equal(attention.attention(module, states, key, value, mask)[0], expected)
+
+
+def test_an_engine_attends_so_and_does_not_copy_what_is_kept(chat: Chat) -> None:
+    engine = Engine(chat)
+    assert chat.model.get_decoder().config._attn_implementation == attention.GROUPED
+    kept = [(torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4))]
+    before = kept[0][0].clone()
+    cache = filled(kept, 5)
+    assert cache.get_seq_length() == 5 and cache.layers[0].keys.data_ptr() == kept[0][0].data_ptr()
+    keys, _ = cache.update(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4), 0)
+    assert torch.equal(keys, torch.cat([before[:, :, :5], torch.ones(1, 2, 1, 4)], 2))
+    assert torch.equal(kept[0][0], before)
+    engine.close()
 
 
 def test_a_picture_shown_twice_is_kept_once(chat: Chat, picture: Callable) -> None:
