@@ -97,7 +97,7 @@ def test_page_and_api_answer_as_the_server_behind_them(chat: Chat, photo: str) -
     with serving(chat) as behind, gateway_to(behind) as (address, _):
         page = Client(address, verbose=False)
         message = {"text": "two cats", "files": [handle_file(photo)]}
-        pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.1))  # so that it is seen to grow
+        pace = chat.model.lm_head.register_forward_hook(lambda *_: time.sleep(0.3))  # so that it is seen to grow
         job = page.submit(message, "no dogs", 0, 12, api_name="/chat")
         assert job.result().strip() == expected and len(job.outputs()) > 3
         pace.remove()
