@@ -293,7 +293,8 @@ class _Asked:
                 self.gateway.loop.call_soon_threadsafe(self._look)
 
     def _look(self) -> None:
-        if self.ticket.left.is_set() and self.task is not None:
+        # Once: a second time would break off the closing of the connection, and its server would write to nobody.
+        if self.ticket.left.is_set() and self.task is not None and not self.task.cancelling():
             self.task.cancel()
 
     async def _answer(self) -> None:

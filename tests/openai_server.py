@@ -115,6 +115,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    counted = False
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -137,11 +138,17 @@ class Handler(BaseHTTPRequestHandler):
             trouble = server.trouble.pop(0) if server.trouble else server.always
             server.under_way += 1
             server.most = max(server.most, server.under_way)
+        self.counted = True
         try:
             self._post(asked, trouble)
         finally:
-            with server.lock:
-                server.under_way -= 1
+            self._over()
+
+    def _over(self) -> None:
+        """It is no longer under way: before its answer is sent, after which its client may ask the next one."""
+        with self.server.lock:
+            self.server.under_way -= self.counted
+        self.counted = False
 
     def _post(self, asked: dict[str, Any], trouble: Any) -> None:
         if trouble == "cut":
@@ -187,6 +194,7 @@ class Handler(BaseHTTPRequestHandler):
         self._bytes(json.dumps(content).encode(), status, headers)
 
     def _bytes(self, data: bytes, status: int, headers: dict[str, str] | None = None) -> None:
+        self._over()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
             self.send_header(name, value)

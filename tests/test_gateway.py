@@ -20,7 +20,7 @@ from serve.events import EventStream
 from serve.gateway import Gateway
 from serve.requests import RequestError
 from serve.requests import told as told_error
-from serve.tickets import Closed, Options
+from serve.tickets import Closed, Options, Ticket
 from serve.upstreams import ALWAYS, Upstream, chosen, parsed
 from vlchat.chat import ask_messages
 from vlchat.cli import main
@@ -238,6 +238,13 @@ def test_models_are_those_of_all_servers_and_a_model_is_asked_where_it_is() -> N
             said(gateway, Options(adapter="gpt-4o"))
 
 
+def cancelled(ticket: Ticket, gateway: Gateway, more: int) -> None:
+    """So many times, one in each round of the gateway's loop."""
+    ticket.cancel()
+    if more:
+        gateway.loop.call_soon(cancelled, ticket, gateway, more - 1)
+
+
 def test_whoever_leaves_closes_the_connection() -> None:
     with socket.socket() as listener, scripted(WORDS) as server, before(server.url) as gateway:
         listener.bind(("127.0.0.1", 0))
@@ -253,7 +260,8 @@ def test_whoever_leaves_closes_the_connection() -> None:
             if words:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + words)
                 assert next(iter(ticket)) == "a"
-            ticket.cancel()
+            # Told again and again while it closes, as by a request and its answer that both end.
+            gateway.loop.call_soon_threadsafe(cancelled, ticket, gateway, 50)
             while connection.recv(65536):  # what was still to be read of the question
                 pass
             connection.close()
